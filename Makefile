@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-fast lint type format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e ".[all]" -c constraints.txt
+	@touch $@
+
+demo: $(INSTALLED) ## tune a small language model towards positive film reviews (about four minutes on two cores)
+	$(BIN)/python examples/sentiment/ppo_sentiment.py
+
+test: $(INSTALLED) ## run all tests
+	$(BIN)/python -m pytest -n 2
+
+test-fast: $(INSTALLED) ## run all tests that are not marked slow
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(INSTALLED) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(INSTALLED) ## mypy
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## rewrite the code in the common format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the virtual environment, caches and runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis runs build *.egg-info

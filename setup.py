@@ -1,0 +1,47 @@
+"""Packaging of trl_step; tools are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "trl_step" / "__init__.py").read_text()).group(1)
+
+EXTRAS = {
+    "peft": ["peft>=0.17"],
+    "tensorboard": ["tensorboard"],
+    "wandb": ["wandb"],
+    "demo": ["rich", "tqdm", "matplotlib", "tensorboard"],
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "rich", "tqdm", "matplotlib",
+             "tensorboard", "wandb"],
+}  # fmt: skip
+EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
+
+setup(
+    name="trl-step",
+    version=VERSION,
+    description="PPO for language models as a step API: generate, score, trainer.step(queries, responses, scores)",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["trl_step", "trl_step.*"]),
+    package_data={"trl_step": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.0,<6",
+        "accelerate>=1.10,<2",
+        "datasets>=4.0",
+        "numpy>=1.26",
+        "tyro>=0.9",
+        "safetensors>=0.5",
+    ],
+    extras_require=EXTRAS,
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,98 @@
+"""Floor 1: which optional packages and accelerators this process can use.
+
+Every function answers without importing the package it asks about, unless the answer depends on the hardware.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import version
+
+from packaging.version import Version
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _is_at_least(package: str, minimum: str) -> bool:
+    return Version(version(package)) >= Version(minimum)
+
+
+def is_peft_available() -> bool:
+    """Whether `peft` is installed."""
+    return _is_installed("peft")
+
+
+def is_wandb_available() -> bool:
+    """Whether `wandb` is installed."""
+    return _is_installed("wandb")
+
+
+def is_tensorboard_available() -> bool:
+    """Whether `tensorboard` or `tensorboardX` is installed."""
+    return _is_installed("tensorboard") or _is_installed("tensorboardX")
+
+
+def is_rich_available() -> bool:
+    """Whether `rich` is installed."""
+    return _is_installed("rich")
+
+
+def is_diffusers_available() -> bool:
+    """Whether `diffusers` is installed."""
+    return _is_installed("diffusers")
+
+
+def is_torchvision_available() -> bool:
+    """Whether `torchvision` is installed."""
+    return _is_installed("torchvision")
+
+
+def is_deepspeed_available() -> bool:
+    """Whether `deepspeed` is installed."""
+    return _is_installed("deepspeed")
+
+
+def is_bitsandbytes_available() -> bool:
+    """Whether `bitsandbytes` is installed and there is a CUDA device to quantize on."""
+    import torch
+
+    return _is_installed("bitsandbytes") and torch.cuda.is_available()
+
+
+def is_xpu_available() -> bool:
+    """Whether an Intel GPU can be used."""
+    from accelerate.utils import is_xpu_available as accelerate_sees_xpu
+
+    return bool(accelerate_sees_xpu())
+
+
+def is_npu_available() -> bool:
+    """Whether an Ascend NPU can be used."""
+    if not _is_installed("torch_npu"):
+        return False
+    from accelerate.utils import is_npu_available as accelerate_sees_npu
+
+    return bool(accelerate_sees_npu())
+
+
+def is_accelerate_greater_20_0() -> bool:
+    """Whether accelerate is 0.20.0 or newer."""
+    return _is_at_least("accelerate", "0.20.0")
+
+
+def is_torch_greater_2_0() -> bool:
+    """Whether torch is 2.0 or newer."""
+    return _is_at_least("torch", "2.0")
+
+
+def is_transformers_greater_than(minimum: str) -> bool:
+    """Whether transformers is newer than `minimum`, such as "4.33.0"."""
+    return Version(version("transformers")) > Version(minimum)
+
+
+def require_peft(wanted_by: str) -> None:
+    """Raise ImportError that says what to install, for the sake of `wanted_by`, where peft is missing."""
+    if not is_peft_available():
+        raise ImportError(f"{wanted_by} needs the package peft: pip install peft")

@@ -1,0 +1,87 @@
+"""Ragged queries and responses -> one padded batch with a response mask; and mini-batches of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Padded(NamedTuple):
+    """`input_ids` and `attention_mask`, both [B, S] int64."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+def pad_sequences(
+    sequences: Sequence[torch.Tensor], padding_value: int, side: str = "right", length: int | None = None
+) -> Padded:
+    """Sequences of token ids, each [S_i], as one batch.
+
+    Args:
+        side: "right" or "left", where the padding goes
+        length: pad to this many positions; None: to the longest sequence
+
+    Raises:
+        ValueError: a sequence is longer than `length` (its index is named).
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    size = max(lengths) if length is None else length
+    if max(lengths) > size:
+        i = lengths.index(max(lengths))
+        raise ValueError(f"sample {i} is {lengths[i]} tokens long, more than the fixed length {size}; raise it")
+    input_ids = sequences[0].new_full((len(sequences), size), padding_value, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, sequence in enumerate(sequences):
+        place = slice(0, lengths[i]) if side == "right" else slice(size - lengths[i], size)
+        input_ids[i, place] = sequence
+        attention_mask[i, place] = 1
+    return Padded(input_ids, attention_mask)
+
+
+def counted_positions(
+    attention_mask: torch.Tensor,
+    skipped: Sequence[int],
+    counted: Sequence[int],
+    response_masks: Sequence[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Mask of the positions that predict a response token: [B, T = S - 1] int64.
+
+    Args:
+        attention_mask: [B, S]; the padding may stand on either side.
+        skipped: predicted positions to leave out at the start of each sample (query length - 1 for a causal model).
+        counted: number of positions behind them.
+        response_masks: what to write there instead of ones, each [counted_i].
+    """
+    device = attention_mask.device
+    first = attention_mask.argmax(dim=1)
+    begin = first + torch.as_tensor(skipped, device=device)
+    end = begin + torch.as_tensor(counted, device=device)
+    positions = torch.arange(attention_mask.shape[1] - 1, device=device)
+    mask = ((positions >= begin.unsqueeze(1)) & (positions < end.unsqueeze(1))).long()
+    if response_masks is not None:
+        mask[mask.bool()] = torch.cat([m.to(device).long() for m in response_masks])
+    return mask
+
+
+def occupied_columns(attention_mask: torch.Tensor) -> slice:
+    """The columns of `attention_mask` [B, S] between the first and the last one that any sample uses."""
+    used = attention_mask.any(dim=0).nonzero()
+    return slice(int(used[0]), int(used[-1]) + 1)
+
+
+def mini_batches(
+    order: np.ndarray, backward_batch_size: int, mini_batch_size: int, at_least: int = 0
+) -> Iterator[list[np.ndarray]]:
+    """Cut a permutation of the samples into backward batches (one optimizer step each) of mini-batches.
+
+    The last backward batch and its last mini-batch may be smaller. Where other processes have more samples,
+    `at_least` (their number of samples) adds empty mini-batches, so that all of them go in step.
+    """
+    count = max(len(order), at_least)
+    for start in range(0, count, backward_batch_size):
+        end = min(start + backward_batch_size, count)
+        yield [order[i : min(i + mini_batch_size, end)] for i in range(start, end, mini_batch_size)]

@@ -1,0 +1,103 @@
+"""Scores of samples: scaled, normed, clipped; and the reward of every token made of score and KL penalty."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from trl_step.core import ReduceSum, keep
+
+
+class RunningMoments:
+    """Mean and standard deviation of all scores seen so far, over all processes.
+
+    Batches are merged by the parallel rule of Chan et al. 1979 (https://doi.org/10.1007/978-3-642-51461-6_3, eq. 2.1).
+    `std` is the unbiased one; before the first update mean is 0 and std 1.
+    """
+
+    def __init__(self, accelerator: Any = None) -> None:
+        """`accelerator`: anything whose `reduce(tensor)` adds over processes, or None for a single process."""
+        self.mean = 0.0
+        self.std = 1.0
+        self.var = 1.0
+        self.count = 0.0
+        self.accelerator = accelerator
+
+    def _reduce_sum(self) -> ReduceSum:
+        distributed = self.accelerator is not None and getattr(self.accelerator, "use_distributed", False)
+        return self.accelerator.reduce if distributed else keep
+
+    @torch.no_grad()
+    def update(self, xs: torch.Tensor) -> tuple[float, float]:
+        """Take in a batch of scores (any shape); returns that batch's own mean and unbiased std."""
+        reduce_sum, xs = self._reduce_sum(), xs.double()
+        total, count = (float(x) for x in reduce_sum(torch.stack((xs.sum(), xs.new_tensor(xs.numel())))))
+        batch_mean = total / count
+        squares = float(reduce_sum(((xs - batch_mean) ** 2).sum()))
+
+        all_count = self.count + count
+        delta = batch_mean - self.mean
+        old_squares = self.var * self.count + delta**2 * self.count * count / all_count
+        self.mean += delta * count / all_count
+        self.var = (old_squares + squares) / all_count
+        # differs from v0.7: the std of a single score is kept at 1 (it was infinite or NaN)
+        self.std = ((old_squares + squares) / (all_count - 1)) ** 0.5 if all_count > 1 else 1.0
+        self.count = all_count
+        return batch_mean, (squares / max(count - 1, 1)) ** 0.5
+
+    def state_dict(self) -> dict[str, float]:
+        """Numbers from which `load_state_dict` goes on exactly."""
+        return {"mean": self.mean, "std": self.std, "var": self.var, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take over what `state_dict` gave."""
+        self.mean, self.std, self.var, self.count = (state[key] for key in ("mean", "std", "var", "count"))
+
+
+def shape_scores(
+    scores: torch.Tensor,
+    moments: RunningMoments,
+    use_score_scaling: bool,
+    use_score_norm: bool,
+    score_clip: float | None,
+) -> torch.Tensor:
+    """Scores [B] as the algorithm uses them: divided by the running std, centred by the running mean, clipped.
+
+    The batch enters the running moments first; they stay untouched when neither scaling nor norm is asked for. The
+    norm is centred and scaled, so it implies the scaling.
+    """
+    if use_score_scaling or use_score_norm:
+        moments.update(scores)
+        if use_score_norm:
+            scores = scores - moments.mean
+        scores = scores / (moments.std + torch.finfo(scores.dtype).eps)
+    if score_clip is not None:
+        scores = scores.clamp(-score_clip, score_clip)
+    return scores
+
+
+class TokenRewards(NamedTuple):
+    """All [B, T]."""
+
+    rewards: torch.Tensor
+    non_score_rewards: torch.Tensor
+
+
+def last_counted(mask: torch.Tensor) -> torch.Tensor:
+    """Index of the last 1 in each row of `mask` [B, T] -> [B] int64; T - 1 where there is none."""
+    return mask.shape[-1] - 1 - mask.flip(-1).to(torch.uint8).argmax(dim=-1)
+
+
+def token_rewards(scores: torch.Tensor, kls: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> TokenRewards:
+    """reward_t = -kl_coef * kl_t, plus the sample's score at its last counted token.
+
+    Args:
+        scores: [B]
+        kls: penalty per token [B, T], in nats
+        mask: [B, T], at least one 1 in each row
+        kl_coef: reward per nat
+    """
+    non_score_rewards = -kl_coef * kls
+    rewards = non_score_rewards.scatter_add(1, last_counted(mask).unsqueeze(1), scores.to(kls.dtype).unsqueeze(1))
+    return TokenRewards(rewards, non_score_rewards)

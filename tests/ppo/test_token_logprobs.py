@@ -3,7 +3,13 @@ import torch
 
 from trl_step.ppo import token_logprobs as module
 from trl_step.ppo.loss import policy_loss_gradient, policy_losses
-from trl_step.ppo.token_logprobs import OutputHead, logprobs_of_logits, policy_gradient_rows, token_logprobs
+from trl_step.ppo.token_logprobs import (
+    OutputHead,
+    exact_divergence,
+    logprobs_of_logits,
+    policy_gradient_rows,
+    token_logprobs,
+)
 
 N, D, V = 37, 8, 23
 HEADS = {
@@ -130,3 +136,19 @@ def test_nothing_of_vocabulary_size_is_kept_for_the_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         policy_gradient_rows(hidden, labels, head, lambda rows, chunk: chunk)
     assert sorted(sizes) == sorted([N * D, V * D])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("kind", HEADS)
+def test_exact_divergence_against_the_definition(kind, temperature):
+    hidden, labels, head = make(kind)
+    ref_hidden, ref_head = torch.randn(N, D), OutputHead(torch.randn(V, D))
+    ours, theirs = (
+        torch.log_softmax(logits / temperature, dim=-1).detach()
+        for logits in (plain_logits(hidden, head), ref_hidden @ ref_head.weight.T)
+    )
+    result = exact_divergence(hidden, ref_hidden, labels, head, ref_head, temperature)
+    torch.testing.assert_close(result.divergence, (ours.exp() * (ours - theirs)).sum(-1))
+    torch.testing.assert_close(result.logprobs, ours[torch.arange(N), labels])
+    torch.testing.assert_close(result.ref_logprobs, theirs[torch.arange(N), labels])
+    torch.testing.assert_close(head.logits(hidden), plain_logits(hidden, head))

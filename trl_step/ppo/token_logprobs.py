@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from trl_step.ppo.kl import kl_penalty
+
 CHUNK_ELEMENTS = 1 << 23
 """Logits of one chunk: 8 Mi numbers, 32 MiB in float32."""
 MIN_CHUNK_ROWS = 128
@@ -32,6 +34,11 @@ class OutputHead(NamedTuple):
     """[V]"""
     scale: float = 1.0
     softcap: float | None = None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, D] -> [N, V], all at once: the definition, for when memory does not matter."""
+        product = F.linear(hidden, self.weight, self.bias) * self.scale
+        return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
 
 
 class TokenLogprobs(NamedTuple):
@@ -121,6 +128,45 @@ def token_logprobs(
 def _entropy(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
     """-sum p log p per row, as a batch of dot products: no third [n, V] tensor."""
     return -torch.bmm(probabilities.unsqueeze(1), logprobs.unsqueeze(2)).flatten()
+
+
+class Divergence(NamedTuple):
+    """All [N]: log-probs of the labels by policy and reference, and the divergence in nats."""
+
+    logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor
+    divergence: torch.Tensor
+
+
+@torch.no_grad()
+def exact_divergence(
+    hidden: torch.Tensor,
+    ref_hidden: torch.Tensor,
+    labels: torch.Tensor,
+    head: OutputHead,
+    ref_head: OutputHead,
+    temperature: float = 1.0,
+) -> Divergence:
+    """KL(policy || reference) over the whole vocabulary, row by row, without two [N, V] tensors.
+
+    Args:
+        hidden, ref_hidden: [N, D], of policy and reference; their widths may differ, their vocabularies may not
+        labels: [N] int64
+        temperature: as in `token_logprobs`
+    """
+    dtype = _compute_dtype(head.weight)
+    columns = [torch.empty(labels.shape, dtype=_wide(dtype), device=hidden.device) for _ in range(3)]
+    with torch.autocast(hidden.device.type, enabled=False):
+        ours, theirs = (
+            _vocabulary_logprobs(rows.to(dtype), one.weight.to(dtype), one, temperature)
+            for rows, one in ((hidden, head), (ref_hidden, ref_head))
+        )
+        for chunk, ref_chunk in zip(ours, theirs, strict=True):
+            label = labels[chunk.rows].unsqueeze(1)
+            columns[0][chunk.rows] = chunk.logprobs.gather(1, label).squeeze(1)
+            columns[1][chunk.rows] = ref_chunk.logprobs.gather(1, label).squeeze(1)
+            columns[2][chunk.rows] = kl_penalty(chunk.logprobs, ref_chunk.logprobs, "full")
+    return Divergence(*columns)
 
 
 LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]

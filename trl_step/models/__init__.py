@@ -1,0 +1,19 @@
+"""Floor 3: value-head wrappers, the reference model, checkpoint files, adapters, batched generation."""
+
+from trl_step.models.modeling_base import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.modeling_value_head import (
+    AutoModelForCausalLMWithValueHead,
+    AutoModelForSeq2SeqLMWithValueHead,
+    ValueHead,
+)
+
+SUPPORTED_ARCHITECTURES = (AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead)
+
+__all__ = [
+    "SUPPORTED_ARCHITECTURES",
+    "AutoModelForCausalLMWithValueHead",
+    "AutoModelForSeq2SeqLMWithValueHead",
+    "PreTrainedModelWrapper",
+    "ValueHead",
+    "create_reference_model",
+]

@@ -1,0 +1,251 @@
+"""PEFT adapters: loading them, switching between them exactly, the frozen reference, the reward adapter."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trl_step.import_utils import require_peft
+from trl_step.models.checkpoints import ADAPTER_CONFIG, ADAPTER_FILES, find_file, read_tensors
+from trl_step.models.output_head import probe_logits
+
+REFERENCE_ADAPTER = "reference"
+"""Name of the frozen copy of an adapter that training starts from."""
+
+
+# --- loading -------------------------------------------------------------------------------------------------
+
+
+def adapter_folder(source: str, hub: dict[str, Any]) -> Path | None:
+    """The folder with the adapter that `source` holds, or None where `source` holds none.
+
+    Raises:
+        ValueError: there is the configuration of an adapter, but no weights beside it.
+    """
+    config = find_file(source, ADAPTER_CONFIG, hub)
+    if config is None:
+        return None
+    weights = next((path for name in ADAPTER_FILES if (path := find_file(source, name, hub)) is not None), None)
+    if weights is None:
+        raise ValueError(f"{source} has an {ADAPTER_CONFIG}, but neither {' nor '.join(ADAPTER_FILES)}")
+    return weights.parent
+
+
+def base_of_adapter(folder: Path) -> str:
+    """The folder or hub name of the model that the adapter in `folder` was trained on.
+
+    Raises:
+        ValueError: the adapter's configuration does not say.
+    """
+    require_peft("a trained adapter")
+    from peft import PeftConfig
+
+    name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not name:
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG} has no base_model_name_or_path: load the base model, put the adapter on it "
+            "with peft.PeftModel.from_pretrained and pass the result to from_pretrained"
+        )
+    return name
+
+
+def load_adapter(base: nn.Module, folder: Path, is_trainable: bool) -> nn.Module:
+    """A PeftModel: `base` with the adapter from `folder`."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+
+
+def new_adapter(base: nn.Module, peft_config: Any, quantized: bool, kbit_arguments: dict[str, Any]) -> nn.Module:
+    """A PeftModel: `base` with a fresh adapter.
+
+    Args:
+        base: the model; a quantized one is prepared for training first.
+        peft_config: `peft.PeftConfig`.
+        quantized: whether its weights were loaded in 8 or 4 bits.
+        kbit_arguments: for `peft.prepare_model_for_kbit_training`.
+
+    Raises:
+        ValueError: `peft_config` is something else.
+    """
+    require_peft("peft_config")
+    from peft import PeftConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if not isinstance(peft_config, PeftConfig):
+        raise ValueError(f"peft_config must be a peft.PeftConfig, such as peft.LoraConfig(...), not {peft_config!r}")
+    if quantized:
+        base = prepare_model_for_kbit_training(base, **kbit_arguments)
+    return get_peft_model(base, peft_config)
+
+
+def refuse_prompt_learning(model: Any) -> None:
+    """Raise ValueError for prompt, prefix and p-tuning: their virtual tokens would shift every position."""
+    config = model.active_peft_config
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"{config.peft_type.value} adds virtual tokens to the prompt and cannot be trained here: use an adapter on "
+            "the weights, such as LoRA"
+        )
+
+
+# --- switching -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def untouched_flags(model: nn.Module) -> Iterator[None]:
+    """Whatever the block does, requires_grad of each parameter and the mode of each module are as before behind it."""
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def active_adapter(model: Any, name: str) -> Iterator[None]:
+    """The adapter `name` is in force in the block, frozen; then the former one again, with its flags."""
+    former = model.active_adapter
+    with untouched_flags(model):
+        model.set_adapter(name, inference_mode=True)
+        try:
+            yield
+        finally:
+            model.set_adapter(former)
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """No adapter is in force in the block; then the former one again, with its flags."""
+    with untouched_flags(model), model.disable_adapter():
+        yield
+
+
+# --- the reference -------------------------------------------------------------------------------------------
+
+
+def is_fresh(model: Any) -> bool:
+    """Whether the active adapter still changes nothing: the logits of two tokens are those without it, bit for bit."""
+    with untouched_flags(model), torch.no_grad():
+        model.eval()
+        adapted = probe_logits(model)
+        with model.disable_adapter():
+            return torch.equal(adapted, probe_logits(model))
+
+
+def freeze_reference(model: Any) -> str:
+    """Add a frozen copy of the active adapter, unless there is one already; returns its name.
+
+    The random stream is left where it was, so that a seeded script draws the same value head with and without it.
+
+    Raises:
+        ValueError: PEFT cannot hold this adapter twice (one with trained biases, for example).
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    if REFERENCE_ADAPTER in model.peft_config:
+        return REFERENCE_ADAPTER
+    source = model.active_adapter
+    config = copy.deepcopy(model.peft_config[source])
+    config.inference_mode = True
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # PiSSA and its like would take the base weights apart a second time
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with untouched_flags(model), torch.random.fork_rng(devices=cuda):
+        model.add_adapter(REFERENCE_ADAPTER, config)
+        weights = get_peft_model_state_dict(model, adapter_name=source, save_embedding_layers=False)
+        set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
+    _freeze(model, REFERENCE_ADAPTER)
+    return REFERENCE_ADAPTER
+
+
+def _freeze(model: nn.Module, adapter: str) -> None:
+    for name, parameter in model.named_parameters():
+        if adapter in name.split("."):
+            parameter.requires_grad_(False)
+
+
+# --- what belongs to the adapters ----------------------------------------------------------------------------
+
+
+def frozen_base_names(model: nn.Module) -> set[str]:
+    """Names, as in the state dict, of the tensors that were there before any adapter and are not trained."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    of_adapters: set[str] = set()
+    for prefix, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            parts: Sequence[str] = (*module.adapter_layer_names, *module.other_param_names)
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            of_base = ("original_module", "token_adapter")
+            parts = tuple(name for name, _ in module.named_children() if name not in of_base)
+        else:
+            continue
+        of_adapters.update(f"{prefix}.{part}." for part in parts)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name
+        for name in model.state_dict()
+        if name not in trained and not any(name.startswith(prefix) for prefix in of_adapters)
+    }
+
+
+# --- the reward adapter --------------------------------------------------------------------------------------
+
+
+def load_reward_adapter(
+    model: Any, source: str, name: str, hub: dict[str, Any], head_names: Sequence[str]
+) -> nn.Linear:
+    """Put the adapter from `source` on `model`, frozen and not active, and return its frozen score head.
+
+    Args:
+        model: PeftModel.
+        source: folder or hub repository of the adapter of a sequence classifier.
+        name: what the adapter is called in the model.
+        hub: see `checkpoints.hub_arguments`.
+        head_names: what the score head may be called, such as ("score",).
+
+    Returns:
+        The head, from hidden states [..., D] to scores [..., labels], in the dtype of the model.
+
+    Raises:
+        ValueError: there is no adapter in `source`, it has no score head, or its file holds more than tensors.
+    """
+    folder = adapter_folder(source, hub)
+    if folder is None:
+        raise ValueError(f"no adapter is found in {source}: there is no {ADAPTER_CONFIG}")
+    path = next(folder / file for file in ADAPTER_FILES if os.path.exists(folder / file))
+    tensors = _score_tensors(read_tensors(path), head_names)
+    if "weight" not in tensors:
+        raise ValueError(f"{path} has no score head: no tensor of it is called {' or '.join(head_names)}")
+    with untouched_flags(model):
+        model.load_adapter(str(folder), name, is_trainable=False)
+    _freeze(model, name)
+    labels, width = tensors["weight"].shape
+    score = nn.Linear(width, labels, bias="bias" in tensors).to(device=model.device, dtype=model.dtype)
+    score.load_state_dict(tensors)
+    return score.requires_grad_(False)
+
+
+def _score_tensors(tensors: dict[str, torch.Tensor], head_names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """`weight` and `bias` of the first head in `head_names` that is there."""
+    for head_name in head_names:
+        found = {
+            name.split(".")[-1]: tensor
+            for name, tensor in tensors.items()
+            if head_name in name.split(".") and "original_module" not in name.split(".")
+        }
+        if found:
+            return {part: found[part] for part in ("weight", "bias") if part in found}
+    return {}

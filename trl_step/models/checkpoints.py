@@ -1,0 +1,142 @@
+"""Checkpoint files: finding them, and reading a value head out of them.
+
+A path that exists on disk is never looked up on a hub. Pickle files are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""In the order in which transformers takes them. Beside an adapter, the first one holds the value head alone."""
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+SAFETENSORS_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `from_pretrained`'s arguments that says where and how files are found."""
+    return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def find_file(source: str, filename: str, hub: Mapping[str, Any]) -> Path | None:
+    """`filename` in the folder `source`; where no such folder exists, in the hub repository of that name.
+
+    Args:
+        source: folder or repository.
+        filename: its name in there.
+        hub: see `hub_arguments`.
+
+    Returns:
+        Where it lies on disk, or None where there is none, or the hub cannot be reached.
+    """
+    if os.path.exists(source):
+        path = Path(source, hub.get("subfolder", ""), filename)
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(source, filename, **hub))
+    except (EntryNotFoundError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError):
+        return None
+
+
+def read_tensors(path: Path, parts: Sequence[str] = ("",)) -> dict[str, torch.Tensor]:
+    """The tensors of one safetensors or .bin file, on the CPU, whose names contain one of `parts`.
+
+    Raises:
+        ValueError: a .bin file that holds anything but plain tensors; its code does not run.
+    """
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if _has_part(name, parts)}  # noqa: SIM118
+    try:
+        # an old file is no zip archive, and cannot be mapped
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors, and reading it could run code. If you trust it, read it "
+            "with torch.load(..., weights_only=False) yourself and save the tensors with safetensors."
+        ) from error
+    return {name: tensor for name, tensor in tensors.items() if _has_part(name, parts)}
+
+
+def _has_part(name: str, parts: Sequence[str]) -> bool:
+    return any(part in name for part in parts)
+
+
+def weight_files(source: str, hub: Mapping[str, Any], parts: Sequence[str] = ("",)) -> Iterator[Path]:
+    """The weight files of a checkpoint; of the shards only those with a tensor whose name contains one of `parts`.
+
+    Raises:
+        ValueError: an index names a shard that is not there.
+    """
+    for filename in WEIGHT_FILES:
+        path = find_file(source, filename, hub)
+        if path is None:
+            continue
+        if path.suffix != ".json":
+            yield path
+            continue
+        weight_map = json.loads(path.read_text())["weight_map"]
+        for shard in sorted({file for name, file in weight_map.items() if _has_part(name, parts)}):
+            shard_path = find_file(source, shard, hub)
+            if shard_path is None:
+                raise ValueError(f"{path} names the shard {shard}, which is not in {source}")
+            yield shard_path
+
+
+def read_value_head(source: str, hub: Mapping[str, Any], modules: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The tensors of the value head that a checkpoint holds, from the first of its files that has any.
+
+    Args:
+        source: folder or hub repository.
+        hub: see `hub_arguments`.
+        modules: names of the modules that are wanted, such as ("v_head",).
+
+    Returns:
+        Names such as v_head.summary.weight, and tensors; empty where no file has one.
+    """
+    parts = tuple(f"{module}." for module in modules)
+    for path in weight_files(source, hub, parts):
+        tensors = read_tensors(path, parts)
+        if tensors:
+            return tensors
+    return {}
+
+
+def dtype_of_checkpoint(source: str, hub: Mapping[str, Any]) -> torch.dtype | None:
+    """The dtype of the first floating-point tensor of a safetensors checkpoint; None where that is not to be seen."""
+    for path in weight_files(source, hub):
+        if path.suffix != ".safetensors":
+            return None
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                dtype = SAFETENSORS_DTYPES.get(file.get_slice(name).get_dtype())
+                if dtype is not None and not name.startswith("v_head."):
+                    return dtype
+    return None

@@ -1,0 +1,138 @@
+"""One forward pass of a language model that keeps what training needs, and nothing else.
+
+Kept are the hidden states behind the decoder's last layer, and the logits of chosen positions. Hooks take both out of
+the running model, so that everything its own code does around them (biases, scales, soft caps, dropout) stays in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from trl_step.models.inner_model import decoder_backbone, output_embedding, plain_model
+
+HeadFunction = Callable[[torch.Tensor, nn.Module], Any]
+"""(hidden rows [N, D] as they enter the output embedding, the output embedding) -> anything"""
+
+
+class DecoderPass(NamedTuple):
+    """What came out; with `rows`, the first two dimensions [B, S] are one of N = number of chosen rows."""
+
+    logits: Any
+    """[B, S, V] or [N, V]; with a `head`, what that returned"""
+    hidden: torch.Tensor
+    """[B, S, D] or [N, D], behind the decoder's last layer and final norm"""
+    loss: torch.Tensor | None
+    past_key_values: Any
+
+
+def run_decoder(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    rows: torch.Tensor | None = None,
+    head: HeadFunction | None = None,
+) -> DecoderPass:
+    """Run `model` once.
+
+    Args:
+        model: a transformers model with a language model head, or a PeftModel around one.
+        inputs: arguments of its forward.
+        rows: bool [B, S] over the decoder's positions, True where logits and hidden states are wanted; None for all.
+        head: computes what stands in place of the logits from the N chosen rows; the model's own head then sees none.
+
+    Raises:
+        ValueError: `head` without `rows`; `rows` of another shape or dtype, or together with `labels`.
+    """
+    if rows is None:
+        if head is not None:
+            raise ValueError("head= needs rows=: it is called with the chosen hidden rows")
+        return _run_all_rows(model, inputs)
+    if rows.dtype != torch.bool or rows.dim() != 2:
+        raise ValueError(f"rows must be a bool tensor [B, S], not {rows.dtype} of shape {tuple(rows.shape)}")
+    if inputs.get("labels") is not None:
+        raise ValueError("labels= and rows= do not go together: the loss would be that of the chosen rows alone")
+    return _run_chosen_rows(model, inputs, rows, head)
+
+
+def _run_all_rows(model: nn.Module, inputs: Mapping[str, Any]) -> DecoderPass:
+    with _last_hidden_state(model, inputs) as (arguments, hidden_of):
+        output = model(**arguments)
+    return DecoderPass(output.logits, hidden_of(output), output.loss, output.get("past_key_values"))
+
+
+def _run_chosen_rows(
+    model: nn.Module, inputs: Mapping[str, Any], rows: torch.Tensor, head: HeadFunction | None
+) -> DecoderPass:
+    index = rows.flatten().nonzero().squeeze(1)
+    embedding = output_embedding(model)
+    head_results: list[Any] = []
+    entered: list[bool] = []
+    inside_head = False
+
+    def choose_rows(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal inside_head
+        if inside_head:  # the head may call the embedding itself
+            return arguments
+        entered.append(True)
+        chosen = take_rows(arguments[0], rows, index)
+        if head is not None:
+            inside_head = True
+            head_results.append(head(chosen, module))
+            inside_head = False
+            chosen = chosen[:0]
+        return (chosen.unsqueeze(0), *arguments[1:])
+
+    with ExitStack() as stack:
+        arguments, hidden_of = stack.enter_context(_last_hidden_state(model, inputs))
+        handle = embedding.register_forward_pre_hook(choose_rows)
+        stack.callback(handle.remove)
+        output = model(**arguments)
+
+    if len(entered) != 1:
+        raise ValueError(
+            f"{type(plain_model(model)).__name__} called its output embedding {len(entered)} times in one forward "
+            "pass: rows= needs exactly one call"
+        )
+    logits = head_results[0] if head is not None else output.logits.squeeze(0)
+    hidden = take_rows(hidden_of(output), rows, index)
+    return DecoderPass(logits, hidden, None, output.get("past_key_values"))
+
+
+def take_rows(hidden: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The rows [N, D] of `hidden` [B, S, D] at `index` [N], positions of the flattened mask `rows` [B, S]."""
+    if hidden.shape[:-1] != rows.shape:
+        raise ValueError(
+            f"rows has shape {tuple(rows.shape)}, but the decoder's positions are {tuple(hidden.shape[:-1])}"
+        )
+    # an index keeps the backward cheap: a boolean mask would sort its positions again, and wait for the device again
+    return hidden.flatten(0, -2).index_select(0, index.to(hidden.device))
+
+
+@contextmanager
+def _last_hidden_state(
+    model: nn.Module, inputs: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], Callable[[Any], torch.Tensor]]]:
+    """Arguments for the forward pass, and a function from its output to the last hidden state [B, S, D]."""
+    backbone = decoder_backbone(model)
+    if backbone is None:  # all layers are kept to read the last one, as there is no place for a hook
+        yield {**inputs, "output_hidden_states": True}, _deepest_of_all
+        return
+    seen: list[torch.Tensor] = []
+
+    def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        seen[:] = [output[0]]
+
+    handle = backbone.register_forward_hook(keep)
+    try:
+        yield dict(inputs), lambda _output: seen[0]
+    finally:
+        handle.remove()
+
+
+def _deepest_of_all(output: Any) -> torch.Tensor:
+    states = output.get("decoder_hidden_states")
+    return (output.hidden_states if states is None else states)[-1]

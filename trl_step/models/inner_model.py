@@ -1,0 +1,51 @@
+"""The transformers model inside a PeftModel, and its parts, asked for instead of guessed by name."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from torch import nn
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether `model` is a PeftModel; peft is not imported for the question."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def plain_model(model: nn.Module) -> Any:
+    """The transformers model inside `model`, which may be a PeftModel."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def output_embedding(model: nn.Module) -> nn.Module:
+    """The module that turns hidden states into logits, as the model itself names it.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    base = plain_model(model)
+    embedding = base.get_output_embeddings()
+    if embedding is None:
+        raise ValueError(
+            f"{type(base).__name__} has no language model head: its get_output_embeddings() is None. Load the model "
+            "with a class that has one, such as AutoModelForCausalLM."
+        )
+    return embedding
+
+
+def decoder_backbone(model: nn.Module) -> nn.Module | None:
+    """The module whose output is the decoder's last hidden state, or None where the model does not name one."""
+    base = plain_model(model)
+    decoder = base.get_decoder()
+    # an EncoderDecoderModel names a whole language model as its decoder
+    while decoder is not base and decoder.get_output_embeddings() is not None:
+        base, decoder = decoder, decoder.get_decoder()
+    return None if decoder is base else decoder
+
+
+def takes_argument(model: nn.Module, name: str) -> bool:
+    """Whether the forward of the transformers model inside `model` has an argument `name`."""
+    return name in inspect.signature(plain_model(model).forward).parameters

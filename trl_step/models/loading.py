@@ -1,0 +1,186 @@
+"""Loading a transformers model: dtype, quantization, and a report that is silent about value heads."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from trl_step.import_utils import is_npu_available, is_xpu_available
+from trl_step.models.checkpoints import dtype_of_checkpoint, hub_arguments
+from trl_step.models.notices import warn_user
+
+LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
+VALUE_HEAD_NAMES = r"^v_head\."
+
+
+def current_device() -> int | str:
+    """The device of this process: "cpu", the index of a CUDA device, or a name such as "xpu:0".
+
+    The rank comes from the environment: asking accelerate for it here would fix its backend before the user's own
+    settings reach it.
+    """
+    rank = next((int(os.environ[name]) for name in LOCAL_RANK_VARIABLES if name in os.environ), 0)
+    if is_xpu_available():
+        return f"xpu:{rank}"
+    if is_npu_available():
+        return f"npu:{rank}"
+    return rank if torch.cuda.is_available() else "cpu"
+
+
+def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], kwargs: Mapping[str, Any]) -> nn.Module:
+    """`parent_class.from_pretrained(source, ...)` with the habits of this library.
+
+    Args:
+        parent_class: AutoModelForCausalLM or another auto class.
+        source: folder or hub repository of a whole model.
+        model_args: passed on.
+        kwargs: passed on, after `translate_quantization`. Without `dtype` or `torch_dtype` the weights are float32,
+            whatever the file holds, unless they are quantized: an optimizer loses small updates in 16 bits.
+    """
+    kwargs = translate_quantization(kwargs)
+    if "quantization_config" in kwargs:
+        _require_bitsandbytes(kwargs["quantization_config"])
+        if "device_map" not in kwargs:
+            kwargs["device_map"] = {"": current_device()}
+            warn_user(
+                f"no device_map was given: the quantized model is placed on device {kwargs['device_map']['']} whole"
+            )
+    config = _load_config(source, kwargs)
+    kwargs = choose_dtype(source, kwargs, config)
+    with _quiet_about_value_heads(parent_class, config):
+        return parent_class.from_pretrained(source, *model_args, **kwargs)
+
+
+def _load_config(source: str, kwargs: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig, PreTrainedConfig
+
+    config = kwargs.get("config")
+    if isinstance(config, PreTrainedConfig):
+        return config
+    code = {"trust_remote_code": kwargs["trust_remote_code"]} if "trust_remote_code" in kwargs else {}
+    return AutoConfig.from_pretrained(source if config is None else config, **hub_arguments(kwargs), **code)
+
+
+# --- dtype ---------------------------------------------------------------------------------------------------
+
+
+def choose_dtype(source: str, kwargs: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """`kwargs` with the one argument `dtype`: what the caller says, else float32 with a warning if the file differs.
+
+    Raises:
+        ValueError: `dtype` and `torch_dtype` contradict each other.
+    """
+    chosen = dict(kwargs)
+    old_name = chosen.pop("torch_dtype", None)
+    dtype = chosen.pop("dtype", None)
+    if dtype is not None and old_name is not None and dtype != old_name:
+        raise ValueError(f"dtype={dtype} and torch_dtype={old_name} are two names of one setting: give one of them")
+    dtype = old_name if dtype is None else dtype
+    if dtype is not None:
+        return {**chosen, "dtype": dtype}
+    if "quantization_config" in chosen or getattr(config, "quantization_config", None) is not None:
+        return chosen
+    found = dtype_of_checkpoint(source, hub_arguments(kwargs)) or _dtype_of_config(config)
+    if found not in (None, torch.float32):
+        warn_user(
+            f"the checkpoint {source} holds {_name(found)}, the model is loaded as float32, so that small updates are "
+            f"not rounded away. Pass dtype=torch.{_name(found)} to keep it as it is."
+        )
+    return {**chosen, "dtype": torch.float32}
+
+
+def _dtype_of_config(config: Any) -> torch.dtype | None:
+    dtype = getattr(config.get_text_config(decoder=True), "dtype", None)
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def warn_of_low_precision(model: nn.Module) -> None:
+    """Say so, where a model object was handed over whose trainable weights have 16 bits."""
+    low = {p.dtype for p in model.parameters() if p.requires_grad} & {torch.float16, torch.bfloat16}
+    if low:
+        warn_user(
+            f"the model's weights are {_name(low.pop())} and are trained as they are: small updates are rounded away. "
+            "transformers 5 loads the dtype of the file; load with dtype=torch.float32, or hand over the path instead "
+            "of the model."
+        )
+
+
+# --- quantization --------------------------------------------------------------------------------------------
+
+
+def translate_quantization(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`kwargs` with `load_in_8bit`, `load_in_4bit` and what belongs to them replaced by a `quantization_config`.
+
+    Raises:
+        ValueError: both flags are set, or one of them beside a `quantization_config`.
+    """
+    from transformers import BitsAndBytesConfig
+
+    translated = dict(kwargs)
+    flags = {name: bool(translated.pop(name, False)) for name in ("load_in_8bit", "load_in_4bit")}
+    if not any(flags.values()):
+        return translated
+    if translated.get("quantization_config") is not None:
+        raise ValueError("load_in_8bit/load_in_4bit and quantization_config are two names of one setting: give one")
+    if all(flags.values()):
+        raise ValueError("load_in_8bit=True and load_in_4bit=True exclude each other")
+    options = set(inspect.signature(BitsAndBytesConfig).parameters) - {"kwargs"}
+    details = {name: translated.pop(name) for name in options & set(translated)}
+    translated["quantization_config"] = BitsAndBytesConfig(**flags, **details)
+    return translated
+
+
+def _require_bitsandbytes(quantization_config: Any) -> None:
+    from transformers import BitsAndBytesConfig
+
+    if isinstance(quantization_config, BitsAndBytesConfig) and find_spec("bitsandbytes") is None:
+        raise ImportError("loading in 8 or 4 bits needs the package bitsandbytes: pip install bitsandbytes")
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the weights were loaded in 8 or 4 bits."""
+    return bool(getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False))
+
+
+# --- the loading report --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _quiet_about_value_heads(parent_class: Any, config: Any) -> Iterator[None]:
+    """transformers reports tensors that its model has no place for; value heads are ours, and read separately."""
+    with ExitStack() as stack:
+        for model_class in _model_classes(parent_class, config):
+            known = model_class.__dict__.get("_keys_to_ignore_on_load_unexpected", _ABSENT)
+            inherited = model_class._keys_to_ignore_on_load_unexpected or []
+            model_class._keys_to_ignore_on_load_unexpected = [*inherited, VALUE_HEAD_NAMES]
+            stack.callback(_restore, model_class, known)
+        yield
+
+
+_ABSENT: Any = object()
+
+
+def _restore(model_class: Any, known: Any) -> None:
+    if known is _ABSENT:
+        del model_class._keys_to_ignore_on_load_unexpected
+    else:
+        model_class._keys_to_ignore_on_load_unexpected = known
+
+
+def _model_classes(parent_class: Any, config: Any) -> tuple[Any, ...]:
+    """The classes that an auto class may build for `config`; none for code that comes with the checkpoint."""
+    if type(config) not in parent_class._model_mapping:
+        return ()
+    classes = parent_class._model_mapping[type(config)]
+    return tuple(classes) if isinstance(classes, (list, tuple)) else (classes,)

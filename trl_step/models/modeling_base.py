@@ -1,0 +1,348 @@
+"""The base of the value-head wrappers: loading, saving, adapters. Legacy path of `create_reference_model`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from trl_step.models import adapters
+from trl_step.models.decoder_pass import run_decoder
+from trl_step.models.inner_model import is_peft_model
+from trl_step.models.loading import current_device
+from trl_step.models.policy import PolicyRequest, keep_reference, load_policy, own_tensors
+from trl_step.models.reference import LAYER_PATTERNS, create_reference_model
+from trl_step.models.state_dicts import connect_state_dict, split_state, write_value_head
+
+__all__ = ["LAYER_PATTERNS", "PreTrainedModelWrapper", "create_reference_model"]
+
+KBIT_ARGUMENTS = ("use_gradient_checkpointing", "gradient_checkpointing_kwargs")
+"""Of `peft.prepare_model_for_kbit_training`; `from_pretrained` passes them there."""
+
+SAVE_ARGUMENTS = (
+    "is_main_process",
+    "max_shard_size",
+    "safe_serialization",
+    "selected_adapters",
+    "state_dict",
+    "variant",
+)
+"""Of `push_to_hub` those that are meant for `save_pretrained`."""
+
+Wrapper = TypeVar("Wrapper", bound="PreTrainedModelWrapper")
+
+
+class PreTrainedModelWrapper(nn.Module):
+    """A transformers model, or a PeftModel around one, with modules of our own beside it.
+
+    Attributes:
+        pretrained_model: the wrapped model.
+        config: its configuration.
+        is_peft_model: whether it is a PeftModel.
+        policy_adapter_name: the adapter that is trained.
+        reference_adapter_name: the frozen copy of the adapter that training started from, or None.
+        is_sequential_parallel: whether its layers are spread over devices.
+        current_device: the device of this process.
+
+    Class attributes, for subclasses:
+        transformers_parent_class: the auto class that loads the wrapped model.
+        supported_args: arguments of `from_pretrained` that are meant for the constructor of this class.
+        supported_modules: modules of our own that a checkpoint holds beside the wrapped model.
+        supported_rm_modules: names that the score head of a reward adapter may have.
+
+    Args:
+        pretrained_model: the model to wrap.
+        score_module: the score head of a reward adapter.
+        supports_rm_adapter: whether there is a reward adapter.
+        rm_adapter_name: its name.
+    """
+
+    transformers_parent_class: Any = None
+    supported_args: tuple[str, ...] | None = None
+    supported_modules: tuple[str, ...] = ("v_head",)
+    supported_rm_modules: tuple[str, ...] = ("score",)
+    supported_pretrained_model_architectures: tuple[type, ...] = (PreTrainedModel,)
+
+    def __init__(
+        self,
+        pretrained_model: Any = None,
+        score_module: nn.Module | None = None,
+        supports_rm_adapter: bool = False,
+        rm_adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.pretrained_model = pretrained_model
+        self.config = pretrained_model.config
+        self.is_peft_model = is_peft_model(pretrained_model)
+        self.is_loaded_in_8bit = getattr(pretrained_model, "is_loaded_in_8bit", False)
+        self.is_loaded_in_4bit = getattr(pretrained_model, "is_loaded_in_4bit", False)
+        self.is_sequential_parallel = False
+        self.current_device = current_device()
+        self.supports_rm_adapter = supports_rm_adapter
+        self.rm_adapter_name = rm_adapter_name
+        self.policy_adapter_name = pretrained_model.active_adapter if self.is_peft_model else "default"
+        self.reference_adapter_name: str | None = None
+        self._why_no_reference: str | None = None
+        if score_module is not None:
+            self.score = score_module
+        connect_state_dict(self)
+
+    # --- loading ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Wrapper], pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any
+    ) -> Wrapper:
+        """Wrap a model object, or a model loaded from a folder or a hub repository.
+
+        Args:
+            pretrained_model_name_or_path: folder, hub name, transformers model or PeftModel. A folder or repository
+                with a trained adapter is loaded on its base model. A path that exists is never looked up on a hub.
+            *model_args: for the `from_pretrained` of transformers.
+            peft_config: `peft.PeftConfig`; a fresh adapter of that kind is trained instead of the weights.
+            is_trainable: whether a loaded adapter is trained further (default False).
+            reward_adapter: folder or hub name of a reward adapter, for `compute_reward_score`.
+            reward_adapter_name: its name in the model (default "reward_adapter").
+            dtype, torch_dtype: of the weights; without it they are float32, see `loading.load_pretrained`.
+            load_in_8bit, load_in_4bit: become a `quantization_config`.
+            **kwargs: arguments of the value head (`supported_args`), of `peft.prepare_model_for_kbit_training`, and of
+                the `from_pretrained` of transformers.
+
+        Raises:
+            ValueError: an argument of the wrong kind; prompt learning; a reward adapter without PEFT; a checkpoint
+                with half a value head; a file that could run code.
+            ImportError: a package is missing that an argument needs; the message names it.
+        """
+        peft_config = kwargs.pop("peft_config", None)
+        is_trainable = kwargs.pop("is_trainable", False)
+        reward_adapter = kwargs.pop("reward_adapter", None)
+        reward_adapter_name = kwargs.pop("reward_adapter_name", "reward_adapter")
+        if reward_adapter is not None and not isinstance(reward_adapter, (str, os.PathLike)):
+            raise ValueError(f"reward_adapter must be a folder or a hub name, not {reward_adapter!r}")
+        own_kwargs, model_kwargs, kbit_kwargs = cls._split_kwargs(kwargs)
+        request = PolicyRequest(
+            pretrained_model_name_or_path,
+            cls.transformers_parent_class,
+            cls.supported_pretrained_model_architectures,
+            peft_config,
+            is_trainable,
+            model_args,
+            model_kwargs,
+            kbit_kwargs,
+        )
+        policy = load_policy(request)
+        reference, why_no_reference = keep_reference(policy)  # differs from v0.7: it was the bare base model
+        reward: dict[str, Any] = {}
+        if reward_adapter is not None:
+            if not is_peft_model(policy.model):
+                raise ValueError("reward_adapter needs a model with an adapter: pass peft_config, or a trained adapter")
+            score = cls.add_and_load_reward_modeling_adapter(
+                policy.model, os.fspath(reward_adapter), reward_adapter_name, token=model_kwargs.get("token")
+            )
+            reward = {"score_module": score, "supports_rm_adapter": True, "rm_adapter_name": reward_adapter_name}
+
+        model = cls(policy.model, **reward, **own_kwargs)
+        model.reference_adapter_name, model._why_no_reference = reference, why_no_reference
+        model.post_init(state_dict=own_tensors(request, cls.supported_modules))
+        return model
+
+    @classmethod
+    def _get_current_device(cls) -> int | str:
+        """The device of this process, see `loading.current_device`."""
+        return current_device()
+
+    @classmethod
+    def _split_kwargs(cls, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Arguments of our own constructor, of transformers' `from_pretrained`, and of PEFT's k-bit preparation."""
+        own, model, kbit = {}, {}, {}
+        for name, value in kwargs.items():
+            if name in (cls.supported_args or ()):
+                own[name] = value
+            elif name in KBIT_ARGUMENTS:
+                kbit[name] = value
+            else:
+                model[name] = value
+        return own, model, kbit
+
+    def post_init(self, *args: Any, **kwargs: Any) -> None:
+        """Take over the tensors of our own modules from a checkpoint, as the last act of `from_pretrained`."""
+        raise NotImplementedError
+
+    # --- what the wrapped model can do -----------------------------------------------------------------------
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped model's."""
+        return self.pretrained_model.prepare_inputs_for_generation(*args, **kwargs)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute activations in the backward pass instead of keeping them.
+
+        Args:
+            gradient_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`; None is `use_reentrant=False`.
+        """
+        with _old_names():
+            self.pretrained_model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs or {"use_reentrant": False}
+            )
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        with _old_names():
+            self.pretrained_model.gradient_checkpointing_disable()
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether activations are recomputed."""
+        with _old_names():
+            return self.pretrained_model.is_gradient_checkpointing
+
+    def enable_input_require_grads(self) -> None:
+        """Let gradients reach the first layer although the embeddings are frozen."""
+        self.pretrained_model.enable_input_require_grads()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped model's `generate`."""
+        return self.pretrained_model.generate(*args, **kwargs)
+
+    # --- saving ----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Write the model and the value head into a folder, as safetensors.
+
+        A whole model is one checkpoint that also loads as a plain transformers model. Of a model with adapters, the
+        adapters are written (without the frozen reference) and the value head beside them, as `model.safetensors`.
+
+        Args:
+            save_directory: the folder.
+            *args, **kwargs: of the wrapped model's `save_pretrained`, such as `max_shard_size`. `state_dict` stands in
+                for `self.state_dict()`, for weights that were gathered from several processes.
+        """
+        if not kwargs.pop("safe_serialization", True):
+            warnings.warn("safe_serialization=False is ignored: checkpoints are written as safetensors", stacklevel=2)
+        folder = os.fspath(save_directory)
+        gathered = kwargs.pop("state_dict", None)
+        state = dict(self.state_dict() if gathered is None else gathered)  # transformers empties the one it gets
+        if not self.is_peft_model:
+            return self.pretrained_model.save_pretrained(folder, *args, state_dict=state, **kwargs)
+        own, of_adapters = split_state(state, self.supported_modules)
+        if gathered is not None and of_adapters:
+            kwargs["state_dict"] = of_adapters
+        kept = [name for name in self.pretrained_model.peft_config if name != self.reference_adapter_name]
+        kwargs.setdefault("selected_adapters", kept)
+        result = self.pretrained_model.save_pretrained(folder, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_value_head(folder, own)
+        return result
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Upload what `save_pretrained` writes to a hub repository.
+
+        Args:
+            repo_id: the repository; it is made where there is none.
+            **kwargs: `private` and `token`; `commit_message`, `commit_description`, `revision`, `create_pr` and what
+                else `huggingface_hub.HfApi.upload_folder` takes; the arguments of `save_pretrained`.
+
+        Returns:
+            What `huggingface_hub` says of the commit.
+        """
+        from huggingface_hub import HfApi
+
+        saving = {name: kwargs.pop(name) for name in SAVE_ARGUMENTS if name in kwargs}
+        api = HfApi(token=kwargs.pop("token", None))
+        repo_id = api.create_repo(repo_id, private=kwargs.pop("private", None), exist_ok=True).repo_id
+        kwargs.setdefault("commit_message", f"Upload {type(self).__name__}")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **saving)
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The tensors under the names of the wrapped model, and v_head.summary.weight and .bias.
+
+        Of a model with adapters: everything but the frozen base weights. `load_state_dict` takes it back, strictly.
+        """
+        # differs from v0.7: with adapters, only the value head was in it
+        return super().state_dict(*args, **kwargs)
+
+    # --- adapters --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reference_adapter(self) -> Iterator[None]:
+        """Inside, the model is its own reference; behind it, everything is as it was.
+
+        The reference is the frozen copy of the adapter that training started from, or, where training started from
+        the base model, the base model without adapters.
+
+        Raises:
+            ValueError: the model has no adapters, so it cannot be its own reference; or PEFT could not hold the
+                adapter twice.
+        """
+        if not self.is_peft_model:
+            raise ValueError("the model has no adapters: its reference is another model, see create_reference_model")
+        if self._why_no_reference is not None:
+            raise ValueError(f"{self._why_no_reference}. Pass a ref_model to the trainer.")
+        name = self.reference_adapter_name
+        model = self.pretrained_model
+        with adapters.without_adapter(model) if name is None else adapters.active_adapter(model, name):
+            yield
+
+    @classmethod
+    def add_and_load_reward_modeling_adapter(
+        cls,
+        pretrained_model: Any,
+        adapter_model_id: str,
+        adapter_name: str = "reward_model_adapter",
+        token: str | bool | None = None,
+    ) -> nn.Linear:
+        """Put a reward adapter on a PeftModel and return its score head, see `adapters.load_reward_adapter`.
+
+        Args:
+            pretrained_model: PeftModel.
+            adapter_model_id: folder or hub name of the adapter of a sequence classifier.
+            adapter_name: what it is called in the model.
+            token: for the hub.
+        """
+        hub = {} if token is None else {"token": token}
+        return adapters.load_reward_adapter(
+            pretrained_model, adapter_model_id, adapter_name, hub, cls.supported_rm_modules
+        )
+
+    def compute_reward_score(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Scores of the reward adapter at every position, in eval mode and without a gradient.
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: [B, S], 1 where a token counts.
+            **kwargs: further arguments of the wrapped model.
+
+        Returns:
+            [B, S, labels]; a sequence classifier reads the last token's.
+
+        Raises:
+            ValueError: the model was loaded without a reward adapter.
+        """
+        if not self.supports_rm_adapter or self.rm_adapter_name is None:
+            raise ValueError("the model has no reward adapter: pass reward_adapter= to from_pretrained")
+        # differs from v0.7: the mode and the trainable parameters are restored
+        with adapters.active_adapter(self.pretrained_model, self.rm_adapter_name), torch.no_grad():
+            self.pretrained_model.eval()
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+            hidden = run_decoder(self.pretrained_model, inputs).hidden
+            return self.score(hidden.to(next(self.score.parameters()).dtype))
+
+
+@contextmanager
+def _old_names() -> Iterator[None]:
+    """transformers 5 renames what concerns gradient checkpointing, and says so at each call of the former name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

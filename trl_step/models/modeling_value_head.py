@@ -1,0 +1,178 @@
+"""Language models with a value head: one scalar per position beside the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from trl_step.models.decoder_pass import HeadFunction, run_decoder
+from trl_step.models.inner_model import output_embedding, takes_argument
+from trl_step.models.modeling_base import PreTrainedModelWrapper
+
+DROPOUT = 0.1
+INITIALIZER_RANGE = 0.2
+
+
+class ValueHead(nn.Module):
+    """A linear map from hidden states to one value each.
+
+    Args:
+        config: configuration of the language model; its hidden size is the width D. An attribute
+            `summary_dropout_prob` of it wins over the argument.
+        summary_dropout_prob: dropout in front of the map (default 0.1).
+    """
+
+    def __init__(self, config: Any, **kwargs: Any) -> None:
+        super().__init__()
+        dropout = getattr(config, "summary_dropout_prob", kwargs.get("summary_dropout_prob", DROPOUT))
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.summary = nn.Linear(hidden_width(config), 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Values [..., 1] of hidden states [..., D], in the dtype of the head (float32 unless it was cast)."""
+        return self.summary(self.dropout(hidden_states).to(self.summary.weight.dtype))
+
+
+def hidden_width(config: Any) -> int:
+    """Width of the decoder's last hidden state.
+
+    Raises:
+        ValueError: the configuration does not say.
+    """
+    text = config.get_text_config(decoder=True)
+    # OPT projects back to this width behind its last layer
+    width = getattr(text, "word_embed_proj_dim", None) or getattr(text, "hidden_size", None)
+    if width is None:
+        raise ValueError(f"{type(text).__name__} has neither hidden_size nor word_embed_proj_dim to size a value head")
+    return width
+
+
+class _ValueHeadModel(PreTrainedModelWrapper):
+    """What the two public classes share; they differ in what they wrap.
+
+    Args:
+        pretrained_model: a transformers model with a language model head, or a PeftModel around one.
+        summary_dropout_prob: dropout of the value head (default 0.1).
+        v_head_init_strategy: None leaves the head's weights as `nn.Linear` draws them; "normal" draws the weight
+            from a normal distribution and sets the bias to 0.
+        v_head_initializer_range: its standard deviation (default 0.2).
+
+    Raises:
+        ValueError: the model has no language model head; an unknown strategy.
+    """
+
+    supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
+
+    def __init__(self, pretrained_model: Any, **kwargs: Any) -> None:
+        super().__init__(pretrained_model, **kwargs)
+        output_embedding(pretrained_model)  # raises where there is none
+        head_kwargs, _, _ = self._split_kwargs(kwargs)
+        self.v_head = ValueHead(pretrained_model.config, **head_kwargs)
+        self._init_weights(**head_kwargs)
+
+    def _init_weights(self, **kwargs: Any) -> None:
+        strategy = kwargs.get("v_head_init_strategy")
+        if strategy not in (None, "normal"):
+            raise ValueError(f'v_head_init_strategy={strategy!r} is unknown: it is None or "normal"')
+        if strategy == "normal":
+            nn.init.normal_(self.v_head.summary.weight, std=kwargs.get("v_head_initializer_range", INITIALIZER_RANGE))
+            nn.init.zeros_(self.v_head.summary.bias)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        return_past_key_values: bool = False,
+        *,
+        rows: torch.Tensor | None = None,
+        head: HeadFunction | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """Logits, loss and values; with `return_past_key_values`, the cache as a fourth.
+
+        S are the positions of the decoder, N is the number of chosen rows.
+
+        Args:
+            input_ids: int64 [B, S]; the encoder's for an encoder-decoder model.
+            past_key_values: cache of former positions.
+            attention_mask: [B, S], 1 where a token counts.
+            return_past_key_values: return the cache as well.
+            rows: bool [B, S]; only these positions reach the output embedding, in row-major order.
+            head: called inside the forward pass with the chosen rows [N, D], as they enter the output embedding, and
+                the output embedding; what it returns takes the place of the logits, which are then not computed.
+            **kwargs: further arguments of the wrapped model, such as `decoder_input_ids`, `position_ids`, `labels`.
+
+        Returns:
+            logits: float32 [B, S, V], with `rows` [N, V], with `head` what it returned.
+            loss: 0-d where `labels` were given, else None.
+            values: float32 [B, S], with `rows` [N].
+
+        Raises:
+            ValueError: see `decoder_pass.run_decoder`.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        if not (self.is_peft_model and self.pretrained_model.active_peft_config.is_prompt_learning):
+            inputs["past_key_values"] = past_key_values
+        # a cache that nobody reads costs a copy of every key and value
+        reads_cache = past_key_values is not None or return_past_key_values
+        if not reads_cache and takes_argument(self.pretrained_model, "use_cache"):
+            inputs.setdefault("use_cache", False)
+        output = run_decoder(self.pretrained_model, inputs, rows, head)
+        values = self.v_head(output.hidden.to(self.v_head.summary.weight.device)).squeeze(-1)
+        logits = output.logits
+        if head is None and logits.dtype.itemsize < torch.float32.itemsize:
+            logits = logits.float()
+        result = (logits, output.loss, values)
+        return (*result, output.past_key_values) if return_past_key_values else result
+
+    def post_init(self, state_dict: Mapping[str, torch.Tensor]) -> None:  # type: ignore[override]
+        """Load the value head from the names in `state_dict` that have `v_head.` in them, and follow a device map.
+
+        Args:
+            state_dict: tensors of a checkpoint; it is left as it is.
+
+        Raises:
+            ValueError: half a head, or one of another width; a model that is offloaded to CPU or disk.
+        """
+        found = {name.split("v_head.", 1)[1]: tensor for name, tensor in state_dict.items() if "v_head." in name}
+        if found:
+            try:
+                self.v_head.load_state_dict(found)
+            except RuntimeError as error:
+                raise ValueError(f"the checkpoint's value head does not fit this model: {error}") from error
+        self._follow_device_map()
+
+    def _follow_device_map(self) -> None:
+        device_map = getattr(self.pretrained_model, "hf_device_map", None)
+        if not device_map:
+            return
+        places = set(device_map.values())
+        if "disk" in places or ("cpu" in places and len(places) > 1):
+            raise ValueError(f"layers are offloaded to CPU or disk ({device_map}): they cannot be trained there")
+        # values, logits and the loss meet where the output embedding is
+        device = next(output_embedding(self.pretrained_model).parameters()).device
+        self.v_head = self.v_head.to(device)
+
+        def gather(_module: nn.Module, _arguments: Any, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in outputs)
+
+        self.register_forward_hook(gather)
+        self.is_sequential_parallel = True
+
+
+class AutoModelForCausalLMWithValueHead(_ValueHeadModel):
+    """A causal language model with a value head. Arguments and errors: see `_ValueHeadModel`."""
+
+    transformers_parent_class = AutoModelForCausalLM
+
+
+class AutoModelForSeq2SeqLMWithValueHead(_ValueHeadModel):
+    """An encoder-decoder language model with a value head on the decoder. Arguments and errors: `_ValueHeadModel`."""
+
+    transformers_parent_class = AutoModelForSeq2SeqLM
+    is_encoder_decoder = True

@@ -1,0 +1,138 @@
+"""From what a user hands to `from_pretrained` to the model inside the wrapper."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from trl_step.models import adapters
+from trl_step.models.checkpoints import hub_arguments, read_value_head
+from trl_step.models.inner_model import is_peft_model
+from trl_step.models.loading import is_quantized, load_pretrained, warn_of_low_precision
+from trl_step.models.notices import warn_user
+
+
+class PolicyRequest(NamedTuple):
+    """Arguments of `from_pretrained`, sorted."""
+
+    source: Any
+    """folder, hub name, transformers model or PeftModel"""
+    parent_class: Any
+    """the auto class that loads the model"""
+    architectures: tuple[type, ...]
+    """classes that a model object may have"""
+    peft_config: Any
+    is_trainable: bool
+    model_args: tuple[Any, ...]
+    model_kwargs: dict[str, Any]
+    kbit_kwargs: dict[str, Any]
+
+    @property
+    def is_path(self) -> bool:
+        """Whether `source` names a folder or a repository."""
+        return isinstance(self.source, (str, os.PathLike))
+
+
+class Policy(NamedTuple):
+    """A model, and where its training starts."""
+
+    model: Any
+    """transformers model or PeftModel"""
+    starts_from_adapter: bool
+    """whether its adapter changes the base model already"""
+
+
+def load_policy(request: PolicyRequest) -> Policy:
+    """The model that `request` asks for.
+
+    Raises:
+        ValueError: an argument of the wrong kind; prompt learning; a folder with half an adapter.
+        ImportError: a package is missing that an argument needs.
+    """
+    policy = _from_path(request) if request.is_path else _from_object(request)
+    if is_peft_model(policy.model):
+        adapters.refuse_prompt_learning(policy.model)
+    return policy
+
+
+def _from_path(request: PolicyRequest) -> Policy:
+    source = os.fspath(request.source)
+    folder = adapters.adapter_folder(source, hub_arguments(request.model_kwargs))
+    if folder is None:
+        model = load_pretrained(request.parent_class, source, request.model_args, request.model_kwargs)
+        return Policy(_with_new_adapter(model, request), False)
+    if request.peft_config is not None:
+        warn_user(f"peft_config is ignored: {source} holds a trained adapter, which is loaded")
+    # where the adapter lies says nothing about where its base model lies
+    of_base = {name: value for name, value in request.model_kwargs.items() if name not in ("revision", "subfolder")}
+    base = load_pretrained(request.parent_class, adapters.base_of_adapter(folder), request.model_args, of_base)
+    return Policy(adapters.load_adapter(base, folder, request.is_trainable), True)
+
+
+def _from_object(request: PolicyRequest) -> Policy:
+    model = request.source
+    has_adapter = is_peft_model(model)
+    if not has_adapter and not isinstance(model, request.architectures):
+        raise ValueError(
+            "pretrained_model_name_or_path must be a folder, a hub name, a transformers model or a PeftModel, not "
+            f"{type(model).__name__}"
+        )
+    dtype = request.model_kwargs.get("dtype", request.model_kwargs.get("torch_dtype"))
+    if isinstance(dtype, str):
+        dtype = None if dtype == "auto" else getattr(torch, dtype)
+    if dtype is not None:
+        model = model.to(dtype)
+    elif request.peft_config is None:
+        warn_of_low_precision(model)
+    if has_adapter:
+        return Policy(model, not adapters.is_fresh(model))
+    return Policy(_with_new_adapter(model, request), False)
+
+
+def _with_new_adapter(model: Any, request: PolicyRequest) -> Any:
+    if request.peft_config is None:
+        return model
+    return adapters.new_adapter(model, request.peft_config, is_quantized(model), request.kbit_kwargs)
+
+
+def keep_reference(policy: Policy) -> tuple[str | None, str | None]:
+    """Freeze a copy of the adapter that training starts from.
+
+    Returns:
+        Its name, or None where training starts from the base model; and why there is none where one should be.
+    """
+    if not policy.starts_from_adapter:
+        return None, None
+    try:
+        return adapters.freeze_reference(policy.model), None
+    except ValueError as error:
+        problem = f"PEFT cannot hold the trained adapter twice, so no frozen copy of it is the reference: {error}"
+        warn_user(f"{problem}. Pass a ref_model to the trainer.")
+        return None, problem
+
+
+def own_tensors(request: PolicyRequest, modules: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Tensors of the modules that a wrapper adds, from the checkpoint or from the model object that carries them.
+
+    Args:
+        request: what was asked for.
+        modules: such as ("v_head",).
+    """
+    if not request.is_path:
+        return _carried(request.source.state_dict(), modules)
+    source = os.fspath(request.source)
+    tensors = read_value_head(source, hub_arguments(request.model_kwargs), modules)
+    if not tensors:
+        warn_user(
+            f"{source} holds no value head ({', '.join(modules)}): it starts from random weights. That is right for a "
+            "first run; a run that goes on has lost it."
+        )
+    return tensors
+
+
+def _carried(state: Mapping[str, torch.Tensor], modules: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    parts = tuple(f"{module}." for module in modules)
+    return {name: tensor for name, tensor in state.items() if any(part in name for part in parts)}

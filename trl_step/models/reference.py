@@ -1,0 +1,65 @@
+"""The frozen copy of a policy that the KL penalty is measured against."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import TypeVar
+
+from torch import nn
+
+LAYER_PATTERNS = (
+    "transformer.h.{layer}",
+    "model.decoder.layers.{layer}",
+    "gpt_neox.layers.{layer}",
+    "model.layers.{layer}",
+    "language_model.layers.{layer}",
+    "decoder.block.{layer}",
+)
+"""Names of the decoder's layers; the first one that the model has is taken."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def create_reference_model(model: Model, num_shared_layers: int | None = None, pattern: str | None = None) -> Model:
+    """A frozen copy of `model` in eval mode.
+
+    Args:
+        model: the policy.
+        num_shared_layers: everything in front of decoder layer number `num_shared_layers` (counted from 0: embeddings,
+            an encoder, the layers before) is the same tensor in both models, and frozen in both. None: nothing is.
+        pattern: the parameter name of a layer with `{layer}` for its number, such as "transformer.h.{layer}", for
+            models whose layers are named otherwise than in `LAYER_PATTERNS`.
+
+    Raises:
+        ValueError: no parameter matches the pattern; DeepSpeed ZeRO-3 has already partitioned the parameters.
+    """
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "create_reference_model cannot copy a model that DeepSpeed ZeRO-3 has partitioned. Load the reference with "
+            "from_pretrained instead."
+        )
+    shared = [] if num_shared_layers is None else _parameters_before(model, num_shared_layers, pattern)
+    # a memo that already knows the shared parameters: the copy gets the very same ones, tied weights included
+    # differs from v0.7: the shared layers were copied too
+    reference = copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
+    for parameter in (*shared, *reference.parameters()):
+        parameter.requires_grad_(False)
+    return reference.eval()
+
+
+def _parameters_before(model: nn.Module, layer: int, pattern: str | None) -> list[nn.Parameter]:
+    named = list(model.named_parameters())
+    patterns = LAYER_PATTERNS if pattern is None else (pattern,)
+    for candidate in patterns:
+        name_of_layer = re.compile(r"(^|\.)" + re.escape(candidate.format(layer=layer).strip(".")) + r"(\.|$)")
+        for position, (name, _) in enumerate(named):
+            if name_of_layer.search(name):
+                return [parameter for _, parameter in named[:position]]
+    # differs from v0.7: a pattern of the caller that matches nothing shared, and so froze, the whole model
+    raise ValueError(
+        f"no parameter of {type(model).__name__} belongs to layer {layer} under {', '.join(patterns)}: pass pattern= "
+        f"with the name of a layer and {{layer}} for its number. A parameter of this model: {named[-1][0]}"
+    )

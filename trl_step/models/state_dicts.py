@@ -1,0 +1,82 @@
+"""The state dict of a wrapper: names as in a plain transformers checkpoint, and a strict way back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from trl_step.models.adapters import frozen_base_names
+
+WRAPPED = "pretrained_model."
+VALUE_HEAD_FILE = "model.safetensors"
+"""Release 0.7 looks for a value head beside an adapter in there, too."""
+
+
+def connect_state_dict(wrapper: nn.Module) -> None:
+    """Let `wrapper` write and read names without `pretrained_model.`, also as a part of DistributedDataParallel."""
+    wrapper.register_state_dict_post_hook(_write_plain_names)
+    wrapper.register_load_state_dict_pre_hook(_read_plain_names)
+    wrapper.register_load_state_dict_post_hook(_report_plain_names)
+
+
+def _write_plain_names(wrapper: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    hidden = _not_written(wrapper)
+    start = prefix + WRAPPED
+    entries = [(name, state.pop(name)) for name in list(state) if name.startswith(prefix)]
+    for name, tensor in entries:
+        if not name.startswith(start):
+            state[name] = tensor
+        elif name.removeprefix(start) not in hidden:
+            state[prefix + name.removeprefix(start)] = tensor
+
+
+def _read_plain_names(wrapper: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = tuple(f"{prefix}{name}." for name, _ in wrapper.named_children())
+    for name in [name for name in state if name.startswith(prefix) and not name.startswith(own)]:
+        state[prefix + WRAPPED + name.removeprefix(prefix)] = state.pop(name)
+
+
+def _report_plain_names(wrapper: Any, incompatible: Any) -> None:
+    """Take out of the missing names what a checkpoint leaves out with good reason, and give the rest plain names."""
+    ours = [name for name in incompatible.missing_keys if WRAPPED in name]
+    missing = {name.split(WRAPPED, 1)[1] for name in ours}
+    excused = (_not_written(wrapper) & missing) | _tied_to_present(wrapper, missing)
+    for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
+        keys[:] = [
+            name.replace(WRAPPED, "", 1)
+            for name in keys
+            if WRAPPED not in name or name.split(WRAPPED, 1)[1] not in excused
+        ]
+
+
+def _not_written(wrapper: Any) -> set[str]:
+    return frozen_base_names(wrapper.pretrained_model) if wrapper.is_peft_model else set()
+
+
+def _tied_to_present(wrapper: Any, missing: set[str]) -> set[str]:
+    """Of the missing names those that share their tensor with one that is there: safetensors writes it once."""
+    if not missing:
+        return set()
+    tensors = wrapper.pretrained_model.state_dict(keep_vars=True)
+    present = {id(tensor) for name, tensor in tensors.items() if name not in missing}
+    return {name for name in missing if id(tensors.get(name)) in present}
+
+
+def split_state(
+    state: Mapping[str, torch.Tensor], modules: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The tensors of `modules`, and all the others."""
+    parts = tuple(f"{module}." for module in modules)
+    own = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+    return own, {name: tensor for name, tensor in state.items() if name not in own}
+
+
+def write_value_head(folder: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write `tensors` into `folder`, where `checkpoints.read_value_head` finds them beside an adapter."""
+    on_cpu = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, os.path.join(folder, VALUE_HEAD_FILE), metadata={"format": "pt"})

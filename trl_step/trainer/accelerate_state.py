@@ -1,0 +1,80 @@
+"""Each trainer's own copy of accelerate's process-wide state.
+
+accelerate keeps precision and gradient accumulation in singletons: whoever is built last sets them for everyone. A
+trainer gets copies instead, so that two of them in one process do not change each other, and neither changes an
+`Accelerator` of the user's.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import ProjectConfiguration
+
+
+def make_accelerator(
+    log_with: list[str], project_kwargs: dict[str, Any], accelerator_kwargs: dict[str, Any]
+) -> Accelerator:
+    """An `Accelerator` that shares its state with nobody.
+
+    Accumulation is the trainer's own business (a dataloader's end must not change it), and a scheduler steps once per
+    call whatever the number of processes.
+    """
+    singletons = (AcceleratorState, GradientState)
+    before = [dict(single._shared_state) for single in singletons]
+    for single in singletons:
+        single._shared_state.clear()
+    try:
+        options = {"step_scheduler_with_optimizer": False, **accelerator_kwargs}
+        options.pop("gradient_accumulation_steps", None)
+        if _processes_started() > 1 and not torch.accelerator.is_available():
+            options.setdefault("cpu", True)  # else accelerate takes each process for the only one
+        accelerator = Accelerator(
+            log_with=log_with or None, project_config=ProjectConfiguration(**project_kwargs), **options
+        )
+        accelerator.state.__dict__ = dict(accelerator.state.__dict__)
+        accelerator.gradient_state.__dict__ = dict(accelerator.gradient_state.__dict__)
+    finally:
+        for single, state in zip(singletons, before, strict=True):
+            if state:  # what was there stays there; a first trainer leaves its own state behind, as accelerate does
+                single._shared_state.clear()
+                single._shared_state.update(state)
+    _check_company(accelerator.num_processes)
+    return accelerator
+
+
+def _processes_started() -> int:
+    """How many processes a launcher such as torchrun says there are; 1 where there is no launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+def _check_company(num_processes: int) -> None:
+    """Say so if several processes were wanted, but accelerate takes this one for the only one."""
+    if num_processes > 1:
+        return
+    if _processes_started() > 1:
+        raise ValueError(
+            f"this process is one of several, WORLD_SIZE={_processes_started()}, but accelerate takes it for the only "
+            'one: each would train by itself. To train on the CPU give accelerator_kwargs={"cpu": True}, and make no '
+            "Accelerator with other settings before the trainer"
+        )
+    # what `accelerate launch --cpu --num_processes 2` leaves behind: it starts several processes through mpirun alone
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            "accelerate launch was asked for several processes, but started one; on the CPU start them with "
+            "torchrun --nproc_per_node",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def detach(accelerator: Accelerator, *prepared: Any) -> None:
+    """Point objects that `accelerator.prepare` returned at the trainer's own gradient state."""
+    for item in prepared:
+        if hasattr(item, "gradient_state"):
+            item.gradient_state = accelerator.gradient_state

@@ -1,0 +1,177 @@
+"""What a user hands to the trainer and to `step`: checked before anything else happens, and placed on the device.
+
+Every message names the list and the index of the sample. The checks read each list once and touch neither the model
+nor any random stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from trl_step.trainer.forward import SUPPORTED_ARCHITECTURES
+from trl_step.trainer.ppo_config import PPOConfig
+
+
+def check_arguments(
+    config: Any, model: Any, ref_model: Any, tokenizer: Any, dataset: Any, lr_scheduler: Any
+) -> tuple[Any, Any]:
+    """`config` and `model`, or a `ValueError` that names the first argument of a trainer that has the wrong type."""
+    supported = " or ".join(architecture.__name__ for architecture in SUPPORTED_ARCHITECTURES)
+    if not isinstance(config, PPOConfig):
+        raise ValueError(f"config must be a PPOConfig, got {type(config).__name__}")
+    if not isinstance(model, SUPPORTED_ARCHITECTURES):
+        raise ValueError(f"model must be an {supported}, got {type(model).__name__}")
+    if ref_model is not None and not isinstance(ref_model, SUPPORTED_ARCHITECTURES):
+        raise ValueError(f"ref_model must be None or an {supported}, got {type(ref_model).__name__}")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}")
+    if dataset is not None and not isinstance(dataset, (torch.utils.data.Dataset, datasets.Dataset)):
+        raise ValueError(f"dataset must be a torch or datasets Dataset, got {type(dataset).__name__}")
+    if lr_scheduler is not None and not isinstance(lr_scheduler, torch.optim.lr_scheduler.LRScheduler):
+        raise ValueError(f"lr_scheduler must be a torch.optim.lr_scheduler, got {type(lr_scheduler).__name__}")
+    return config, model
+
+
+class StepInputs(NamedTuple):
+    """`queries` [Q_i] and `responses` [R_i] int64; `scores` [B] float32; `response_masks` [R_i] int64 or None."""
+
+    queries: list[torch.Tensor]
+    responses: list[torch.Tensor]
+    scores: torch.Tensor
+    response_masks: list[torch.Tensor] | None
+
+
+def check_step_inputs(
+    queries: Sequence[torch.Tensor],
+    responses: Sequence[torch.Tensor],
+    scores: Sequence[Any] | torch.Tensor,
+    response_masks: Sequence[torch.Tensor] | None,
+    vocab_size: int,
+    device: torch.device,
+) -> StepInputs:
+    """All inputs in one form, or a `ValueError` that names the list, the sample and what to do."""
+    scores = list(scores.unbind()) if isinstance(scores, torch.Tensor) and scores.dim() == 1 else scores
+    lists = {"queries": queries, "responses": responses, "scores": scores}
+    if response_masks is not None:
+        lists["response_masks"] = response_masks
+    _check_lists(lists)
+    checked_queries = _token_lists("queries", queries, vocab_size, device)
+    checked_responses = _token_lists("responses", responses, vocab_size, device)
+    masks = None if response_masks is None else _masks(response_masks, checked_responses)
+    return StepInputs(
+        checked_queries,
+        checked_responses,
+        torch.tensor([_score(i, score) for i, score in enumerate(scores)], dtype=torch.float32, device=device),
+        masks,
+    )
+
+
+def _check_lists(lists: dict[str, Any]) -> None:
+    for name, items in lists.items():
+        if not isinstance(items, (list, tuple)):
+            raise ValueError(f"{name} must be a list with one entry per sample, got {type(items).__name__}")
+    lengths = {name: len(items) for name, items in lists.items()}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{name} {n}" for name, n in lengths.items())
+        first = min(lengths.values())
+        raise ValueError(
+            f"the lists must have one entry per sample, but their lengths differ: {counts}; "
+            f"sample {first} is the first that is missing in one of them"
+        )
+    if not lengths["queries"]:
+        raise ValueError(
+            "queries, responses and scores are empty; a step needs at least one sample (sample 0 is missing)"
+        )
+
+
+def _token_lists(name: str, items: Sequence[Any], vocab_size: int, device: torch.device) -> list[torch.Tensor]:
+    for i, item in enumerate(items):
+        if not isinstance(item, torch.Tensor):
+            raise ValueError(f"{name}[{i}] must be a tensor of token ids, got {type(item).__name__}")
+        if item.dim() != 1:
+            raise ValueError(
+                f"{name}[{i}] must have one dimension (its tokens), got shape {tuple(item.shape)}; use .squeeze(0)"
+            )
+        if item.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            raise ValueError(f"{name}[{i}] must hold integer token ids, got {item.dtype}")
+        if item.layout is not torch.strided or item.device.type == "meta":
+            raise ValueError(f"{name}[{i}] must be a dense tensor with data, got {item.layout} on {item.device}")
+        if len(item) == 0:
+            raise ValueError(
+                f"{name}[{i}] is empty; "
+                + ("a query needs at least one token, for example BOS" if name == "queries" else "drop the sample")
+            )
+    tokens = [item.detach().to(device=device, dtype=torch.int64) for item in items]
+    flat = torch.cat(tokens)
+    if bool(((flat < 0) | (flat >= vocab_size)).any()):
+        i = next(i for i, ids in enumerate(tokens) if int(ids.min()) < 0 or int(ids.max()) >= vocab_size)
+        bad = next(int(t) for t in tokens[i] if not 0 <= int(t) < vocab_size)
+        raise ValueError(f"{name}[{i}] contains token id {bad}, outside the model's vocabulary 0..{vocab_size - 1}")
+    return tokens
+
+
+def _score(i: int, score: Any) -> float:
+    if isinstance(score, torch.Tensor):
+        if score.numel() != 1:
+            raise ValueError(f"scores[{i}] must be one number, got a tensor of shape {tuple(score.shape)}")
+        if score.is_complex() or score.device.type == "meta":
+            raise ValueError(f"scores[{i}] must be one real number, got {score.dtype} on {score.device}")
+        score = score.detach().item()
+    elif isinstance(score, (str, bytes)) or score is None:
+        raise ValueError(f"scores[{i}] must be a number or a one-element tensor, got {score!r}")
+    try:
+        number = float(score)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"scores[{i}] must be a number or a one-element tensor, got {score!r}") from error
+    if not math.isfinite(number) or abs(number) > torch.finfo(torch.float32).max:
+        raise ValueError(f"scores[{i}] is {number}; a score must be a finite float32")
+    return number
+
+
+def _masks(masks: Sequence[Any], responses: list[torch.Tensor]) -> list[torch.Tensor]:
+    checked = []
+    for i, (mask, response) in enumerate(zip(masks, responses, strict=True)):
+        if not isinstance(mask, torch.Tensor):
+            raise ValueError(f"response_masks[{i}] must be a tensor, got {type(mask).__name__}")
+        if mask.shape != response.shape:
+            raise ValueError(
+                f"response_masks[{i}] has shape {tuple(mask.shape)}, but responses[{i}] has {tuple(response.shape)}; "
+                "a mask has one entry per response token"
+            )
+        if mask.is_complex() or mask.layout is not torch.strided or mask.device.type == "meta":
+            raise ValueError(
+                f"response_masks[{i}] must be a dense tensor of 0 and 1, got {mask.dtype} on {mask.device}"
+            )
+        mask = mask.detach().to(response.device)
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError(f"response_masks[{i}] must hold only 0 and 1")
+        if not bool(mask.any()):
+            raise ValueError(f"response_masks[{i}] masks every token of its response; drop the sample")
+        checked.append(mask.to(torch.int64))
+    return checked
+
+
+def with_decoder_start(inputs: StepInputs, start: int | None) -> StepInputs:
+    """Encoder-decoder responses with the decoder's start token in front, which is neither generated nor counted.
+
+    Raises:
+        ValueError: nothing that counts stands behind it.
+    """
+    responses = list(inputs.responses)
+    masks = None if inputs.response_masks is None else list(inputs.response_masks)
+    for i, response in enumerate(responses):
+        if start is not None and int(response[0]) != start:
+            responses[i] = torch.cat((response.new_tensor([start]), response))
+            if masks is not None:
+                masks[i] = torch.cat((masks[i].new_zeros(1), masks[i]))
+        if len(responses[i]) < 2:
+            raise ValueError(f"responses[{i}] holds the decoder start token and nothing else; drop the sample")
+        if masks is not None and not bool(masks[i][1:].any()):
+            raise ValueError(f"response_masks[{i}] masks every generated token of its response; drop the sample")
+    return inputs._replace(responses=responses, response_masks=masks)

@@ -1,0 +1,285 @@
+"""How the trainer asks a value-head model about the response tokens of a padded mini-batch.
+
+The output embedding sees the rows that predict a counted token and nothing else; prompts and padding never meet the
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from trl_step.models.modeling_base import PreTrainedModelWrapper
+from trl_step.models.modeling_value_head import (
+    AutoModelForCausalLMWithValueHead,
+    AutoModelForSeq2SeqLMWithValueHead,
+)
+from trl_step.models.output_head import describe_output_head
+from trl_step.ppo.kl import kl_penalty
+from trl_step.ppo.token_logprobs import (
+    Divergence,
+    LogprobGradient,
+    OutputHead,
+    exact_divergence,
+    logprobs_of_logits,
+    policy_gradient_rows,
+    token_logprobs,
+)
+from trl_step.trainer.layout import Inputs, Layout
+
+SUPPORTED_ARCHITECTURES = (AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead)
+
+
+class TokenOutputs(NamedTuple):
+    """All [b, T], float32; 0 where the mask is 0."""
+
+    logprobs: torch.Tensor
+    values: torch.Tensor
+    entropy: torch.Tensor | None
+    anchor: torch.Tensor | None
+    """0-d; its backward carries the policy gradient, if one was asked for"""
+
+
+class FullOutputs(NamedTuple):
+    """All [B, T] float32; 0 where the mask is 0."""
+
+    logprobs: torch.Tensor
+    values: torch.Tensor
+    ref_logprobs: torch.Tensor
+    divergence: torch.Tensor
+
+
+class _Rows(NamedTuple):
+    states: torch.Tensor
+    """hidden [N, D], or logits [N, V] if `head` is None"""
+    head: OutputHead | None
+
+
+class _HeadAccess(NamedTuple):
+    takes_rows: bool
+    """the model's forward knows the argument `rows`"""
+    head: OutputHead | None
+    """None: the head is no plain product, the model's own code computes the logits"""
+
+
+class TokenForward:
+    """Forward passes over chosen positions, for every model that the trainer knows.
+
+    Args:
+        unwrap: takes a model out of what accelerate put around it
+        layout: of the batches
+        temperature: every log-prob is taken under it
+    """
+
+    def __init__(self, unwrap: Callable[[Any], Any], layout: Layout, temperature: float = 1.0) -> None:
+        self.unwrap = unwrap
+        self.layout = layout
+        self.temperature = temperature
+        self._heads: dict[int, _HeadAccess] = {}
+
+    def register(self, model: PreTrainedModelWrapper) -> None:
+        """Find out, once and before any wrapping, how `model` turns hidden rows into logits."""
+        takes_rows = "rows" in inspect.signature(type(model).forward).parameters
+        head = describe_output_head(model.pretrained_model) if takes_rows else None
+        self._heads[id(model)] = _HeadAccess(takes_rows, head)
+
+    def _head_access(self, model: Any) -> _HeadAccess:
+        unwrapped = self.unwrap(model)
+        if id(unwrapped) not in self._heads:
+            self.register(unwrapped)
+        return self._heads[id(unwrapped)]
+
+    def model_kwargs(self, model: Any, inputs: Inputs, left_padded: bool) -> dict[str, Any]:
+        """Arguments of the model's forward.
+
+        A causal model never looks ahead, so padding on the right cannot reach a real token: without a mask the
+        attention takes its fast causal path. Padding on the left needs the mask, and positions that skip it.
+        """
+        kwargs: dict[str, Any] = dict(inputs)
+        if self.layout.is_encoder_decoder:
+            return kwargs
+        if not left_padded:
+            kwargs.pop("attention_mask", None)
+        elif not self.layout.exact_v07:  # differs from v0.7: absolute positions counted the padding
+            base = self.unwrap(model).pretrained_model
+            base = base.get_base_model() if hasattr(base, "get_base_model") else base
+            if "position_ids" in inspect.signature(base.forward).parameters:
+                kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        return kwargs
+
+    def everything(
+        self, model: Any, inputs: Inputs, left_padded: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The plain path, as release 0.7 had it: log-probs [b, T], logits [b, T, V] and values [b, T], everywhere."""
+        logits, _, values = model(**self.model_kwargs(model, inputs, left_padded))
+        ids, _ = self.layout.predicted_ids(inputs)
+        logits = logits[:, :-1]
+        return logprobs_of_logits(logits, ids[:, 1:], self.temperature), logits, values[:, :-1]
+
+    def chosen(
+        self,
+        model: Any,
+        inputs: Inputs,
+        mask: torch.Tensor,
+        left_padded: bool,
+        gradient_of: LogprobGradient | None = None,
+    ) -> TokenOutputs:
+        """Log-probs, values and entropy where `mask` [b, T] is 1.
+
+        Args:
+            gradient_of: d loss / d log-prob of some of the N rows, see `policy_gradient_rows`; with it the result has
+                an `anchor` that carries the gradient. Without it the log-probs have none.
+        """
+        chosen = mask.bool()
+        ids, _ = self.layout.predicted_ids(inputs)
+        labels = ids[:, 1:][chosen]
+        access = self._head_access(model)
+        if access.head is not None:
+            result, _, values = model(
+                **self.model_kwargs(model, inputs, left_padded),
+                rows=torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1),
+                head=self._head_function(access.head, labels, gradient_of),
+            )
+            logprobs, entropy, anchor = result
+        else:
+            logits, values = self._chosen_logits(model, access, inputs, chosen, left_padded)
+            logprobs = logprobs_of_logits(logits, labels, self.temperature)
+            anchor = entropy = None
+            if gradient_of is not None:
+                anchor, entropy = _plain_anchor(logprobs, logits, gradient_of, self.temperature)
+
+        def spread(flat: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(chosen.shape, dtype=flat.dtype, device=flat.device).masked_scatter(chosen, flat)
+
+        return TokenOutputs(
+            spread(logprobs.detach()), spread(values), None if entropy is None else spread(entropy), anchor
+        )
+
+    def in_mini_batches(
+        self, model: Any, inputs: Inputs, masks: torch.Tensor, size: int, with_logits: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Log-probs [B, T], logits [B, T, V] (only `with_logits`) and values [B, T] of a whole batch.
+
+        Without logits, and where no gradient is wanted, samples are visited by length: long ones share a mini-batch
+        with long ones, and each is padded to its own longest.
+        """
+        left_padded = self.layout.is_left_padded(inputs)
+        order = torch.arange(len(masks))
+        if not (with_logits or torch.is_grad_enabled()):
+            order = torch.argsort(self.layout.predicted_ids(inputs)[1].sum(dim=1).cpu(), descending=True, stable=True)
+        logprobs = torch.zeros(masks.shape, device=masks.device)
+        values = torch.zeros_like(logprobs)
+        logits = []
+        for part in order.to(masks.device).split(size):
+            own = {key: value[part] for key, value in inputs.items()}
+            columns = torch.arange(masks.shape[1], device=masks.device)
+            if with_logits:
+                part_logprobs, part_logits, part_values = self.everything(model, own, left_padded)
+                logits.append(part_logits)
+            else:
+                own, predicted = self.layout.trim(own, left_padded)
+                columns = columns[predicted]
+                part_logprobs, part_values, *_ = self.chosen(model, own, masks[part][:, predicted], left_padded)
+            block = (part.unsqueeze(1), columns.unsqueeze(0))
+            logprobs = logprobs.index_put(block, part_logprobs)
+            values = values.index_put(block, part_values.float())
+        return logprobs, torch.cat(logits) if with_logits else None, values
+
+    def with_divergence(
+        self,
+        policy: Any,
+        reference: Any,
+        as_reference: Callable[[], Any],
+        inputs: Inputs,
+        masks: torch.Tensor,
+        size: int,
+    ) -> FullOutputs:
+        """Policy and reference side by side, for the exact divergence: mini-batch by mini-batch, chunk by chunk.
+
+        Args:
+            as_reference: context manager in which `reference` is asked
+            size: samples of a mini-batch
+        """
+        left_padded = self.layout.is_left_padded(inputs)
+        order = torch.argsort(self.layout.predicted_ids(inputs)[1].sum(dim=1), descending=True, stable=True)
+        outputs = FullOutputs(*(torch.zeros(masks.shape, device=masks.device) for _ in range(4)))
+        for part in order.split(size):
+            own, predicted = self.layout.trim({key: value[part] for key, value in inputs.items()}, left_padded)
+            chosen = masks[part][:, predicted].bool()
+            labels = self.layout.predicted_ids(own)[0][:, 1:][chosen]
+            rows, values = self._rows(policy, own, chosen, left_padded)
+            with as_reference():
+                ref_rows, _ = self._rows(reference, own, chosen, left_padded)
+            flat = _divergence(rows, ref_rows, labels, self.temperature)
+            columns = torch.arange(masks.shape[1], device=masks.device)[predicted]
+            samples, positions = chosen.nonzero(as_tuple=True)
+            for target, source in zip(
+                outputs, (flat.logprobs, values, flat.ref_logprobs, flat.divergence), strict=True
+            ):
+                target[part[samples], columns[positions]] = source.float()
+        return outputs
+
+    def _rows(self, model: Any, inputs: Inputs, chosen: torch.Tensor, left_padded: bool) -> tuple[_Rows, torch.Tensor]:
+        """What enters the output embedding at the chosen positions, or the logits if it is no plain product; values."""
+        access = self._head_access(model)
+        if access.head is None:
+            logits, values = self._chosen_logits(model, access, inputs, chosen, left_padded)
+            return _Rows(logits, None), values
+        (hidden, weight), _, values = model(
+            **self.model_kwargs(model, inputs, left_padded),
+            rows=torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1),
+            head=lambda hidden, embedding: (hidden, embedding.weight),
+        )
+        return _Rows(hidden, access.head._replace(weight=weight)), values
+
+    def _chosen_logits(
+        self, model: Any, access: _HeadAccess, inputs: Inputs, chosen: torch.Tensor, left_padded: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, V] and values [N], with gradients, of a model whose head is no plain product."""
+        kwargs = self.model_kwargs(model, inputs, left_padded)
+        rows = torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1)
+        if access.takes_rows:
+            logits, _, values = model(**kwargs, rows=rows)
+            return logits, values
+        logits, _, values = model(**kwargs)
+        return logits[rows], values[rows]
+
+    def _head_function(
+        self, described: OutputHead, labels: torch.Tensor, gradient_of: LogprobGradient | None
+    ) -> Callable:
+        def rows_to_logprobs(hidden: torch.Tensor, embedding: Any) -> tuple[torch.Tensor | None, ...]:
+            head = described._replace(weight=embedding.weight)
+            if gradient_of is None:
+                return token_logprobs(hidden, labels, head, self.temperature).logprobs, None, None
+            rows = policy_gradient_rows(hidden, labels, head, gradient_of, self.temperature)
+            return rows.logprobs, rows.entropy, rows.anchor
+
+        return rows_to_logprobs
+
+
+def _divergence(rows: _Rows, ref_rows: _Rows, labels: torch.Tensor, temperature: float) -> Divergence:
+    if rows.head is not None and ref_rows.head is not None:
+        return exact_divergence(rows.states, ref_rows.states, labels, rows.head, ref_rows.head, temperature)
+    ours, theirs = (
+        torch.log_softmax((r.states if r.head is None else r.head.logits(r.states)).float() / temperature, dim=-1)
+        for r in (rows, ref_rows)
+    )
+    label = labels.unsqueeze(1)
+    return Divergence(
+        ours.gather(1, label).squeeze(1), theirs.gather(1, label).squeeze(1), kl_penalty(ours, theirs, "full")
+    )
+
+
+def _plain_anchor(
+    logprobs: torch.Tensor, logits: torch.Tensor, gradient_of: LogprobGradient, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same two things from logits [N, V]: an anchor by the chain rule, and the entropies [N]."""
+    with torch.no_grad():
+        slope = gradient_of(slice(0, len(logprobs)), logprobs)
+        log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
+        entropy = -(log_p.exp() * log_p).sum(dim=-1)
+    surrogate = (slope * logprobs).sum()
+    return surrogate - surrogate.detach(), entropy

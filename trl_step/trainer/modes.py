@@ -1,0 +1,61 @@
+"""Train and eval mode of a model's modules, set for a while and given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+@contextmanager
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off; every module's former mode is restored, also after an error."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def training_without_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """Forward passes for training: gradient checkpointing works, dropout stays off.
+
+    A layer recomputes its activations only in train mode, and in train mode it drops out. So each checkpointed layer
+    is in train mode while it decides, and in eval mode while it computes. The ratio of policy and old policy stays
+    exactly that of the weights.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, GradientCheckpointingLayer) and getattr(layer, "gradient_checkpointing", False)
+    ]
+    with eval_mode(model):
+        checkpoints = [layer._gradient_checkpointing_func for layer in layers]
+        for layer, checkpoint in zip(layers, checkpoints, strict=True):
+            layer.training = True
+            layer._gradient_checkpointing_func = partial(_checkpoint_in_eval_mode, layer, checkpoint)
+        try:
+            yield
+        finally:
+            for layer, checkpoint in zip(layers, checkpoints, strict=True):
+                layer._gradient_checkpointing_func = checkpoint
+
+
+def _checkpoint_in_eval_mode(
+    layer: torch.nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    def forward_in_eval_mode(*inner: Any, **inner_kwargs: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*inner, **inner_kwargs)
+        finally:
+            layer.training = True
+
+    return checkpoint(forward_in_eval_mode, *args, **kwargs)

@@ -1,0 +1,809 @@
+"""`PPOTrainer`: the step API. `PPOTrainer.step` reads like the algorithm."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Optional, Union
+
+import datasets
+import torch
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+
+from trl_step.core import PPODecorators, convert_to_scalar, entropy_from_logits, set_seed, stats_to_np
+from trl_step.models import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.adapters import without_adapter
+from trl_step.models.generation import generate_batched
+from trl_step.ppo.advantages import advantages_and_returns
+from trl_step.ppo.kl import AdaptiveKLController, FixedKLController, kl_penalty
+from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
+from trl_step.ppo.rewards import RunningMoments, shape_scores, token_rewards
+from trl_step.ppo.stats import STATS, rollout_statistics
+from trl_step.trainer import hub, trackers
+from trl_step.trainer.accelerate_state import detach, make_accelerator
+from trl_step.trainer.base import BaseTrainer
+from trl_step.trainer.checks import check_arguments, check_step_inputs, with_decoder_start
+from trl_step.trainer.epochs import run_epochs
+from trl_step.trainer.forward import TokenForward
+from trl_step.trainer.layout import Layout
+from trl_step.trainer.modes import eval_mode
+from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.rollout import RolledForward, Rollout
+from trl_step.trainer.sampling import eos_token_ids, warn_of_truncated_sampling
+from trl_step.trainer.update import Updater
+
+
+class PPOTrainer(BaseTrainer):
+    """Tunes a language model with PPO from queries, responses and scores that your own loop makes.
+
+    ```python
+    trainer = PPOTrainer(PPOConfig(batch_size=16, mini_batch_size=16), model, ref_model, tokenizer)
+    responses = trainer.generate(queries, return_prompt=False, max_new_tokens=32)
+    stats = trainer.step(queries, responses, scores)
+    ```
+
+    Methods that a subclass may override, with the arguments and shapes of release 0.7: `batched_forward_pass`,
+    `compute_rewards`, `compute_advantages`, `loss`, `train_minibatch`, `prepare_model_inputs`, `record_step_stats`,
+    `log_stats`, `generate`, `prepare_dataloader`, `_early_stop`, `_kl_penalty`. Full logits are built for them when,
+    and only when, a method that takes logits is overridden.
+    """
+
+    def __init__(
+        self,
+        config: Optional[PPOConfig] = None,
+        model: Optional[PreTrainedModelWrapper] = None,
+        ref_model: Optional[PreTrainedModelWrapper] = None,
+        tokenizer: Optional[PreTrainedTokenizerBase] = None,
+        dataset: Optional[Union[torch.utils.data.Dataset, datasets.Dataset]] = None,
+        optimizer: Optional[torch.optim.Optimizer] = None,
+        data_collator: Optional[Callable] = None,
+        num_shared_layers: Optional[int] = None,
+        lr_scheduler: Optional[torch.optim.lr_scheduler.LRScheduler] = None,
+        training_data_collator: Optional[Callable] = None,
+    ) -> None:
+        """
+        Args:
+            config: settings; its run-time fields (`world_size`, ...) are filled in
+            model: the policy with its value head
+            ref_model: what the KL penalty is measured against. None: for a PEFT model the model without its adapter
+                (or the adapter that training started from), else a frozen copy of the policy
+            tokenizer: pads, and knows the end-of-sequence token
+            dataset: makes `trainer.dataloader`
+            optimizer: over the policy's parameters. None: Adam with `config.learning_rate`
+            data_collator: joins the dataloader's samples
+            num_shared_layers: with `ref_model=None`, share and freeze that many bottom layers
+            lr_scheduler: of `optimizer`; stepped once per `step`
+            training_data_collator: pads the model's inputs in place of the trainer's own right padding
+
+        Raises:
+            ValueError: an argument of the wrong type, or settings that contradict each other.
+        """
+        config, model = check_arguments(config, model, ref_model, tokenizer, dataset, lr_scheduler)
+        super().__init__(config)
+        if config.seed is not None:
+            set_seed(config.seed)
+        if num_shared_layers is not None and ref_model is not None:
+            warnings.warn("num_shared_layers is ignored: a ref_model was given", UserWarning, stacklevel=2)
+        self.tokenizer = tokenizer
+        self.is_encoder_decoder: bool = getattr(model, "is_encoder_decoder", False)
+        self.is_peft_model: bool = getattr(model, "is_peft_model", False)
+        self._make_accelerator()
+
+        self.model: Any = model
+        # differs from v0.7: a reference given beside a PEFT model was ignored
+        self._reference_is_adapter = self.is_peft_model and (ref_model is None or config.exact_v07)
+        if ref_model is None and not self.is_peft_model:
+            ref_model = create_reference_model(model, num_shared_layers=num_shared_layers)
+        self.ref_model: Any = ref_model
+        self.optional_peft_ctx: Callable = self._reference_context(model) if self._reference_is_adapter else nullcontext
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.model_params = [p for p in model.parameters() if p.requires_grad]
+        self._layout = Layout(
+            self.is_encoder_decoder,
+            self._pad_token_id,
+            # differs from v0.7: on the right whatever the tokenizer says, where no position depends on the padding
+            tokenizer.padding_side if config.exact_v07 else "right",
+            config.pad_max_len if config.pad_for_acceleration else None,
+            config.exact_v07,
+        )
+        self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
+        for known in (model, ref_model):
+            if known is not None:
+                self._forward.register(known)
+
+        self.dataset = dataset
+        self.dataloader: Any = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
+        self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        self._custom_collator = training_data_collator is not None
+        self._prepare(optimizer or self._make_optimizer(), lr_scheduler)
+
+        self.kl_ctl = self._make_kl_controller()
+        self.running = RunningMoments(self.accelerator)
+        self.current_step = 0
+        self._training = False
+        self._warned: set[str] = set()
+        if config.push_to_hub_if_best_kwargs:
+            self.push_to_hub_kwargs = config.push_to_hub_if_best_kwargs
+            self.compare_step = 0
+            self.highest_reward = torch.tensor(-float("inf"))
+
+    # --- construction ----------------------------------------------------------------------------------------
+
+    def _make_accelerator(self) -> None:
+        config = self.config
+        options = dict(config.accelerator_kwargs)
+        self.accelerator = make_accelerator(config.trackers, config.project_kwargs, options)
+        if config.use_habana and self.accelerator.device.type != "hpu":
+            raise ValueError(f"use_habana=True, but accelerate chose the device {self.accelerator.device}, not hpu")
+        self.current_device = self.accelerator.device
+        self.is_distributed = self.accelerator.num_processes > 1
+        config.world_size = self.accelerator.num_processes
+        config.global_backward_batch_size = config.backward_batch_size * config.world_size
+        config.global_batch_size = config.batch_size * config.world_size
+        config.is_encoder_decoder = self.is_encoder_decoder
+        config.is_peft_model = self.is_peft_model
+        trackers.start(self.accelerator, config)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        if not self.model_params:
+            raise ValueError("model has no parameter with requires_grad=True; nothing could be trained")
+        try:
+            return torch.optim.Adam(self.model_params, lr=self.config.learning_rate, fused=True)
+        except RuntimeError:  # a device or dtype without a fused kernel
+            return torch.optim.Adam(self.model_params, lr=self.config.learning_rate)
+
+    def _make_kl_controller(self) -> AdaptiveKLController | FixedKLController:
+        config = self.config
+        if config.adap_kl_ctrl:
+            return AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
+        return FixedKLController(config.init_kl_coef)
+
+    def _prepare(self, optimizer: torch.optim.Optimizer, lr_scheduler: Any) -> None:
+        """Place everything on the device and let accelerate wrap what is trained; the reference is never wrapped."""
+        self.model, self.optimizer, self.dataloader, self.lr_scheduler = self.accelerator.prepare(
+            self.model, optimizer, self.dataloader, lr_scheduler
+        )
+        detach(self.accelerator, self.optimizer, self.lr_scheduler, self.dataloader)
+        if self.ref_model is not None:
+            pinned = getattr(self.ref_model, "is_sequential_parallel", False) or getattr(
+                self.ref_model.pretrained_model, "quantization_method", None
+            )
+            self.ref_model = (self.ref_model if pinned else self.ref_model.to(self.current_device)).eval()
+        self._updater = Updater(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            self.model_params,
+            self.config,
+        )
+
+    def prepare_dataloader(
+        self, dataset: Union[torch.utils.data.Dataset, datasets.Dataset], data_collator: Optional[Callable] = None
+    ) -> torch.utils.data.DataLoader:
+        """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first."""
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset)
+        return torch.utils.data.DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size=self.config.batch_size,
+            collate_fn=data_collator,
+            shuffle=True,
+            drop_last=True,
+        )
+
+    def _remove_unused_columns(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        if not self.config.remove_unused_columns:
+            return dataset
+        used = {*inspect.signature(self.model.forward).parameters, "label", "query", "response"}
+        return dataset.remove_columns([column for column in dataset.column_names if column not in used])
+
+    def _overrides(self, *methods: str) -> bool:
+        """Whether a subclass replaced any of these methods."""
+        return any(getattr(type(self), name) is not getattr(PPOTrainer, name) for name in methods)
+
+    # --- sampling --------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        query_tensor: Union[torch.Tensor, list[torch.Tensor]],
+        length_sampler: Optional[Callable] = None,
+        batch_size: int = 4,
+        return_prompt: bool = True,
+        generate_ref_response: bool = False,
+        **generation_kwargs: Any,
+    ) -> Any:
+        """Sample responses with the policy, in eval mode.
+
+        Args:
+            query_tensor: one query [Q] int64, or a list of them of any lengths
+            length_sampler: called once per query, gives its number of new tokens
+            batch_size: prompts that run together at least; more do while `config.generation_tokens` allows
+            return_prompt: keep the query in front of the response (decoder-only models)
+            generate_ref_response: sample from the reference as well
+            generation_kwargs: for `model.generate`; `remove_padding=False` and `pad_to_multiple_of` are taken too
+
+        Returns:
+            for a list: a list of responses [R_i] in the same order, each ending behind its first end-of-sequence
+            token; for a single query [1, R]. With `generate_ref_response` a pair of these.
+
+        Raises:
+            ValueError: a query that is not one-dimensional or empty.
+        """
+        queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
+        for i, query in enumerate(queries):
+            if not isinstance(query, torch.Tensor) or query.dim() != 1 or len(query) == 0:
+                shape = tuple(query.shape) if isinstance(query, torch.Tensor) else type(query).__name__
+                raise ValueError(f"query_tensor[{i}] must be a tensor of token ids with one dimension, got {shape}")
+        if length_sampler is not None:
+            generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
+        policy = self.accelerator.unwrap_model(self.model)
+        warn_of_truncated_sampling(policy, generation_kwargs, self.config.temperature, self._warned)
+
+        def sample(model: Any) -> Any:
+            responses = self._generate_batched(
+                model, queries, batch_size=batch_size, return_prompt=return_prompt, **generation_kwargs
+            )
+            return responses if isinstance(query_tensor, (list, tuple)) else responses[0].unsqueeze(0)
+
+        response = sample(self.model)
+        if not generate_ref_response:
+            return response
+        with self.optional_peft_ctx():
+            return response, sample(self._reference)
+
+    def _generate_batched(
+        self,
+        model: Any,
+        query_tensors: Sequence[torch.Tensor],
+        length_sampler: Optional[Callable] = None,
+        batch_size: int = 4,
+        return_prompt: bool = True,
+        pad_to_multiple_of: Optional[int] = None,
+        remove_padding: bool = True,
+        **generation_kwargs: Any,
+    ) -> list[torch.Tensor]:
+        if length_sampler is not None:
+            generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in query_tensors]
+        unwrapped = self.accelerator.unwrap_model(model)
+        with self.accelerator.autocast():
+            return generate_batched(
+                unwrapped,
+                query_tensors,
+                pad_token_id=self._pad_token_id,
+                eos_token_ids=eos_token_ids(unwrapped, self.tokenizer, generation_kwargs),
+                is_encoder_decoder=self.is_encoder_decoder,
+                device=self.current_device,
+                batch_size=batch_size,
+                token_budget=self.config.generation_tokens,
+                max_new_tokens=generation_kwargs.pop("max_new_tokens", None),
+                return_prompt=return_prompt,
+                remove_padding=remove_padding,
+                pad_to_multiple_of=pad_to_multiple_of,
+                **generation_kwargs,
+            )
+
+    @property
+    def _pad_token_id(self) -> int:
+        """Filler behind a sample; it is masked everywhere, so any id will do."""
+        for name in ("pad_token_id", "eos_token_id"):
+            if getattr(self.tokenizer, name) is not None:
+                return getattr(self.tokenizer, name)
+        return 0
+
+    def _reference_context(self, model: PreTrainedModelWrapper) -> Callable:
+        """Inside what this gives, the PEFT model `model` is its own reference."""
+        if self.config.exact_v07:  # the base model, also where training starts from an adapter
+            return partial(without_adapter, model.pretrained_model)
+        return model.reference_adapter
+
+    @property
+    def _reference(self) -> Any:
+        return self.model if self._reference_is_adapter else self.ref_model
+
+    # --- the step --------------------------------------------------------------------------------------------
+
+    @PPODecorators.empty_device_cache()
+    def step(
+        self,
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
+        scores: list[torch.Tensor],
+        response_masks: Optional[list[torch.Tensor]] = None,
+    ) -> dict[str, Any]:
+        """One PPO update from a batch of scored responses (Schulman et al. 2017, algorithm 1, the update part).
+
+        Args:
+            queries: token ids, each [Q_i], any integer dtype
+            responses: token ids, each [R_i], as `generate(..., return_prompt=False)` gives them
+            scores: one finite number per sample: numbers, or tensors with one element
+            response_masks: each [R_i], 1 where a response token was written by the policy and counts, 0 where a
+                tool or template wrote it
+
+        Returns:
+            statistics: scalars as floats, small arrays as NumPy arrays, arrays with a value per token as tensors.
+            Every key with its formula stands in `trl_step.ppo.stats.STATS`.
+
+        Raises:
+            ValueError: an input is wrong, the model gives a log-prob or value that is not finite, or the returns are
+                too large for a loss in float32. The message names the list and the sample; weights, optimizer, KL
+                coefficient and random streams are untouched.
+        """
+        start = time.perf_counter()
+        PPODecorators.optimize_device_cache = bool(self.config.optimize_device_cache)
+
+        # 1. check and place the inputs
+        queries, responses, raw_scores, response_masks = self._step_safety_checker(
+            None, queries, responses, scores, response_masks
+        )
+        # 2. scores: scale, normalise, clip; the running moments are kept once nothing can fail any more
+        moments = copy.copy(self.running)
+        scored = self._shape_scores(raw_scores, moments)
+        # 3. roll forward: log-probs and values of policy and reference on the response tokens
+        timing, mark = {}, time.perf_counter()
+        rolled = self._roll_forward(queries, responses, response_masks)
+        timing["time/ppo/forward_pass"] = -mark + (mark := time.perf_counter())
+        # 4. per-token rewards, then advantages and returns
+        with torch.no_grad():
+            rewards, non_score_rewards, kls = self._token_rewards(scored, rolled)
+            timing["time/ppo/compute_rewards"] = -mark + (mark := time.perf_counter())
+            values, advantages, returns = self.compute_advantages(rolled.values, rewards, rolled.masks)
+            timing["time/ppo/compute_advantages"] = -mark + (mark := time.perf_counter())
+        rolled = rolled._replace(distributions=None)
+        rollout = Rollout(
+            queries,
+            responses,
+            rolled.inputs,
+            rolled.left_padded,
+            rolled.masks,
+            rolled.logprobs,
+            values,
+            advantages,
+            returns,
+        )
+        self._raise_together(rollout.out_of_range())
+        self.running = moments
+        self._push_if_best(scored)
+        # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
+        train_stats = run_epochs(self, rollout)
+        timing["time/ppo/optimize_step"] = -mark + (mark := time.perf_counter())
+        # 6. statistics, reduced over processes; KL controller; scheduler
+        stats = self.record_step_stats(
+            scores=scored,
+            logprobs=rolled.logprobs,
+            ref_logprobs=rolled.ref_logprobs,
+            non_score_reward=non_score_rewards,
+            train_stats=train_stats,
+            kl_coef=self.kl_ctl.value,
+            masks=rolled.masks,
+            queries=queries,
+            responses=responses,
+            kls=kls,
+        )
+        if self.is_distributed:
+            stats = self.gather_stats(stats)
+        stats = _readable(stats)
+        stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        timing["time/ppo/calc_stats"] = time.perf_counter() - mark
+        self.kl_ctl.update(stats["objective/kl"], int(self._reduce_sum(torch.tensor(float(len(queries))))))
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        timing["time/ppo/total"] = time.perf_counter() - start
+        return stats | timing
+
+    # --- stage 1: inputs -------------------------------------------------------------------------------------
+
+    def _step_safety_checker(
+        self,
+        batch_size: Optional[int],
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
+        scores: list[torch.Tensor],
+        masks: Optional[list[torch.Tensor]] = None,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, Optional[list[torch.Tensor]]]:
+        """Checked inputs on the device; `batch_size` is v0.7's and no longer limits the number of samples."""
+        pretrained = self.accelerator.unwrap_model(self.model).pretrained_model
+        vocab_size = pretrained.get_input_embeddings().num_embeddings
+        error: ValueError | None = None
+        inputs: Any = None
+        try:
+            inputs = check_step_inputs(queries, responses, scores, masks, vocab_size, self.current_device)
+            if self.is_encoder_decoder and not self.config.exact_v07:
+                inputs = with_decoder_start(inputs, getattr(pretrained.config, "decoder_start_token_id", None))
+        except ValueError as found:
+            error = found
+        self._raise_together(error)
+        return inputs.queries, inputs.responses, inputs.scores, inputs.response_masks
+
+    def _raise_together(self, error: Optional[ValueError]) -> None:
+        """Raise on every process if any process found an error, so that none waits for the others for ever."""
+        failed = float(self._reduce_sum(torch.tensor(float(error is not None), device=self.current_device)))
+        if error is not None:
+            raise error
+        if failed:
+            raise RuntimeError("another process refused its inputs to step; its message stands in its own output")
+
+    def prepare_model_inputs(
+        self, queries: list[torch.Tensor], responses: list[torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """Padded inputs of the model, each [B, S] int64.
+
+        `input_ids` and `attention_mask` of query and response joined; for an encoder-decoder model of the queries,
+        with `decoder_input_ids` and `decoder_attention_mask` of the responses.
+        """
+        if not self._custom_collator:
+            return self._layout.model_inputs(queries, responses)
+        if self.is_encoder_decoder:
+            decoder = {f"decoder_{key}": value for key, value in self._collate(responses).items()}
+            return {**self._collate(queries), **decoder}
+        return self._collate([torch.cat(pair) for pair in zip(queries, responses, strict=True)])
+
+    def _collate(self, sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        batch = self.data_collator([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in sequences])
+        return {key: batch[key].to(self.current_device) for key in ("input_ids", "attention_mask")}
+
+    # --- stage 2: scores -------------------------------------------------------------------------------------
+
+    def _shape_scores(self, scores: torch.Tensor, moments: RunningMoments) -> torch.Tensor:
+        config = self.config
+        # differs from v0.7: use_score_norm without use_score_scaling did nothing
+        use_norm = config.use_score_norm and (config.use_score_scaling or not config.exact_v07)
+        return shape_scores(scores, moments, config.use_score_scaling, use_norm, config.score_clip)
+
+    def _push_if_best(self, scores: torch.Tensor) -> None:
+        if not hasattr(self, "highest_reward"):
+            return
+        if self.compare_step % self.config.compare_steps == 0:
+            total, count = self._reduce_sum(torch.stack((scores.sum(), scores.new_tensor(len(scores)))))
+            mean = (total / count).cpu()
+            if mean > self.highest_reward:
+                self.highest_reward = mean
+                hub.push_without_failing(self)
+        self.compare_step += 1
+
+    # --- stage 3: roll forward -------------------------------------------------------------------------------
+
+    def _roll_forward(
+        self, queries: list[torch.Tensor], responses: list[torch.Tensor], response_masks: Optional[list[torch.Tensor]]
+    ) -> RolledForward:
+        inputs = dict(self.prepare_model_inputs(queries, responses))
+        full = self.config.kl_penalty == "full"
+        own_penalty = self._overrides("batched_forward_pass", "compute_rewards", "_kl_penalty")
+        with torch.no_grad():
+            roll = self._roll_full if full and not own_penalty else self._roll_pair
+            rolled = roll(queries, responses, inputs, response_masks)
+        self._raise_together(rolled.non_finite())
+        return rolled
+
+    def _roll_pair(
+        self,
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
+        inputs: dict[str, torch.Tensor],
+        response_masks: Optional[list[torch.Tensor]],
+    ) -> RolledForward:
+        """Policy, then reference; with all log-probs [B, T, V] only where a subclass makes its own of `full`."""
+        full = self.config.kl_penalty == "full"
+
+        def ask(model: Any) -> Any:
+            return self.batched_forward_pass(
+                model, queries, responses, inputs, return_logits=full, response_masks=response_masks
+            )
+
+        def distribution(logits: torch.Tensor) -> torch.Tensor:
+            return torch.log_softmax(logits.float() / self.config.temperature, dim=-1)
+
+        logprobs, logits, values, masks = ask(self.model)
+        with self.optional_peft_ctx():
+            ref_logprobs, ref_logits, _, _ = ask(self._reference)
+        return RolledForward(
+            inputs,
+            self._layout.is_left_padded(inputs),
+            masks,
+            logprobs.float(),
+            values.float(),
+            ref_logprobs.float(),
+            (distribution(logits), distribution(ref_logits)) if full else None,
+            divergence=None,
+        )
+
+    def _roll_full(
+        self,
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
+        inputs: dict[str, torch.Tensor],
+        response_masks: Optional[list[torch.Tensor]],
+    ) -> RolledForward:
+        """Both side by side, for the exact divergence."""
+        masks = self._layout.response_positions(queries, responses, inputs, response_masks)
+        with eval_mode(self.model), self.accelerator.autocast():
+            outputs = self._forward.with_divergence(
+                self.model, self._reference, self.optional_peft_ctx, inputs, masks, self.config.mini_batch_size
+            )
+        return RolledForward(
+            inputs,
+            self._layout.is_left_padded(inputs),
+            masks,
+            outputs.logprobs,
+            outputs.values,
+            outputs.ref_logprobs,
+            distributions=None,
+            divergence=outputs.divergence,
+        )
+
+    @PPODecorators.empty_device_cache()
+    def batched_forward_pass(
+        self,
+        model: PreTrainedModelWrapper,
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
+        model_inputs: Mapping[str, torch.Tensor],
+        return_logits: bool = False,
+        response_masks: Optional[list[torch.Tensor]] = None,
+    ) -> tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Run the model over padded inputs in mini-batches, dropout off.
+
+        Args:
+            queries, responses: what `model_inputs` was made of; their lengths place the response
+            model_inputs: as `prepare_model_inputs` makes them, each [B, S]
+            return_logits: keep the logits and fill every position; else only the counted ones are computed
+            response_masks: each [R_i]
+
+        Returns:
+            log-probs [B, T = S - 1] float32 of the next token; logits [B, T, V] or None; values [B, T]; and the mask
+            [B, T] int64 of the positions that predict a counted response token.
+        """
+        masks = self._layout.response_positions(queries, responses, model_inputs, response_masks)
+        with nullcontext() if self._training else eval_mode(model), self.accelerator.autocast():
+            outputs = self._forward.in_mini_batches(
+                model, model_inputs, masks, self.config.mini_batch_size, with_logits=return_logits
+            )
+        return *outputs, masks
+
+    # --- stage 4: rewards and advantages ---------------------------------------------------------------------
+
+    def compute_rewards(
+        self, scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, masks: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Per-token rewards: the KL penalty everywhere, the score on the last counted token.
+
+        Args:
+            scores: [B]
+            logprobs, ref_logprobs: [B, T], for `kl_penalty="full"` [B, T, V]
+            masks: [B, T]
+
+        Returns:
+            rewards, their part without the score, and the KL penalty in nats: each [B, T]
+        """
+        kls = torch.stack([self._kl_penalty(*pair) for pair in zip(logprobs, ref_logprobs, strict=True)])
+        return *token_rewards(scores, kls, masks, self.kl_ctl.value), kls
+
+    def _token_rewards(
+        self, scores: torch.Tensor, rolled: RolledForward
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if rolled.divergence is not None:
+            return *token_rewards(scores, rolled.divergence, rolled.masks, self.kl_ctl.value), rolled.divergence
+        seen = rolled.distributions or (rolled.logprobs, rolled.ref_logprobs)
+        return self.compute_rewards(scores, *seen, rolled.masks)
+
+    def _kl_penalty(self, logprob: torch.Tensor, ref_logprob: torch.Tensor) -> torch.Tensor:
+        """The penalty of one sample [T] from log-probs [T], for `full` [T, V]; see `trl_step.ppo.kl.kl_penalty`."""
+        return kl_penalty(logprob, ref_logprob, self.config.kl_penalty)
+
+    def compute_advantages(
+        self, values: torch.Tensor, rewards: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Masked values, whitened advantages and returns, each [B, T], from values, rewards and mask [B, T]."""
+        return advantages_and_returns(
+            values,
+            rewards,
+            mask,
+            self.config.gamma,
+            self.config.lam,
+            self.config.whiten_rewards,
+            # differs from v0.7: masked tokens took time, and whitened rewards leaked out of the padding
+            masked_steps_take_time=self.config.exact_v07,
+            reduce_sum=self._reduce_sum,
+        )
+
+    # --- stage 5: optimise -----------------------------------------------------------------------------------
+
+    @PPODecorators.empty_device_cache()
+    def train_minibatch(
+        self,
+        old_logprobs: torch.Tensor,
+        values: torch.Tensor,
+        logprobs: torch.Tensor,
+        logits: torch.Tensor,
+        vpreds: torch.Tensor,
+        mask: torch.Tensor,
+        advantages: torch.Tensor,
+        returns: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Backward of one mini-batch, and the optimizer's step where one is due.
+
+        Args:
+            logits: [b, T, V]; everything else [b, T]
+
+        Returns:
+            the statistics of `loss`
+        """
+        loss_p, loss_v, stats = self.loss(old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns)
+        if "policy/ratio" not in stats:
+            stats["policy/ratio"] = torch.exp(logprobs - old_logprobs).detach()
+        return self._update(loss_p + loss_v, stats, mask)
+
+    def _update(
+        self, loss: torch.Tensor, stats: dict[str, torch.Tensor], mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        skipped = self._updater.backward(loss, mean_over(stats["policy/ratio"], mask))
+        return _without_losses(stats) if skipped else stats
+
+    def loss(
+        self,
+        old_logprobs: torch.Tensor,
+        values: torch.Tensor,
+        logits: torch.Tensor,
+        vpreds: torch.Tensor,
+        logprobs: torch.Tensor,
+        mask: torch.Tensor,
+        advantages: torch.Tensor,
+        returns: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Policy loss, value loss times `vf_coef`, and statistics of a mini-batch.
+
+        Both losses are 0 where the mean ratio exceeds `ratio_threshold`; that `train_minibatch` then leaves the
+        weights alone is not this method's doing.
+
+        Args:
+            logits: [b, T, V], for the entropy; everything else [b, T]
+        """
+        config = self.config
+        policy = mean_over(policy_losses(logprobs, old_logprobs, advantages, config.cliprange).losses, mask)
+        value = mean_over(value_losses(vpreds, values, returns, config.cliprange_value).losses, mask)
+        with torch.no_grad():
+            entropy = entropy_from_logits(logits.float() / config.temperature)
+        stats = self._minibatch_statistics(logprobs, old_logprobs, vpreds, values, mask, advantages, returns, entropy)
+        if not bool(mean_over(stats["policy/ratio"], mask) <= config.ratio_threshold):
+            policy, value, stats = policy * 0.0, value * 0.0, _without_losses(stats)
+        return policy, config.vf_coef * value, stats
+
+    def _minibatch_statistics(
+        self,
+        logprobs: torch.Tensor,
+        old_logprobs: torch.Tensor,
+        vpreds: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        advantages: torch.Tensor,
+        returns: torch.Tensor,
+        entropy: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        config = self.config
+        return minibatch_statistics(
+            logprobs=logprobs.detach(),
+            old_logprobs=old_logprobs,
+            vpreds=vpreds.detach(),
+            values=values,
+            advantages=advantages,
+            returns=returns,
+            mask=mask,
+            entropy=entropy,
+            cliprange=config.cliprange,
+            cliprange_value=config.cliprange_value,
+            vf_coef=config.vf_coef,
+        )
+
+    def _early_stop(self, policykl: torch.Tensor) -> bool:
+        """Whether the policy moved too far for another epoch: policykl (0-d), averaged over processes, above
+        1.5 * target_kl."""
+        if not self.config.early_stopping:
+            return False
+        mean = float(self._reduce_sum(policykl.detach().float())) / self.accelerator.num_processes
+        if mean > 1.5 * self.config.target_kl:
+            self.optimizer.zero_grad()
+            return True
+        return False
+
+    # --- stage 6: statistics ---------------------------------------------------------------------------------
+
+    def record_step_stats(self, kl_coef: float, **data: Any) -> dict[str, Any]:
+        """Statistics of a step, over all processes; see `trl_step.ppo.stats.STATS`.
+
+        Args:
+            kl_coef: the coefficient that the step used
+            data: `scores` [B]; `logprobs`, `ref_logprobs`, `non_score_reward`, `kls`, `masks` [B, T]; `queries`,
+                `responses`; `train_stats`: a dictionary of [mini-batches, 1] and [1, n] tensors
+        """
+        train_stats = data.pop("train_stats")
+        stats = rollout_statistics(kl_coef=kl_coef, reduce_sum=self._reduce_sum, **data)
+        if float(stats["objective/kl"]) < -1.0:
+            warnings.warn(
+                f"the KL divergence to the reference is {float(stats['objective/kl']):.2f}, and a divergence cannot be "
+                "negative: the responses were probably not sampled from the policy as it is (temperature, top_k, "
+                "top_p, another model, dropout)",
+                stacklevel=3,
+            )
+        for key, value in train_stats.items():
+            stats[f"ppo/{key}"] = value.float().mean(dim=0)
+        stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / stats["ppo/returns/var"]
+        return stats
+
+    def gather_stats(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """The mean over processes of every tensor with one element; arrays stay those of this process."""
+        # an array of one sample is an array still: other processes may have more
+        arrays = {stat.key for stat in STATS if stat.shape != "scalar"}
+        names = [k for k, v in stats.items() if isinstance(v, torch.Tensor) and v.numel() == 1 and k not in arrays]
+        packed = torch.stack([stats[key].detach().float().flatten()[0].to(self.current_device) for key in names])
+        means = self._reduce_sum(packed) / self.accelerator.num_processes
+        return {**stats, **dict(zip(names, means, strict=True))}
+
+    def _reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not self.is_distributed:
+            return tensor
+        return self.accelerator.reduce(tensor.to(self.current_device), reduction="sum")
+
+    def _reduce_max(self, number: int) -> int:
+        if not self.is_distributed:
+            return number
+        return int(self.accelerator.gather(torch.tensor([number], device=self.current_device)).max())
+
+    def log_stats(
+        self,
+        stats: dict[str, Any],
+        batch: dict[str, Any],
+        rewards: list[torch.Tensor],
+        columns_to_log: Iterable[str] = ("query", "response"),
+    ) -> None:
+        """Write a step's statistics, the rewards, and a table of samples to the tracker.
+
+        Args:
+            stats: what `step` returned
+            batch: columns, each with one entry per sample
+            rewards: [B]
+            columns_to_log: columns of `batch` that the sample table shows
+
+        Raises:
+            ValueError: a column that `batch` does not have, or one of another length than the rewards.
+        """
+        trackers.log_step(self, stats, batch, rewards, tuple(columns_to_log))
+
+    # --- saving ----------------------------------------------------------------------------------------------
+
+    def create_model_card(self, path: str, model_name: Optional[str] = "TRL Model") -> None:
+        """Write README.md into `path`: what the model is and how to load it. Needs no network."""
+        hub.write_model_card(path, model_name or "TRL Model", self.config)
+
+    def _save_pretrained(self, save_directory: str) -> None:
+        self.accelerator.unwrap_model(self.model).save_pretrained(save_directory)
+        self.tokenizer.save_pretrained(save_directory)
+        self.create_model_card(save_directory)
+
+    def save_pretrained(self, save_directory: str, **push_kwargs: Any) -> None:
+        """Save policy, value head, tokenizer and model card; `push_to_hub=True` and `repo_id` push them as well."""
+        hub.save(self, save_directory, **push_kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload what `save_pretrained` writes; the address of the commit. `kwargs`: see `hub.push`."""
+        return hub.push(self, repo_id, **kwargs)
+
+
+def _without_losses(stats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Statistics of a skipped mini-batch: its losses count as 0."""
+    return {key: torch.zeros_like(value) if key.startswith("loss/") else value for key, value in stats.items()}
+
+
+def _readable(stats: dict[str, Any]) -> dict[str, Any]:
+    """Scalars as floats, small arrays as NumPy; what holds a value per token stays a tensor until it is read."""
+    heavy = {
+        key: value.detach()
+        for key, value in stats.items()
+        if isinstance(value, torch.Tensor)
+        and key in ("objective/logprobs", "objective/ref_logprobs", "ppo/policy/advantages", "ppo/policy/ratio")
+    }
+    return convert_to_scalar(stats_to_np({key: v for key, v in stats.items() if key not in heavy})) | heavy

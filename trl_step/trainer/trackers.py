@@ -1,0 +1,110 @@
+"""Writing a run to trackers: start them, and log one step."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from trl_step.ppo.stats import mean_and_std
+from trl_step.trainer.ppo_config import PPOConfig
+
+
+def start(accelerator: Accelerator, config: PPOConfig) -> None:
+    """Open the trackers named in `config.log_with`, with the settings as the run's hyperparameters."""
+    if not config.trackers:
+        return
+    settings: dict[str, Any] = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str, bool))}
+    if "tensorboard" not in config.trackers:
+        settings = {"trl_ppo_trainer_config": config.to_dict()}
+    accelerator.init_trackers(config.tracker_project_name, config=settings, init_kwargs=config.tracker_kwargs)
+
+
+def log_step(
+    trainer: Any, stats: dict[str, Any], batch: dict[str, Any], rewards: Any, columns: tuple[str, ...]
+) -> None:
+    """Log `stats`, the rewards of all processes, and a table of samples; see `PPOTrainer.log_stats`."""
+    accelerator: Accelerator = trainer.accelerator
+    own = _reward_vector(rewards, trainer.current_device)
+    with_table = bool(trainer.config.trackers) and _has_columns(batch, columns)
+    gathered = _gather(own, trainer.is_distributed)
+    table = {name: _gather(list(batch[name]), trainer.is_distributed) for name in columns} if with_table else {}
+    for name, column in table.items():
+        if len(column) != len(gathered):
+            raise ValueError(
+                f"log_stats: column {name!r} has {len(column)} entries, but there are {len(gathered)} rewards"
+            )
+    if not accelerator.is_main_process:
+        return
+    everyone = torch.tensor(gathered, dtype=torch.float32)
+    mean, std = mean_and_std(everyone)
+    logs: dict[str, Any] = {
+        **{k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.bfloat16 else v for k, v in stats.items()},
+        "env/reward_mean": float(mean),
+        "env/reward_std": float(std),
+        "env/reward_dist": everyone.numpy(),
+    }
+    trainer.current_step += 1
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb":
+            tracker.log(logs | _wandb_table(table, gathered))
+        else:
+            tracker.log({k: v for k, v in logs.items() if isinstance(v, (int, float))}, step=trainer.current_step)
+            _tensorboard_extras(tracker, logs, table, gathered, trainer.current_step)
+
+
+def _has_columns(batch: dict[str, Any], columns: tuple[str, ...]) -> bool:
+    """Whether a table can be made; a batch with none of the columns is told about, one with some is an error."""
+    missing = [name for name in columns if name not in batch]
+    if missing and len(missing) < len(columns):
+        raise ValueError(f"log_stats: columns {missing} are not in the batch, which has {sorted(batch)}")
+    if missing:
+        warnings.warn(
+            f"log_stats: the batch has none of the columns {list(columns)}, so no table of samples is logged",
+            UserWarning,
+            stacklevel=4,
+        )
+    return bool(columns) and not missing
+
+
+def _reward_vector(rewards: Any, device: torch.device) -> torch.Tensor:
+    if isinstance(rewards, torch.Tensor):
+        return rewards.detach().float().flatten().to(device)
+    return torch.tensor([float(reward) for reward in rewards], dtype=torch.float32, device=device)
+
+
+def _gather(column: Any, distributed: bool) -> list[Any]:
+    items = column.tolist() if isinstance(column, torch.Tensor) else column
+    return gather_object(items) if distributed else items
+
+
+def _wandb_table(table: dict[str, list[Any]], rewards: list[float]) -> dict[str, Any]:
+    if not table:
+        return {}
+    import wandb
+
+    rows = [list(row) for row in zip(*table.values(), rewards, strict=True)]
+    return {"game_log": wandb.Table(columns=[*table, "reward"], rows=rows)}
+
+
+def _tensorboard_extras(
+    tracker: Any, logs: dict[str, Any], table: dict[str, list[Any]], rewards: list[float], step: int
+) -> None:
+    """Histograms of the small arrays, and the table of samples as Markdown text."""
+    if tracker.name != "tensorboard":
+        return
+    for key, value in logs.items():
+        if getattr(value, "ndim", 0) == 1 and not isinstance(value, torch.Tensor):
+            tracker.writer.add_histogram(key, value, step)
+    if table:
+        header = [*table, "reward"]
+        rows = zip(*table.values(), (f"{reward:.3f}" for reward in rewards), strict=True)
+        lines = [header, ["---"] * len(header), *(map(_markdown_cell, row) for row in rows)]
+        tracker.writer.add_text("game_log", "\n".join("| " + " | ".join(line) + " |" for line in lines), step)
+
+
+def _markdown_cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,129 @@
+"""One optimizer step: accumulate mini-batches, skip the bad ones, clip, step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trl_step.trainer.ppo_config import PPOConfig
+
+
+class Updater:
+    """Owns the path from a mini-batch's loss to the weights.
+
+    A mini-batch that is skipped leaves no trace: it adds no gradient, and where a whole backward batch is skipped the
+    optimizer does not step, so weights and optimizer state stay bit-identical on every process.
+
+    Args:
+        accelerator: for backward, clipping and the agreement of processes
+        model: the prepared policy
+        optimizer: the prepared optimizer
+        parameters: what the gradient norm is taken over
+        config: read at every update, so that a script may change it on the way: `max_grad_norm`, the upper bound of
+            that norm; `ratio_threshold`: a mini-batch whose mean ratio is above this, or is not a number, is skipped;
+            `exact_v07`: do what release 0.7 did: a skipped mini-batch has a zero loss, and the optimizer steps on it
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: Any,
+        optimizer: Any,
+        parameters: list[torch.nn.Parameter],
+        config: PPOConfig,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.optimizer = optimizer
+        self.parameters = parameters
+        self.config = config
+        self.skipped = 0
+        self._weight = 1.0
+        self._last = True
+        self._has_gradient = False
+
+    @contextmanager
+    def minibatch(self, weight: float, last: bool) -> Iterator[None]:
+        """Surrounds forward and backward of one mini-batch.
+
+        Args:
+            weight: factor on the mini-batch's mean loss, so that the sum over a backward batch, and the mean over
+                processes, is the loss that was asked for
+            last: the optimizer steps behind this one
+        """
+        self._weight, self._last = weight, last
+        # processes exchange gradients only behind the last mini-batch
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            try:
+                yield
+            finally:
+                self._weight, self._last = 1.0, True
+
+    def backward(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> bool:
+        """Add the gradient of `loss` (0-d, a mean over this process's tokens) and step if it is time.
+
+        Args:
+            mean_ratio: 0-d, of this process's counted tokens
+
+        Returns:
+            whether the mini-batch was skipped, the same on all processes
+
+        Raises:
+            ValueError: the loss is not finite though the ratio is; weights and optimizer are untouched.
+        """
+        skip = self._verdict(loss.detach(), mean_ratio.detach())
+        if skip:
+            self.skipped += 1
+            warnings.warn(
+                f"a mini-batch's mean ratio {float(mean_ratio):.4g} exceeds "
+                f"ratio_threshold={self.config.ratio_threshold:g} (on this or another process): it is skipped",
+                stacklevel=3,
+            )
+        if self.config.exact_v07:
+            self._backward(loss * (0.0 if skip else self._weight))
+            self._has_gradient = True
+        else:
+            if not skip:
+                self._backward(loss * self._weight)
+                self._has_gradient = True
+            elif self._last and self._has_gradient and self.accelerator.num_processes > 1:
+                # the processes still owe each other the earlier gradients; 0 times this loss could be NaN
+                self._backward(torch.stack([(p * 0.0).sum() for p in self.parameters]).sum())
+        if self._last:
+            self._step()
+        return skip
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        # `Accelerator.backward` divides by a number of accumulation steps that the trainer does not use
+        self.accelerator.backward(loss * self.accelerator.gradient_accumulation_steps)
+
+    def _verdict(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> bool:
+        if self.config.exact_v07:
+            return bool(mean_ratio > self.config.ratio_threshold)
+        skip = ~(mean_ratio <= self.config.ratio_threshold)  # a ratio that is not a number fails every comparison
+        broken = ~skip & ~torch.isfinite(loss)
+        flags = torch.stack((skip, broken)).to(torch.float32)
+        if self.accelerator.num_processes > 1:
+            flags = self.accelerator.reduce(flags, reduction="sum")
+        some_skip, some_broken = (bool(flag) for flag in flags.tolist())
+        if some_broken and not some_skip:
+            self.optimizer.zero_grad()
+            self._has_gradient = False
+            raise ValueError(
+                f"the loss of a mini-batch is {float(loss)}, before it could reach the weights; the scores, values or "
+                "returns are too large for float32: scale the scores (use_score_scaling, score_clip)"
+            )
+        return some_skip
+
+    def _step(self) -> None:
+        if self._has_gradient:
+            if self.config.max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._has_gradient = False

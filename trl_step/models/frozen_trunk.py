@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from trl_step.models.inner_model import decoder_backbone, plain_model
+from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
 
 logger = logging.getLogger(__name__)
 
@@ -130,14 +130,11 @@ def _layers(model: nn.Module) -> list[nn.Module] | None:
     return list(found[0]) if len(found) == 1 else None
 
 
-def _probe_ids(model: nn.Module) -> torch.Tensor:
-    return torch.tensor(PROBE_IDS, device=plain_model(model).get_input_embeddings().weight.device)
-
-
 def _run(model: nn.Module) -> torch.Tensor:
-    base = plain_model(model)
-    backbone = decoder_backbone(model)
-    return backbone(input_ids=_probe_ids(base), use_cache=False)[0]  # type: ignore[misc]
+    """Logits of three tokens, through whatever adapter is around the model: a trained prompt must not go unseen."""
+    ids = torch.tensor(PROBE_IDS, device=plain_model(model).get_input_embeddings().weight.device)
+    options = {"use_cache": False} if takes_argument(model, "use_cache") else {}
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits
 
 
 def _deepest_frozen(model: nn.Module, layers: list[nn.Module]) -> TrunkCut | None:
@@ -191,38 +188,41 @@ class FrozenTrunk:
     """
 
     def __init__(self, policy: nn.Module, reference: nn.Module, as_reference: Callable[[], Any]) -> None:
-        self._cuts: dict[str, TrunkCut | None] = {"policy": find_cut(policy), "reference": None}
-        if self._cuts["policy"] is not None:
-            self._cuts["reference"] = same_bottom(policy, reference, self._cuts["policy"], as_reference)
+        cut = find_cut(policy)
+        shared = None if cut is None else same_bottom(policy, reference, cut, as_reference)
+        self._cuts = {"policy": cut, "reference": shared}
         self.states: torch.Tensor | None = None
         """[B, S, D] once the first pass is through"""
 
-    def __bool__(self) -> bool:
-        return self._cuts["policy"] is not None
-
     @contextmanager
-    def around(self, who: str, part: torch.Tensor, columns: slice, shape: torch.Size) -> Iterator[None]:
-        """One forward pass without gradients: the policy's is recorded, the reference's resumes it.
+    def policy(self, part: torch.Tensor, columns: slice, shape: torch.Size) -> Iterator[None]:
+        """A pass of the policy over a mini-batch, recorded.
 
         Args:
-            who: "policy" or "reference"
-            part: samples of the mini-batch [b]
+            part: its samples [b]
             columns: of S, the positions that it was trimmed to
             shape: [B, S] of the whole batch
         """
-        cut = self._cuts[who]
+        cut = self._cuts["policy"]
         if cut is None:
             yield
-        elif who == "reference" and self.states is not None:
+            return
+        seen: list[torch.Tensor] = []
+        with recording(cut, seen):
+            yield
+        if self.states is None:
+            self.states = seen[0].new_zeros(*shape, seen[0].shape[-1])
+        self.states[part, columns] = seen[0]
+
+    @contextmanager
+    def reference(self, part: torch.Tensor, columns: slice, shape: torch.Size) -> Iterator[None]:
+        """A pass of the reference over the same mini-batch, behind the policy's; on its states if they are the same."""
+        cut = self._cuts["reference"]
+        if cut is None or self.states is None:
+            yield
+        else:
             with resuming(cut, self.states[part][:, columns]):
                 yield
-        else:
-            seen: list[torch.Tensor] = []
-            with recording(cut, seen):
-                yield
-            if self.states is None:
-                self.states = seen[0].new_zeros(*shape, seen[0].shape[-1])
-            self.states[part, columns] = seen[0]
 
     @contextmanager
     def training(self, states: torch.Tensor | None) -> Iterator[None]:

@@ -7,20 +7,19 @@ In this file `n` is the number of rows of one such batch and `W` its padded widt
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from trl_step.core import free_device_cache
+from trl_step.models.row_ends import Criterion, RowEnds
 
 DEFAULT_NEW_TOKENS = 20
 """What transformers generates when no length is given at all; used to estimate the size of a batch."""
-
-Criterion = Callable[..., Any]
 
 
 @contextmanager
@@ -162,7 +161,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
 
 
-def _ranks_stay_in_step(model: torch.nn.Module, generation_kwargs: dict[str, Any]) -> bool:
+def _ranks_stay_in_step(model: torch.nn.Module, generation_kwargs: Mapping[str, Any]) -> bool:
     """Whether the weights are spread over processes, so that every rank must run equally many forwards.
 
     Then batches are cut by count alone: ranks with equally many queries make equally many batches.
@@ -232,15 +231,12 @@ class _Options(NamedTuple):
     ) -> _Options:
         arguments = dict(generation_kwargs)
         given = arguments.pop("generation_config", None)
-        own = _generation_config(model)
         stop_strings = arguments.pop("stop_strings", None) or getattr(given, "stop_strings", None)
         criteria = list(arguments.pop("stopping_criteria", None) or [])
         if stop_strings:
             criteria.append(_stop_string_criterion(stop_strings, arguments.get("tokenizer")))
+        eos_ids = all_eos_ids(model, eos_token_ids, generation_kwargs)
         asked = arguments.pop("eos_token_id", None)
-        eos_ids = _as_ids(
-            eos_token_ids, getattr(own, "eos_token_id", None), getattr(given, "eos_token_id", None), asked
-        )
         # with the tail kept, the caller's own choice has to reach the model, "no end" (-1) included
         eos_for_model = eos_ids if asked is None or remove_padding else _as_ids(asked) or [-1]
         config = None
@@ -279,9 +275,14 @@ class _Options(NamedTuple):
         return limits
 
 
-def _generation_config(model: torch.nn.Module) -> GenerationConfig | None:
-    base = getattr(model, "pretrained_model", model)
-    return getattr(base, "generation_config", None)
+def all_eos_ids(
+    model: torch.nn.Module | None, eos_token_ids: Collection[int], generation_kwargs: Mapping[str, Any]
+) -> list[int]:
+    """Every id that ends an answer: `eos_token_ids` (the tokenizer's), the model's generation config's, the call's."""
+    own = getattr(getattr(model, "pretrained_model", model), "generation_config", None)
+    given = generation_kwargs.get("generation_config")
+    asked = generation_kwargs.get("eos_token_id")
+    return _as_ids(eos_token_ids, getattr(own, "eos_token_id", None), getattr(given, "eos_token_id", None), asked)
 
 
 def _as_ids(*sources: Any) -> list[int]:
@@ -307,7 +308,7 @@ def _stop_string_criterion(stop_strings: Any, tokenizer: Any) -> Criterion:
 
 
 def _check_arguments(
-    queries: Sequence[torch.Tensor], batch_size: int, token_budget: int, generation_kwargs: dict[str, Any]
+    queries: Sequence[torch.Tensor], batch_size: int, token_budget: int, generation_kwargs: Mapping[str, Any]
 ) -> None:
     if batch_size < 1 or token_budget < 1:
         raise ValueError(f"batch_size={batch_size} and token_budget={token_budget} must be at least 1")
@@ -323,37 +324,6 @@ def _check_arguments(
 
 
 # --- one batch -------------------------------------------------------------------------------------------------
-
-
-class RowEnds(StoppingCriteria):
-    """Ends each row at its own limit, asks the caller's criteria, and remembers where they ended a row.
-
-    `stopped` [n] int64: new tokens of a row when a criterion of the caller first said stop; a very large number
-    where none did. It stays out of the way of beam search, whose rows are not the batch's rows.
-    """
-
-    def __init__(
-        self,
-        limits: Sequence[int] | None,
-        rows: int,
-        prompt_width: int,
-        criteria: Sequence[Criterion],
-        device: torch.device,
-    ) -> None:
-        self.criteria = criteria
-        self.prompt_width = prompt_width
-        self.limits = None if limits is None else torch.tensor(limits, device=device)
-        self.stopped = torch.full((rows,), torch.iinfo(torch.long).max, device=device)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        for criterion in self.criteria:
-            done = done | torch.as_tensor(criterion(input_ids, scores, **kwargs), device=done.device)
-        if len(done) != len(self.stopped):
-            return done
-        new_tokens = input_ids.shape[1] - self.prompt_width
-        self.stopped = torch.where(done, self.stopped.clamp(max=new_tokens), self.stopped)
-        return done if self.limits is None else done | (self.limits <= new_tokens)
 
 
 def _sample_batch(

@@ -42,29 +42,14 @@ def _read_plain_names(wrapper: Any, state: dict[str, Any], prefix: str, *_: Any)
 
 
 def _report_plain_names(wrapper: Any, incompatible: Any) -> None:
-    """Take out of the missing names what a checkpoint leaves out with good reason, and give the rest plain names."""
-    ours = [name for name in incompatible.missing_keys if WRAPPED in name]
-    missing = {name.split(WRAPPED, 1)[1] for name in ours}
-    excused = (_not_written(wrapper) & missing) | _tied_to_present(wrapper, missing)
+    """Plain names in the report, without the base weights that are never written."""
+    hidden = _not_written(wrapper)
     for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
-        keys[:] = [
-            name.replace(WRAPPED, "", 1)
-            for name in keys
-            if WRAPPED not in name or name.split(WRAPPED, 1)[1] not in excused
-        ]
+        keys[:] = [name.replace(WRAPPED, "", 1) for name in keys if name.partition(WRAPPED)[2] not in hidden]
 
 
 def _not_written(wrapper: Any) -> set[str]:
     return frozen_base_names(wrapper.pretrained_model) if wrapper.is_peft_model else set()
-
-
-def _tied_to_present(wrapper: Any, missing: set[str]) -> set[str]:
-    """Of the missing names those that share their tensor with one that is there: safetensors writes it once."""
-    if not missing:
-        return set()
-    tensors = wrapper.pretrained_model.state_dict(keep_vars=True)
-    present = {id(tensor) for name, tensor in tensors.items() if name not in missing}
-    return {name for name in missing if id(tensors.get(name)) in present}
 
 
 def split_state(

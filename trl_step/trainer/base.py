@@ -11,7 +11,7 @@ class BaseTrainer:
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def step(self, *args: Any) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """One update from the outcome of a rollout."""
         raise NotImplementedError(f"{type(self).__name__} must implement step")
 

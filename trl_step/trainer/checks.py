@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_step.trainer.forward import SUPPORTED_ARCHITECTURES
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.rolling import Given
 
 
 def check_arguments(
@@ -155,6 +156,23 @@ def _masks(masks: Sequence[Any], responses: list[torch.Tensor]) -> list[torch.Te
             raise ValueError(f"response_masks[{i}] masks every token of its response; drop the sample")
         checked.append(mask.to(torch.int64))
     return checked
+
+
+def check_given(given: Given, counts: Sequence[int]) -> None:
+    """Raise a `ValueError` unless each list that is given has one floating-point tensor per sample, of `counts[i]`."""
+    for name, items in given._asdict().items():
+        if items is None:
+            continue
+        _check_lists({"responses": [None] * len(counts), name: items})
+        for i, (item, count) in enumerate(zip(items, counts, strict=True)):
+            if not isinstance(item, torch.Tensor) or not item.is_floating_point() or item.device.type == "meta":
+                kind = item.dtype if isinstance(item, torch.Tensor) else type(item).__name__
+                raise ValueError(f"{name}[{i}] must be a floating-point tensor, got {kind}")
+            if item.shape != (count,):
+                raise ValueError(
+                    f"{name}[{i}] has shape {tuple(item.shape)}, but the model predicts {count} tokens of "
+                    f"responses[{i}]; give one number for each"
+                )
 
 
 def with_decoder_start(inputs: StepInputs, start: int | None) -> StepInputs:

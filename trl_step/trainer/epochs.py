@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ from trl_step.core import WANDB_PADDING, stack_dicts
 from trl_step.ppo.batch import mini_batches
 from trl_step.ppo.loss import mean_over, minibatch_weights, policy_loss_gradient, value_losses
 from trl_step.ppo.stats import ARRAYS, join_minibatch_statistics
+from trl_step.ppo.token_logprobs import LogprobGradient
 from trl_step.trainer.modes import training_without_dropout
 from trl_step.trainer.rollout import Rollout
 
@@ -90,6 +91,13 @@ def _train_fused(trainer: PPOTrainer, batch: Rollout) -> Stats:
     def gradient_of(rows: slice, logprobs: torch.Tensor) -> torch.Tensor:
         return policy_loss_gradient(logprobs, old[rows], advantages[rows], config.cliprange) / count
 
+    # the backward pass runs inside as well: a checkpointed layer asks for the same hidden states again
+    with nullcontext() if batch.trunk is None else batch.trunk.training(batch.trunk_states):
+        return _forward_backward(trainer, batch, gradient_of)
+
+
+def _forward_backward(trainer: PPOTrainer, batch: Rollout, gradient_of: LogprobGradient) -> Stats:
+    config = trainer.config
     with trainer.accelerator.autocast():
         outputs = trainer._forward.chosen(trainer.model, batch.inputs, batch.masks, batch.left_padded, gradient_of)
     assert outputs.entropy is not None  # follows from `gradient_of`; for the type checker

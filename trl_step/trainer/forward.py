@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
+from trl_step.models.frozen_trunk import FrozenTrunk
 from trl_step.models.modeling_base import PreTrainedModelWrapper
 from trl_step.models.modeling_value_head import (
     AutoModelForCausalLMWithValueHead,
@@ -63,6 +65,14 @@ class _HeadAccess(NamedTuple):
     """the model's forward knows the argument `rows`"""
     head: OutputHead | None
     """None: the head is no plain product, the model's own code computes the logits"""
+
+
+Around = Callable[[torch.Tensor, slice, torch.Size], AbstractContextManager[None]]
+"""(samples of the mini-batch, its columns of S, [B, S]) -> what surrounds its forward pass"""
+
+
+def _nothing_around(*_: Any) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class TokenForward:
@@ -159,12 +169,22 @@ class TokenForward:
         )
 
     def in_mini_batches(
-        self, model: Any, inputs: Inputs, masks: torch.Tensor, size: int, with_logits: bool = False
+        self,
+        model: Any,
+        inputs: Inputs,
+        masks: torch.Tensor,
+        size: int,
+        with_logits: bool = False,
+        around: Around = _nothing_around,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Log-probs [B, T], logits [B, T, V] (only `with_logits`) and values [B, T] of a whole batch.
 
         Without logits, and where no gradient is wanted, samples are visited by length: long ones share a mini-batch
         with long ones, and each is padded to its own longest.
+
+        Args:
+            size: samples of a mini-batch
+            around: surrounds each mini-batch's pass, see `FrozenTrunk.policy`
         """
         left_padded = self.layout.is_left_padded(inputs)
         order = torch.arange(len(masks))
@@ -182,7 +202,8 @@ class TokenForward:
             else:
                 own, predicted = self.layout.trim(own, left_padded)
                 columns = columns[predicted]
-                part_logprobs, part_values, *_ = self.chosen(model, own, masks[part][:, predicted], left_padded)
+                with around(part, _columns(predicted), self._shape(inputs)):
+                    part_logprobs, part_values, *_ = self.chosen(model, own, masks[part][:, predicted], left_padded)
             block = (part.unsqueeze(1), columns.unsqueeze(0))
             logprobs = logprobs.index_put(block, part_logprobs)
             values = values.index_put(block, part_values.float())
@@ -196,12 +217,14 @@ class TokenForward:
         inputs: Inputs,
         masks: torch.Tensor,
         size: int,
+        trunk: FrozenTrunk,
     ) -> FullOutputs:
         """Policy and reference side by side, for the exact divergence: mini-batch by mini-batch, chunk by chunk.
 
         Args:
             as_reference: context manager in which `reference` is asked
             size: samples of a mini-batch
+            trunk: records the policy's passes, and serves the reference's
         """
         left_padded = self.layout.is_left_padded(inputs)
         order = torch.argsort(self.layout.predicted_ids(inputs)[1].sum(dim=1), descending=True, stable=True)
@@ -210,8 +233,10 @@ class TokenForward:
             own, predicted = self.layout.trim({key: value[part] for key, value in inputs.items()}, left_padded)
             chosen = masks[part][:, predicted].bool()
             labels = self.layout.predicted_ids(own)[0][:, 1:][chosen]
-            rows, values = self._rows(policy, own, chosen, left_padded)
-            with as_reference():
+            place = (part, _columns(predicted), self._shape(inputs))
+            with trunk.policy(*place):
+                rows, values = self._rows(policy, own, chosen, left_padded)
+            with as_reference(), trunk.reference(*place):
                 ref_rows, _ = self._rows(reference, own, chosen, left_padded)
             flat = _divergence(rows, ref_rows, labels, self.temperature)
             columns = torch.arange(masks.shape[1], device=masks.device)[predicted]
@@ -234,6 +259,9 @@ class TokenForward:
             head=lambda hidden, embedding: (hidden, embedding.weight),
         )
         return _Rows(hidden, access.head._replace(weight=weight)), values
+
+    def _shape(self, inputs: Inputs) -> torch.Size:
+        return self.layout.predicted_ids(inputs)[0].shape
 
     def _chosen_logits(
         self, model: Any, access: _HeadAccess, inputs: Inputs, chosen: torch.Tensor, left_padded: bool
@@ -258,6 +286,11 @@ class TokenForward:
             return rows.logprobs, rows.entropy, rows.anchor
 
         return rows_to_logprobs
+
+
+def _columns(predicted: slice) -> slice:
+    """The columns of S that predicted positions of T come from: one more than they are."""
+    return slice(predicted.start, predicted.stop + 1)
 
 
 def _divergence(rows: _Rows, ref_rows: _Rows, labels: torch.Tensor, temperature: float) -> Divergence:

@@ -77,16 +77,20 @@ class Layout:
         attention_mask = self.predicted_ids(inputs)[1]
         if not self.is_encoder_decoder:
             skipped = [len(query) - 1 for query in queries]
-            counted = [len(response) for response in responses]
+            counted = [self.predicted_count(response) for response in responses]
             return counted_positions(attention_mask, skipped, counted, response_masks)
         if self.exact_v07:
             return _decoder_positions_of_v07(attention_mask, response_masks)
-        # the decoder's start token is given; differs from v0.7: the first token behind it was left out as well
-        counted = [len(response) - 1 for response in responses]
+        # differs from v0.7: the first token behind the decoder's start token was left out as well
+        counted = [self.predicted_count(response) for response in responses]
         if response_masks is not None:
             # entry i of a mask belongs to token i of the response, which position i - 1 predicts
             response_masks = [mask[1:] for mask in response_masks]
         return counted_positions(attention_mask, [0] * len(responses), counted, response_masks)
+
+    def predicted_count(self, response: torch.Tensor) -> int:
+        """Tokens of a response that the model predicts: all, or all behind the decoder's start token."""
+        return len(response) - 1 if self.is_encoder_decoder else len(response)
 
     def may_trim(self, left_padded: bool) -> bool:
         """Whether unused columns may go without changing a number."""

@@ -27,12 +27,13 @@ from trl_step.ppo.stats import STATS, rollout_statistics
 from trl_step.trainer import hub, trackers
 from trl_step.trainer.accelerate_state import detach, make_accelerator
 from trl_step.trainer.base import BaseTrainer
-from trl_step.trainer.checks import check_arguments, check_step_inputs, with_decoder_start
+from trl_step.trainer.checks import check_arguments, check_given, check_step_inputs, with_decoder_start
 from trl_step.trainer.epochs import run_epochs
 from trl_step.trainer.forward import TokenForward
 from trl_step.trainer.layout import Layout
 from trl_step.trainer.modes import eval_mode
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.rolling import Given, roll_forward
 from trl_step.trainer.rollout import RolledForward, Rollout
 from trl_step.trainer.sampling import eos_token_ids, warn_of_truncated_sampling
 from trl_step.trainer.update import Updater
@@ -315,6 +316,10 @@ class PPOTrainer(BaseTrainer):
         responses: list[torch.Tensor],
         scores: list[torch.Tensor],
         response_masks: Optional[list[torch.Tensor]] = None,
+        *,
+        old_logprobs: Optional[list[torch.Tensor]] = None,
+        ref_logprobs: Optional[list[torch.Tensor]] = None,
+        values: Optional[list[torch.Tensor]] = None,
     ) -> dict[str, Any]:
         """One PPO update from a batch of scored responses (Schulman et al. 2017, algorithm 1, the update part).
 
@@ -324,6 +329,9 @@ class PPOTrainer(BaseTrainer):
             scores: one finite number per sample: numbers, or tensors with one element
             response_masks: each [R_i], 1 where a response token was written by the policy and counts, 0 where a
                 tool or template wrote it
+            old_logprobs, ref_logprobs, values: what you already have, each a list of [R_i], one number per response
+                token: log-probs by the policy that sampled and by the reference, and values of the policy. What is
+                given is not computed again (`kl_penalty="full"` needs both models all the same)
 
         Returns:
             statistics: scalars as floats, small arrays as NumPy arrays, arrays with a value per token as tensors.
@@ -338,21 +346,23 @@ class PPOTrainer(BaseTrainer):
         PPODecorators.optimize_device_cache = bool(self.config.optimize_device_cache)
 
         # 1. check and place the inputs
+        given = Given(old_logprobs, ref_logprobs, values)
         queries, responses, raw_scores, response_masks = self._step_safety_checker(
-            None, queries, responses, scores, response_masks
+            None, queries, responses, scores, response_masks, given
         )
         # 2. scores: scale, normalise, clip; the running moments are kept once nothing can fail any more
         moments = copy.copy(self.running)
         scored = self._shape_scores(raw_scores, moments)
         # 3. roll forward: log-probs and values of policy and reference on the response tokens
         timing, mark = {}, time.perf_counter()
-        rolled = self._roll_forward(queries, responses, response_masks)
+        rolled = roll_forward(self, queries, responses, response_masks, given)
+        self._raise_together(rolled.non_finite())
         timing["time/ppo/forward_pass"] = -mark + (mark := time.perf_counter())
         # 4. per-token rewards, then advantages and returns
         with torch.no_grad():
             rewards, non_score_rewards, kls = self._token_rewards(scored, rolled)
             timing["time/ppo/compute_rewards"] = -mark + (mark := time.perf_counter())
-            values, advantages, returns = self.compute_advantages(rolled.values, rewards, rolled.masks)
+            old_values, advantages, returns = self.compute_advantages(rolled.values, rewards, rolled.masks)
             timing["time/ppo/compute_advantages"] = -mark + (mark := time.perf_counter())
         rolled = rolled._replace(distributions=None)
         rollout = Rollout(
@@ -362,9 +372,11 @@ class PPOTrainer(BaseTrainer):
             rolled.left_padded,
             rolled.masks,
             rolled.logprobs,
-            values,
+            old_values,
             advantages,
             returns,
+            rolled.trunk,
+            None if rolled.trunk is None else rolled.trunk.states,
         )
         self._raise_together(rollout.out_of_range())
         self.running = moments
@@ -405,6 +417,7 @@ class PPOTrainer(BaseTrainer):
         responses: list[torch.Tensor],
         scores: list[torch.Tensor],
         masks: Optional[list[torch.Tensor]] = None,
+        given: Optional[Given] = None,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, Optional[list[torch.Tensor]]]:
         """Checked inputs on the device; `batch_size` is v0.7's and no longer limits the number of samples."""
         pretrained = self.accelerator.unwrap_model(self.model).pretrained_model
@@ -415,6 +428,7 @@ class PPOTrainer(BaseTrainer):
             inputs = check_step_inputs(queries, responses, scores, masks, vocab_size, self.current_device)
             if self.is_encoder_decoder and not self.config.exact_v07:
                 inputs = with_decoder_start(inputs, getattr(pretrained.config, "decoder_start_token_id", None))
+            check_given(given or Given(), [self._layout.predicted_count(response) for response in inputs.responses])
         except ValueError as found:
             error = found
         self._raise_together(error)
@@ -467,74 +481,6 @@ class PPOTrainer(BaseTrainer):
         self.compare_step += 1
 
     # --- stage 3: roll forward -------------------------------------------------------------------------------
-
-    def _roll_forward(
-        self, queries: list[torch.Tensor], responses: list[torch.Tensor], response_masks: Optional[list[torch.Tensor]]
-    ) -> RolledForward:
-        inputs = dict(self.prepare_model_inputs(queries, responses))
-        full = self.config.kl_penalty == "full"
-        own_penalty = self._overrides("batched_forward_pass", "compute_rewards", "_kl_penalty")
-        with torch.no_grad():
-            roll = self._roll_full if full and not own_penalty else self._roll_pair
-            rolled = roll(queries, responses, inputs, response_masks)
-        self._raise_together(rolled.non_finite())
-        return rolled
-
-    def _roll_pair(
-        self,
-        queries: list[torch.Tensor],
-        responses: list[torch.Tensor],
-        inputs: dict[str, torch.Tensor],
-        response_masks: Optional[list[torch.Tensor]],
-    ) -> RolledForward:
-        """Policy, then reference; with all log-probs [B, T, V] only where a subclass makes its own of `full`."""
-        full = self.config.kl_penalty == "full"
-
-        def ask(model: Any) -> Any:
-            return self.batched_forward_pass(
-                model, queries, responses, inputs, return_logits=full, response_masks=response_masks
-            )
-
-        def distribution(logits: torch.Tensor) -> torch.Tensor:
-            return torch.log_softmax(logits.float() / self.config.temperature, dim=-1)
-
-        logprobs, logits, values, masks = ask(self.model)
-        with self.optional_peft_ctx():
-            ref_logprobs, ref_logits, _, _ = ask(self._reference)
-        return RolledForward(
-            inputs,
-            self._layout.is_left_padded(inputs),
-            masks,
-            logprobs.float(),
-            values.float(),
-            ref_logprobs.float(),
-            (distribution(logits), distribution(ref_logits)) if full else None,
-            divergence=None,
-        )
-
-    def _roll_full(
-        self,
-        queries: list[torch.Tensor],
-        responses: list[torch.Tensor],
-        inputs: dict[str, torch.Tensor],
-        response_masks: Optional[list[torch.Tensor]],
-    ) -> RolledForward:
-        """Both side by side, for the exact divergence."""
-        masks = self._layout.response_positions(queries, responses, inputs, response_masks)
-        with eval_mode(self.model), self.accelerator.autocast():
-            outputs = self._forward.with_divergence(
-                self.model, self._reference, self.optional_peft_ctx, inputs, masks, self.config.mini_batch_size
-            )
-        return RolledForward(
-            inputs,
-            self._layout.is_left_padded(inputs),
-            masks,
-            outputs.logprobs,
-            outputs.values,
-            outputs.ref_logprobs,
-            distributions=None,
-            divergence=outputs.divergence,
-        )
 
     @PPODecorators.empty_device_cache()
     def batched_forward_pass(

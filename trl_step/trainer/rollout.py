@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from trl_step.models.frozen_trunk import FrozenTrunk
+
 
 class RolledForward(NamedTuple):
     """What policy and reference say about a batch. Tensors are [B, T] unless said otherwise."""
@@ -18,10 +20,12 @@ class RolledForward(NamedTuple):
     logprobs: torch.Tensor
     values: torch.Tensor
     ref_logprobs: torch.Tensor
-    distributions: tuple[torch.Tensor, torch.Tensor] | None
+    distributions: tuple[torch.Tensor, torch.Tensor] | None = None
     """log-probs of the whole vocabulary by policy and reference [B, T, V], for a subclass's own penalty"""
-    divergence: torch.Tensor | None
+    divergence: torch.Tensor | None = None
     """the exact divergence, where it is asked for and no subclass wants to compute it from `distributions`"""
+    trunk: FrozenTrunk | None = None
+    """what the frozen bottom layers made of this batch"""
 
     def non_finite(self) -> ValueError | None:
         """An error that names the first sample whose log-probs or values are not finite, if there is one."""
@@ -50,6 +54,9 @@ class Rollout(NamedTuple):
     """old values"""
     advantages: torch.Tensor
     returns: torch.Tensor
+    trunk: FrozenTrunk | None = None
+    trunk_states: torch.Tensor | None = None
+    """hidden states [B, S, D] that enter the first layer which trains, where the layers below are frozen"""
 
     def take(self, part: np.ndarray) -> Rollout:
         """The samples `part`. An empty `part` gives one sample of which no token counts: while other processes
@@ -68,6 +75,8 @@ class Rollout(NamedTuple):
             self.values[index],
             self.advantages[index],
             self.returns[index],
+            self.trunk,
+            None if self.trunk_states is None else self.trunk_states[index],
         )
 
     def out_of_range(self) -> ValueError | None:
@@ -95,4 +104,7 @@ class Rollout(NamedTuple):
             values=self.values[:, predicted],
             advantages=self.advantages[:, predicted],
             returns=self.returns[:, predicted],
+            trunk_states=(
+                None if self.trunk_states is None else self.trunk_states[:, predicted.start : predicted.stop + 1]
+            ),
         )

@@ -1,0 +1,133 @@
+"""Stage 3 of a step: what policy and reference say about the responses, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from trl_step.models.frozen_trunk import FrozenTrunk
+from trl_step.trainer.modes import eval_mode
+from trl_step.trainer.rollout import RolledForward
+
+if TYPE_CHECKING:
+    from trl_step.trainer.ppo_trainer import PPOTrainer
+
+Tokens = list[torch.Tensor]
+
+
+class Given(NamedTuple):
+    """What the caller already has, each a list of [R_i] float32; None: to be computed."""
+
+    old_logprobs: Tokens | None = None
+    ref_logprobs: Tokens | None = None
+    values: Tokens | None = None
+
+
+def roll_forward(
+    trainer: PPOTrainer, queries: Tokens, responses: Tokens, response_masks: Tokens | None, given: Given
+) -> RolledForward:
+    """Log-probs of policy and reference and values [B, T], with what the subclass's hooks and `kl_penalty` need."""
+    inputs = dict(trainer.prepare_model_inputs(queries, responses))
+    full = trainer.config.kl_penalty == "full"
+    own_penalty = full and trainer._overrides("compute_rewards", "_kl_penalty")
+    with torch.no_grad():
+        if own_penalty or trainer._overrides("batched_forward_pass"):
+            rolled = _by_hook(trainer, queries, responses, inputs, response_masks)
+        else:
+            masks = trainer._layout.response_positions(queries, responses, inputs, response_masks)
+            with eval_mode(trainer.model), trainer.accelerator.autocast():
+                rolled = (_side_by_side if full else _one_by_one)(trainer, inputs, masks, given)
+        positions = trainer._layout.response_positions(queries, responses, inputs)
+        return _with_given(rolled, given, positions)
+
+
+def _by_hook(
+    trainer: PPOTrainer, queries: Tokens, responses: Tokens, inputs: dict[str, torch.Tensor], masks: Tokens | None
+) -> RolledForward:
+    """Through `batched_forward_pass`, which a subclass may have replaced; all log-probs [B, T, V] only for `full`."""
+    full = trainer.config.kl_penalty == "full"
+
+    def ask(model: Any) -> Any:
+        return trainer.batched_forward_pass(model, queries, responses, inputs, return_logits=full, response_masks=masks)
+
+    def distribution(logits: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(logits.float() / trainer.config.temperature, dim=-1)
+
+    logprobs, logits, values, counted = ask(trainer.model)
+    with trainer.optional_peft_ctx():
+        ref_logprobs, ref_logits, _, _ = ask(trainer._reference)
+    return RolledForward(
+        inputs,
+        trainer._layout.is_left_padded(inputs),
+        counted,
+        logprobs.float(),
+        values.float(),
+        ref_logprobs.float(),
+        distributions=(distribution(logits), distribution(ref_logits)) if full else None,
+    )
+
+
+def _one_by_one(
+    trainer: PPOTrainer, inputs: dict[str, torch.Tensor], masks: torch.Tensor, given: Given
+) -> RolledForward:
+    """Policy, then reference; each only if the caller does not already have its numbers."""
+    forward, size = trainer._forward, trainer.config.mini_batch_size
+    trunk = _frozen_trunk(trainer)
+    logprobs = ref_logprobs = values = torch.zeros(masks.shape, device=masks.device)
+    if given.old_logprobs is None or given.values is None:
+        logprobs, _, values = forward.in_mini_batches(trainer.model, inputs, masks, size, around=trunk.policy)
+    if given.ref_logprobs is None:
+        with trainer.optional_peft_ctx():
+            ref_logprobs, _, _ = forward.in_mini_batches(
+                trainer._reference, inputs, masks, size, around=trunk.reference
+            )
+    left_padded = trainer._layout.is_left_padded(inputs)
+    return RolledForward(inputs, left_padded, masks, logprobs, values, ref_logprobs, trunk=trunk)
+
+
+def _side_by_side(
+    trainer: PPOTrainer, inputs: dict[str, torch.Tensor], masks: torch.Tensor, given: Given
+) -> RolledForward:
+    """Both models mini-batch by mini-batch, for the exact divergence; it needs both, whatever the caller has."""
+    trunk = _frozen_trunk(trainer)
+    outputs = trainer._forward.with_divergence(
+        trainer.model,
+        trainer._reference,
+        trainer.optional_peft_ctx,
+        inputs,
+        masks,
+        trainer.config.mini_batch_size,
+        trunk,
+    )
+    left_padded = trainer._layout.is_left_padded(inputs)
+    return RolledForward(
+        inputs,
+        left_padded,
+        masks,
+        outputs.logprobs,
+        outputs.values,
+        outputs.ref_logprobs,
+        divergence=outputs.divergence,
+        trunk=trunk,
+    )
+
+
+def _frozen_trunk(trainer: PPOTrainer) -> FrozenTrunk:
+    policy, reference = (trainer.accelerator.unwrap_model(m) for m in (trainer.model, trainer._reference))
+    return FrozenTrunk(policy.pretrained_model, reference.pretrained_model, trainer.optional_peft_ctx)
+
+
+def _with_given(rolled: RolledForward, given: Given, positions: torch.Tensor) -> RolledForward:
+    """Put what the caller has at the response's positions [B, T]."""
+    where = positions.bool()
+
+    def spread(tokens: Sequence[torch.Tensor]) -> torch.Tensor:
+        flat = torch.cat([t.to(where.device, torch.float32) for t in tokens])
+        spread_out = torch.zeros(where.shape, device=where.device).masked_scatter(where, flat)
+        return torch.where(rolled.masks.bool(), spread_out, 0.0)
+
+    fields = {"logprobs": given.old_logprobs, "ref_logprobs": given.ref_logprobs, "values": given.values}
+    replaced: Any = {name: spread(tokens) for name, tokens in fields.items() if tokens is not None}
+    return rolled._replace(**replaced)

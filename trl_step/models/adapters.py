@@ -165,14 +165,7 @@ def freeze_reference(model: Any) -> str:
         model.add_adapter(REFERENCE_ADAPTER, config)
         weights = get_peft_model_state_dict(model, adapter_name=source, save_embedding_layers=False)
         set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
-    _freeze(model, REFERENCE_ADAPTER)
     return REFERENCE_ADAPTER
-
-
-def _freeze(model: nn.Module, adapter: str) -> None:
-    for name, parameter in model.named_parameters():
-        if adapter in name.split("."):
-            parameter.requires_grad_(False)
 
 
 # --- what belongs to the adapters ----------------------------------------------------------------------------
@@ -231,7 +224,6 @@ def load_reward_adapter(
         raise ValueError(f"{path} has no score head: no tensor of it is called {' or '.join(head_names)}")
     with untouched_flags(model):
         model.load_adapter(str(folder), name, is_trainable=False)
-    _freeze(model, name)
     labels, width = tensors["weight"].shape
     score = nn.Linear(width, labels, bias="bias" in tensors).to(device=model.device, dtype=model.dtype)
     score.load_state_dict(tensors)

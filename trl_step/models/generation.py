@@ -133,7 +133,7 @@ def _run_batches(
         try:
             answers.update(zip(rows, sample(rows), strict=True))
         except (RuntimeError, MemoryError) as error:
-            if count == 1 or not may_shrink or not _is_out_of_memory(error):
+            if count == 1 or not may_shrink or not is_out_of_memory(error):
                 raise
             most_rows = count // 2
         else:
@@ -154,7 +154,8 @@ def _rows_that_fit(sizes: Sequence[tuple[int, int]], batch_size: int, token_budg
     return len(sizes)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
@@ -283,6 +284,14 @@ def all_eos_ids(
     given = generation_kwargs.get("generation_config")
     asked = generation_kwargs.get("eos_token_id")
     return _as_ids(eos_token_ids, getattr(own, "eos_token_id", None), getattr(given, "eos_token_id", None), asked)
+
+
+def padding_id(tokenizer: Any, asked: int | None = None) -> int:
+    """What fills a batch: the id that was asked for, or the tokenizer's; masked everywhere, so any id will do."""
+    for token in (asked, tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    return 0
 
 
 def _as_ids(*sources: Any) -> list[int]:

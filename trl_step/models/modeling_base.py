@@ -189,9 +189,7 @@ class PreTrainedModelWrapper(nn.Module):
             gradient_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`; None is `use_reentrant=False`.
         """
         with _old_names():
-            self.pretrained_model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs or {"use_reentrant": False}
-            )
+            self.pretrained_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations again."""

@@ -116,7 +116,9 @@ class _ValueHeadModel(PreTrainedModelWrapper):
             ValueError: see `decoder_pass.run_decoder`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        if not (self.is_peft_model and self.pretrained_model.active_peft_config.is_prompt_learning):
+        # prompt learning has a cache of its own
+        takes_cache = not (self.is_peft_model and self.pretrained_model.active_peft_config.is_prompt_learning)
+        if past_key_values is not None and takes_cache:
             inputs["past_key_values"] = past_key_values
         # a cache that nobody reads costs a copy of every key and value
         reads_cache = past_key_values is not None or return_past_key_values

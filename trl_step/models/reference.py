@@ -45,7 +45,7 @@ def create_reference_model(model: Model, num_shared_layers: int | None = None, p
     # a memo that already knows the shared parameters: the copy gets the very same ones, tied weights included
     # differs from v0.7: the shared layers were copied too
     reference = copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
-    for parameter in (*shared, *reference.parameters()):
+    for parameter in reference.parameters():
         parameter.requires_grad_(False)
     return reference.eval()
 

@@ -42,6 +42,12 @@ def pad_sequences(
     return Padded(input_ids, attention_mask)
 
 
+def padding_behind(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Padded:
+    """The same rows with all padding behind their tokens: both [B, S] -> both [B, S]."""
+    order = torch.argsort(attention_mask, dim=1, descending=True, stable=True)
+    return Padded(input_ids.gather(1, order), attention_mask.gather(1, order))
+
+
 def counted_positions(
     attention_mask: torch.Tensor,
     skipped: Sequence[int],

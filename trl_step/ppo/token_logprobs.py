@@ -192,12 +192,16 @@ class _PolicyGradientRows(torch.autograd.Function):
         logprobs = torch.empty(labels.shape, dtype=_wide(dtype), device=hidden.device)
         entropy = torch.empty_like(logprobs)
         d_hidden = torch.empty_like(rows_in) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros_like(weight, dtype=_wide(dtype)) if ctx.needs_input_grad[1] else None
+        d_weight = torch.empty_like(weight, dtype=_wide(dtype)) if ctx.needs_input_grad[1] else None
+        if d_weight is not None and len(labels) == 0:
+            d_weight.zero_()
         d_bias = torch.zeros_like(bias, dtype=_wide(dtype)) if bias is not None and ctx.needs_input_grad[2] else None
+        buffer: torch.Tensor | None = None
         for chunk in _vocabulary_logprobs(rows_in, weight_in, head, temperature):
             rows, label = chunk.rows, labels[chunk.rows].unsqueeze(1)
             logprobs[rows] = chunk.logprobs.gather(1, label).squeeze(1)
-            d_logits = chunk.logprobs.exp()
+            buffer = torch.empty_like(chunk.logprobs) if buffer is None else buffer
+            d_logits = torch.exp(chunk.logprobs, out=buffer[: len(label)])
             entropy[rows] = _entropy(chunk.logprobs, d_logits)
             # d log p(label) / d logits = onehot(label) - p, times d loss / d log p, the head's scale and 1/temperature
             slope = (gradient_of(rows, logprobs[rows]) * (head.scale / temperature)).unsqueeze(1)
@@ -208,7 +212,7 @@ class _PolicyGradientRows(torch.autograd.Function):
             if d_hidden is not None:
                 torch.mm(d_product, weight_in, out=d_hidden[rows])
             if d_weight is not None:
-                _add_product(d_weight, d_product, rows_in[rows])
+                _add_product(d_weight, d_product, rows_in[rows], first=rows.start == 0)
             if d_bias is not None:
                 d_bias.add_(d_logits.sum(dim=0))
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
@@ -220,17 +224,24 @@ class _PolicyGradientRows(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
+        # a look at the factor makes a GPU wait; on a CPU it saves a pass over the head's gradient
+        if upstream.device.type != "cpu" or upstream.item() != 1.0:
+            for gradient in ctx.saved_tensors:
+                if gradient is not None:
+                    gradient.mul_(upstream)
         gradients = [
-            None if gradient is None else gradient.mul_(upstream).to(dtype)
+            None if gradient is None else gradient.to(dtype)
             for gradient, dtype in ((d_hidden, hidden_dtype), (d_weight, weight_dtype), (d_bias, weight_dtype))
         ]
         return (*gradients, None, None, None, None, None)
 
 
-def _add_product(total: torch.Tensor, d_product: torch.Tensor, rows: torch.Tensor) -> None:
-    """total [V, D] float32 += d_product.T [V, n] @ rows [n, D]."""
+def _add_product(total: torch.Tensor, d_product: torch.Tensor, rows: torch.Tensor, first: bool) -> None:
+    """total [V, D] += d_product.T [V, n] @ rows [n, D]; the `first` product is written over what was there."""
     if d_product.dtype == total.dtype:
-        total.addmm_(d_product.t(), rows)
+        total.addmm_(d_product.t(), rows, beta=0 if first else 1)
+    elif first:
+        total.copy_(torch.mm(d_product.t(), rows))
     else:
         total.add_(torch.mm(d_product.t(), rows))
 

@@ -85,7 +85,7 @@ def _check_lists(lists: dict[str, Any]) -> None:
             f"the lists must have one entry per sample, but their lengths differ: {counts}; "
             f"sample {first} is the first that is missing in one of them"
         )
-    if not lengths["queries"]:
+    if not min(lengths.values()):
         raise ValueError(
             "queries, responses and scores are empty; a step needs at least one sample (sample 0 is missing)"
         )

@@ -11,9 +11,9 @@ import torch
 
 from trl_step.core import WANDB_PADDING, stack_dicts
 from trl_step.ppo.batch import mini_batches
-from trl_step.ppo.loss import mean_over, minibatch_weights, policy_loss_gradient, value_losses
+from trl_step.ppo.loss import minibatch_weights, policy_loss_gradient, value_losses
 from trl_step.ppo.stats import ARRAYS, join_minibatch_statistics
-from trl_step.ppo.token_logprobs import LogprobGradient
+from trl_step.trainer.forward import TokenOutputs
 from trl_step.trainer.modes import training_without_dropout
 from trl_step.trainer.rollout import Rollout
 
@@ -34,7 +34,7 @@ def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> Stats:
     plain = trainer._overrides("batched_forward_pass", "loss", "train_minibatch")
     token_counts = rollout.masks.sum(dim=1).cpu().numpy()
     updater = trainer._updater
-    updater.skipped = 0
+    updater.reset()
     all_stats: list[Stats] = []
     tokens: list[float] = []
     with _in_training(trainer), training_without_dropout(trainer.model):
@@ -82,42 +82,65 @@ def _share(trainer: PPOTrainer, mean: torch.Tensor, tokens: float) -> torch.Tens
 
 def _train_fused(trainer: PPOTrainer, batch: Rollout) -> Stats:
     """The fast path: the policy's gradient is formed while its log-probs are, and no logits are kept."""
-    config = trainer.config
-    batch = batch.narrow(*trainer._layout.trim(batch.inputs, batch.left_padded))
-    chosen = batch.masks.bool()
+    lengths = trainer._layout.predicted_ids(batch.inputs)[1].sum(dim=1).tolist()
+    return trainer._forward_size.run(lengths, lambda parts: _train_parts(trainer, batch, parts))
+
+
+def _train_parts(trainer: PPOTrainer, batch: Rollout, parts: list[np.ndarray]) -> Stats:
+    """One mini-batch, its parts forward and backward one by one; the last backward waits for the verdict on all."""
+    count = batch.masks.sum().clamp(min=1)
+    logprobs, values, entropy = (torch.zeros(batch.masks.shape, device=batch.masks.device) for _ in range(3))
+    with trainer._updater.in_parts():
+        for part in parts:
+            piece = batch.take(part) if len(parts) > 1 else batch
+            inputs, columns = trainer._layout.trim(piece.inputs, piece.left_padded)
+            piece = piece.narrow(inputs, columns)
+            # the backward pass runs inside as well: a checkpointed layer asks for the same hidden states again
+            with nullcontext() if piece.trunk is None else piece.trunk.training(piece.trunk_states):
+                last = part is parts[-1]
+                # processes exchange gradients in the last backward pass
+                with nullcontext() if last else trainer.accelerator.no_sync(trainer.model):
+                    outputs, loss = _forward(trainer, piece, count)
+                    for whole, own in (
+                        (logprobs, outputs.logprobs),
+                        (values, outputs.values),
+                        (entropy, outputs.entropy),
+                    ):
+                        whole[part, columns] = own.detach()
+                    if not last:
+                        trainer._updater.part(loss)
+                        continue
+                stats = trainer._minibatch_statistics(
+                    logprobs,
+                    batch.logprobs,
+                    values,
+                    batch.values,
+                    batch.masks,
+                    batch.advantages,
+                    batch.returns,
+                    entropy,
+                )
+                # the policy's loss joins as a number, to be checked for finiteness; its gradient is in the anchor
+                return trainer._update(loss + stats["loss/policy"], stats, batch.masks)
+    raise AssertionError("a mini-batch has at least one part")
+
+
+def _forward(trainer: PPOTrainer, batch: Rollout, count: torch.Tensor) -> tuple[TokenOutputs, torch.Tensor]:
+    """Forward pass, and a 0-d loss with the gradients of both losses, as sums over tokens divided by `count`.
+
+    Its value is that of the value loss alone.
+    """
+    config, chosen = trainer.config, batch.masks.bool()
     old, advantages = batch.logprobs[chosen], batch.advantages[chosen]
-    count = max(len(old), 1)
 
     def gradient_of(rows: slice, logprobs: torch.Tensor) -> torch.Tensor:
         return policy_loss_gradient(logprobs, old[rows], advantages[rows], config.cliprange) / count
 
-    # the backward pass runs inside as well: a checkpointed layer asks for the same hidden states again
-    with nullcontext() if batch.trunk is None else batch.trunk.training(batch.trunk_states):
-        return _forward_backward(trainer, batch, gradient_of)
-
-
-def _forward_backward(trainer: PPOTrainer, batch: Rollout, gradient_of: LogprobGradient) -> Stats:
-    config = trainer.config
     with trainer.accelerator.autocast():
         outputs = trainer._forward.chosen(trainer.model, batch.inputs, batch.masks, batch.left_padded, gradient_of)
-    assert outputs.entropy is not None  # follows from `gradient_of`; for the type checker
-    assert outputs.anchor is not None
-    value_loss = mean_over(
-        value_losses(outputs.values, batch.values, batch.returns, config.cliprange_value).losses, batch.masks
-    )
-    stats = trainer._minibatch_statistics(
-        outputs.logprobs,
-        batch.logprobs,
-        outputs.values,
-        batch.values,
-        batch.masks,
-        batch.advantages,
-        batch.returns,
-        outputs.entropy,
-    )
-    # the anchor is a zero that carries the policy's gradient; the loss's value joins it to be checked for finiteness
-    loss = outputs.anchor + stats["loss/policy"] + config.vf_coef * value_loss
-    return trainer._update(loss, stats, batch.masks)
+    losses = value_losses(outputs.values, batch.values, batch.returns, config.cliprange_value).losses
+    value_loss = torch.where(chosen, losses, 0.0).sum() / count
+    return outputs, outputs.anchor + config.vf_coef * value_loss
 
 
 def _train_plain(trainer: PPOTrainer, batch: Rollout) -> Stats:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
-from trl_step.models.frozen_trunk import FrozenTrunk
 from trl_step.models.modeling_base import PreTrainedModelWrapper
 from trl_step.models.modeling_value_head import (
     AutoModelForCausalLMWithValueHead,
@@ -45,16 +43,9 @@ class TokenOutputs(NamedTuple):
     """0-d; its backward carries the policy gradient, if one was asked for"""
 
 
-class FullOutputs(NamedTuple):
-    """All [B, T] float32; 0 where the mask is 0."""
+class Rows(NamedTuple):
+    """What a model says about N positions, before its output embedding if that is a plain product."""
 
-    logprobs: torch.Tensor
-    values: torch.Tensor
-    ref_logprobs: torch.Tensor
-    divergence: torch.Tensor
-
-
-class _Rows(NamedTuple):
     states: torch.Tensor
     """hidden [N, D], or logits [N, V] if `head` is None"""
     head: OutputHead | None
@@ -65,14 +56,6 @@ class _HeadAccess(NamedTuple):
     """the model's forward knows the argument `rows`"""
     head: OutputHead | None
     """None: the head is no plain product, the model's own code computes the logits"""
-
-
-Around = Callable[[torch.Tensor, slice, torch.Size], AbstractContextManager[None]]
-"""(samples of the mini-batch, its columns of S, [B, S]) -> what surrounds its forward pass"""
-
-
-def _nothing_around(*_: Any) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 class TokenForward:
@@ -144,8 +127,7 @@ class TokenForward:
                 an `anchor` that carries the gradient. Without it the log-probs have none.
         """
         chosen = mask.bool()
-        ids, _ = self.layout.predicted_ids(inputs)
-        labels = ids[:, 1:][chosen]
+        labels = self.labels(inputs, mask)
         access = self._head_access(model)
         if access.head is not None:
             result, _, values = model(
@@ -168,100 +150,23 @@ class TokenForward:
             spread(logprobs.detach()), spread(values), None if entropy is None else spread(entropy), anchor
         )
 
-    def in_mini_batches(
-        self,
-        model: Any,
-        inputs: Inputs,
-        masks: torch.Tensor,
-        size: int,
-        with_logits: bool = False,
-        around: Around = _nothing_around,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Log-probs [B, T], logits [B, T, V] (only `with_logits`) and values [B, T] of a whole batch.
+    def labels(self, inputs: Inputs, mask: torch.Tensor) -> torch.Tensor:
+        """The tokens [N] that the positions where `mask` [b, T] is 1 predict."""
+        return self.layout.predicted_ids(inputs)[0][:, 1:][mask.bool()]
 
-        Without logits, and where no gradient is wanted, samples are visited by length: long ones share a mini-batch
-        with long ones, and each is padded to its own longest.
-
-        Args:
-            size: samples of a mini-batch
-            around: surrounds each mini-batch's pass, see `FrozenTrunk.policy`
-        """
-        left_padded = self.layout.is_left_padded(inputs)
-        order = torch.arange(len(masks))
-        if not (with_logits or torch.is_grad_enabled()):
-            order = torch.argsort(self.layout.predicted_ids(inputs)[1].sum(dim=1).cpu(), descending=True, stable=True)
-        logprobs = torch.zeros(masks.shape, device=masks.device)
-        values = torch.zeros_like(logprobs)
-        logits = []
-        for part in order.to(masks.device).split(size):
-            own = {key: value[part] for key, value in inputs.items()}
-            columns = torch.arange(masks.shape[1], device=masks.device)
-            if with_logits:
-                part_logprobs, part_logits, part_values = self.everything(model, own, left_padded)
-                logits.append(part_logits)
-            else:
-                own, predicted = self.layout.trim(own, left_padded)
-                columns = columns[predicted]
-                with around(part, _columns(predicted), self._shape(inputs)):
-                    part_logprobs, part_values, *_ = self.chosen(model, own, masks[part][:, predicted], left_padded)
-            block = (part.unsqueeze(1), columns.unsqueeze(0))
-            logprobs = logprobs.index_put(block, part_logprobs)
-            values = values.index_put(block, part_values.float())
-        return logprobs, torch.cat(logits) if with_logits else None, values
-
-    def with_divergence(
-        self,
-        policy: Any,
-        reference: Any,
-        as_reference: Callable[[], Any],
-        inputs: Inputs,
-        masks: torch.Tensor,
-        size: int,
-        trunk: FrozenTrunk,
-    ) -> FullOutputs:
-        """Policy and reference side by side, for the exact divergence: mini-batch by mini-batch, chunk by chunk.
-
-        Args:
-            as_reference: context manager in which `reference` is asked
-            size: samples of a mini-batch
-            trunk: records the policy's passes, and serves the reference's
-        """
-        left_padded = self.layout.is_left_padded(inputs)
-        order = torch.argsort(self.layout.predicted_ids(inputs)[1].sum(dim=1), descending=True, stable=True)
-        outputs = FullOutputs(*(torch.zeros(masks.shape, device=masks.device) for _ in range(4)))
-        for part in order.split(size):
-            own, predicted = self.layout.trim({key: value[part] for key, value in inputs.items()}, left_padded)
-            chosen = masks[part][:, predicted].bool()
-            labels = self.layout.predicted_ids(own)[0][:, 1:][chosen]
-            place = (part, _columns(predicted), self._shape(inputs))
-            with trunk.policy(*place):
-                rows, values = self._rows(policy, own, chosen, left_padded)
-            with as_reference(), trunk.reference(*place):
-                ref_rows, _ = self._rows(reference, own, chosen, left_padded)
-            flat = _divergence(rows, ref_rows, labels, self.temperature)
-            columns = torch.arange(masks.shape[1], device=masks.device)[predicted]
-            samples, positions = chosen.nonzero(as_tuple=True)
-            for target, source in zip(
-                outputs, (flat.logprobs, values, flat.ref_logprobs, flat.divergence), strict=True
-            ):
-                target[part[samples], columns[positions]] = source.float()
-        return outputs
-
-    def _rows(self, model: Any, inputs: Inputs, chosen: torch.Tensor, left_padded: bool) -> tuple[_Rows, torch.Tensor]:
-        """What enters the output embedding at the chosen positions, or the logits if it is no plain product; values."""
+    def rows(self, model: Any, inputs: Inputs, mask: torch.Tensor, left_padded: bool) -> tuple[Rows, torch.Tensor]:
+        """The rows and the values [N] where `mask` [b, T] is 1."""
+        chosen = mask.bool()
         access = self._head_access(model)
         if access.head is None:
             logits, values = self._chosen_logits(model, access, inputs, chosen, left_padded)
-            return _Rows(logits, None), values
+            return Rows(logits, None), values
         (hidden, weight), _, values = model(
             **self.model_kwargs(model, inputs, left_padded),
             rows=torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1),
             head=lambda hidden, embedding: (hidden, embedding.weight),
         )
-        return _Rows(hidden, access.head._replace(weight=weight)), values
-
-    def _shape(self, inputs: Inputs) -> torch.Size:
-        return self.layout.predicted_ids(inputs)[0].shape
+        return Rows(hidden, access.head._replace(weight=weight)), values
 
     def _chosen_logits(
         self, model: Any, access: _HeadAccess, inputs: Inputs, chosen: torch.Tensor, left_padded: bool
@@ -288,12 +193,8 @@ class TokenForward:
         return rows_to_logprobs
 
 
-def _columns(predicted: slice) -> slice:
-    """The columns of S that predicted positions of T come from: one more than they are."""
-    return slice(predicted.start, predicted.stop + 1)
-
-
-def _divergence(rows: _Rows, ref_rows: _Rows, labels: torch.Tensor, temperature: float) -> Divergence:
+def divergence_of(rows: Rows, ref_rows: Rows, labels: torch.Tensor, temperature: float) -> Divergence:
+    """The exact divergence of two models at N positions; in chunks where both heads are plain products."""
     if rows.head is not None and ref_rows.head is not None:
         return exact_divergence(rows.states, ref_rows.states, labels, rows.head, ref_rows.head, temperature)
     ours, theirs = (

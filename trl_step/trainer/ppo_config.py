@@ -45,6 +45,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "ratio_threshold": (0, _INF, False),
     "score_clip": (0, _INF, False),
     "temperature": (0, _INF, False),
+    "forward_tokens": (1, _INF, True),
     "generation_tokens": (1, _INF, True),
     "pad_max_len": (2, _INF, True),
 }
@@ -68,6 +69,7 @@ _WHOLE_NUMBERS = (
     "gradient_accumulation_steps",
     "ppo_epochs",
     "compare_steps",
+    "forward_tokens",
     "generation_tokens",
     "pad_max_len",
 )
@@ -191,6 +193,8 @@ class PPOConfig:
     """`mini_batch`: the mean of the mini-batches' token means; `tokens`: one mean over all tokens of an update"""
     temperature: float = 1.0
     """sampling temperature; every log-prob is taken under it"""
+    forward_tokens: Optional[int] = None
+    """most tokens of one forward pass, padding included; larger mini-batches run in parts, with the same gradients"""
     generation_tokens: int = 16384
     """`generate` batches prompts together up to this many tokens, padding and new tokens included"""
     pad_for_acceleration: bool = False

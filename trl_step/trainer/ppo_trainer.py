@@ -17,9 +17,11 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 
 from trl_step.core import PPODecorators, convert_to_scalar, entropy_from_logits, set_seed, stats_to_np
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.activations import fuse_activations
 from trl_step.models.adapters import without_adapter
 from trl_step.models.generation import generate_batched
 from trl_step.ppo.advantages import advantages_and_returns
+from trl_step.ppo.batch import Padded, padding_behind
 from trl_step.ppo.kl import AdaptiveKLController, FixedKLController, kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
 from trl_step.ppo.rewards import RunningMoments, shape_scores, token_rewards
@@ -30,12 +32,14 @@ from trl_step.trainer.base import BaseTrainer
 from trl_step.trainer.checks import check_arguments, check_given, check_step_inputs, with_decoder_start
 from trl_step.trainer.epochs import run_epochs
 from trl_step.trainer.forward import TokenForward
+from trl_step.trainer.forward_size import ForwardSize
 from trl_step.trainer.layout import Layout
 from trl_step.trainer.modes import eval_mode
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.rolling import Given, roll_forward
 from trl_step.trainer.rollout import RolledForward, Rollout
 from trl_step.trainer.sampling import eos_token_ids, warn_of_truncated_sampling
+from trl_step.trainer.sweeps import plain_sweep, sweep
 from trl_step.trainer.update import Updater
 
 
@@ -113,9 +117,11 @@ class PPOTrainer(BaseTrainer):
             config.pad_max_len if config.pad_for_acceleration else None,
             config.exact_v07,
         )
+        self._forward_size = ForwardSize(config.forward_tokens)
         self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
         for known in (model, ref_model):
             if known is not None:
+                fuse_activations(known)
                 self._forward.register(known)
 
         self.dataset = dataset
@@ -459,7 +465,9 @@ class PPOTrainer(BaseTrainer):
 
     def _collate(self, sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = self.data_collator([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in sequences])
-        return {key: batch[key].to(self.current_device) for key in ("input_ids", "attention_mask")}
+        padded = Padded(*(batch[key].to(self.current_device) for key in Padded._fields))
+        # differs from v0.7: padding in front moved the positions of models that count them, such as GPT-2 and BART
+        return (padded if self.config.exact_v07 else padding_behind(*padded))._asdict()
 
     # --- stage 2: scores -------------------------------------------------------------------------------------
 
@@ -505,11 +513,12 @@ class PPOTrainer(BaseTrainer):
             [B, T] int64 of the positions that predict a counted response token.
         """
         masks = self._layout.response_positions(queries, responses, model_inputs, response_masks)
+        size = self.config.mini_batch_size
         with nullcontext() if self._training else eval_mode(model), self.accelerator.autocast():
-            outputs = self._forward.in_mini_batches(
-                model, model_inputs, masks, self.config.mini_batch_size, with_logits=return_logits
-            )
-        return *outputs, masks
+            if return_logits or torch.is_grad_enabled():
+                logprobs, logits, values = plain_sweep(self._forward, model, model_inputs, size)
+                return logprobs, logits if return_logits else None, values, masks
+            return *sweep(self._forward, self._forward_size, model, model_inputs, masks, size), masks
 
     # --- stage 4: rewards and advantages ---------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from trl_step.models.frozen_trunk import FrozenTrunk
-from trl_step.trainer.modes import eval_mode
+from trl_step.trainer.modes import eval_mode, one_attention_kernel
 from trl_step.trainer.rollout import RolledForward
+from trl_step.trainer.sweeps import paired_sweep, sweep
 
 if TYPE_CHECKING:
     from trl_step.trainer.ppo_trainer import PPOTrainer
@@ -32,7 +33,7 @@ def roll_forward(
     inputs = dict(trainer.prepare_model_inputs(queries, responses))
     full = trainer.config.kl_penalty == "full"
     own_penalty = full and trainer._overrides("compute_rewards", "_kl_penalty")
-    with torch.no_grad():
+    with torch.no_grad(), one_attention_kernel(trainer.model):
         if own_penalty or trainer._overrides("batched_forward_pass"):
             rolled = _by_hook(trainer, queries, responses, inputs, response_masks)
         else:
@@ -73,16 +74,14 @@ def _one_by_one(
     trainer: PPOTrainer, inputs: dict[str, torch.Tensor], masks: torch.Tensor, given: Given
 ) -> RolledForward:
     """Policy, then reference; each only if the caller does not already have its numbers."""
-    forward, size = trainer._forward, trainer.config.mini_batch_size
+    tools, size = (trainer._forward, trainer._forward_size), trainer.config.mini_batch_size
     trunk = _frozen_trunk(trainer)
     logprobs = ref_logprobs = values = torch.zeros(masks.shape, device=masks.device)
     if given.old_logprobs is None or given.values is None:
-        logprobs, _, values = forward.in_mini_batches(trainer.model, inputs, masks, size, around=trunk.policy)
+        logprobs, _, values = sweep(*tools, trainer.model, inputs, masks, size, trunk.policy)
     if given.ref_logprobs is None:
         with trainer.optional_peft_ctx():
-            ref_logprobs, _, _ = forward.in_mini_batches(
-                trainer._reference, inputs, masks, size, around=trunk.reference
-            )
+            ref_logprobs, _, _ = sweep(*tools, trainer._reference, inputs, masks, size, trunk.reference)
     left_padded = trainer._layout.is_left_padded(inputs)
     return RolledForward(inputs, left_padded, masks, logprobs, values, ref_logprobs, trunk=trunk)
 
@@ -92,7 +91,9 @@ def _side_by_side(
 ) -> RolledForward:
     """Both models mini-batch by mini-batch, for the exact divergence; it needs both, whatever the caller has."""
     trunk = _frozen_trunk(trainer)
-    outputs = trainer._forward.with_divergence(
+    outputs = paired_sweep(
+        trainer._forward,
+        trainer._forward_size,
         trainer.model,
         trainer._reference,
         trainer.optional_peft_ctx,

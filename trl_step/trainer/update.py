@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from trl_step.models.generation import is_out_of_memory
 from trl_step.trainer.ppo_config import PPOConfig
 
 
@@ -46,6 +47,7 @@ class Updater:
         self._weight = 1.0
         self._last = True
         self._has_gradient = False
+        self._held: list[torch.Tensor | None] | None = None
 
     @contextmanager
     def minibatch(self, weight: float, last: bool) -> Iterator[None]:
@@ -64,6 +66,35 @@ class Updater:
             finally:
                 self._weight, self._last = 1.0, True
 
+    @contextmanager
+    def in_parts(self) -> Iterator[None]:
+        """Surrounds a mini-batch whose parts run one by one: `part` for all but the last, then `backward`.
+
+        The gradients of earlier mini-batches are held back meanwhile. An error gives them back and drops the new ones,
+        so that the mini-batch can be tried again.
+        """
+        self._held = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        try:
+            yield
+        except BaseException:
+            self._take_back(keep_new=False)
+            raise
+
+    def part(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a part that is not the last one."""
+        self._backward(loss * self._weight)
+
+    def _take_back(self, keep_new: bool) -> None:
+        """Join what was held back with the new gradients, or drop the new ones."""
+        if self._held is None:
+            return
+        for parameter, held in zip(self.parameters, self._held, strict=True):
+            new = parameter.grad if keep_new else None
+            parameter.grad = held if new is None else new if held is None else held.add_(new)
+        self._held = None
+
     def backward(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> bool:
         """Add the gradient of `loss` (0-d, a mean over this process's tokens) and step if it is time.
 
@@ -77,6 +108,9 @@ class Updater:
             ValueError: the loss is not finite though the ratio is; weights and optimizer are untouched.
         """
         skip = self._verdict(loss.detach(), mean_ratio.detach())
+        distributed = self.accelerator.num_processes > 1
+        if skip or distributed:  # processes exchange the sum, so it must be complete before the last backward
+            self._take_back(keep_new=not skip)
         if skip:
             self.skipped += 1
             warnings.warn(
@@ -91,16 +125,34 @@ class Updater:
             if not skip:
                 self._backward(loss * self._weight)
                 self._has_gradient = True
-            elif self._last and self._has_gradient and self.accelerator.num_processes > 1:
+            elif self._last and self._has_gradient and distributed:
                 # the processes still owe each other the earlier gradients; 0 times this loss could be NaN
                 self._backward(torch.stack([(p * 0.0).sum() for p in self.parameters]).sum())
+        self._take_back(keep_new=True)
         if self._last:
             self._step()
         return skip
 
+    def reset(self) -> None:
+        """Forget gradients that an interrupted step left behind, and count skipped mini-batches from 0."""
+        self._forget_gradients()
+        self.skipped = 0
+
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero_grad()
+        self._has_gradient, self._held = False, None
+
     def _backward(self, loss: torch.Tensor) -> None:
-        # `Accelerator.backward` divides by a number of accumulation steps that the trainer does not use
-        self.accelerator.backward(loss * self.accelerator.gradient_accumulation_steps)
+        try:
+            # `Accelerator.backward` divides by a number of accumulation steps that the trainer does not use
+            self.accelerator.backward(loss * self.accelerator.gradient_accumulation_steps)
+        except (RuntimeError, MemoryError) as error:
+            if self.accelerator.num_processes > 1 and is_out_of_memory(error):
+                # other processes may have this one's gradients already: the mini-batch cannot be tried again
+                raise RuntimeError(
+                    "no memory for a backward pass of several processes; set forward_tokens or a smaller mini_batch_size"
+                ) from error
+            raise
 
     def _verdict(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> bool:
         if self.config.exact_v07:
@@ -112,8 +164,7 @@ class Updater:
             flags = self.accelerator.reduce(flags, reduction="sum")
         some_skip, some_broken = (bool(flag) for flag in flags.tolist())
         if some_broken and not some_skip:
-            self.optimizer.zero_grad()
-            self._has_gradient = False
+            self._forget_gradients()
             raise ValueError(
                 f"the loss of a mini-batch is {float(loss)}, before it could reach the weights; the scores, values or "
                 "returns are too large for float32: scale the scores (use_score_scaling, score_clip)"

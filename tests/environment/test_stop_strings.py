@@ -1,0 +1,119 @@
+"""`StringStoppingCriteria` ends each row by itself, and reads each token once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.environment.environment_tools import PAD, byte_tokenizer
+from trl_step.environment.base_environment import StringStoppingCriteria
+
+TOKENIZER = byte_tokenizer(bos=False)
+
+
+def ids_of(*texts: str) -> torch.Tensor:
+    rows = [torch.tensor(TOKENIZER(text).input_ids) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+
+
+def feed(criterion: StringStoppingCriteria, ids: torch.Tensor, prompt_width: int) -> list[list[bool]]:
+    return [criterion(ids[:, :width], None).tolist() for width in range(prompt_width + 1, ids.shape[1] + 1)]
+
+
+def first_stops(answers: list[list[bool]]) -> list[int | None]:
+    """For each row the number of new tokens at the first True."""
+    return [next((i + 1 for i, row in enumerate(column) if row), None) for column in zip(*answers, strict=True)]
+
+
+def test_each_row_ends_at_its_own_stop_string() -> None:
+    criterion = StringStoppingCriteria(["<call>", "<submit>"], TOKENIZER)
+    answers = feed(criterion, ids_of("??ab<call>zzzzz", "??<submit>zzzzz", "??abcdefghijklm"), 2)
+    assert first_stops(answers) == [8, 8, None]
+    assert criterion.generated_tokens == [8, 8, 13]
+    assert answers[-1] == [True, True, False]
+
+
+def test_the_prompt_does_not_count() -> None:
+    criterion = StringStoppingCriteria(["<call>"], TOKENIZER)
+    assert first_stops(feed(criterion, ids_of("x<call>abc"), 7)) == [None]
+    assert first_stops(feed(StringStoppingCriteria(["<call>"], TOKENIZER), ids_of("<call>abc"), 5)) == [None]
+
+
+def test_characters_of_several_tokens() -> None:
+    """The bytes of a character arrive one by one; what stands around them is read all the same."""
+    text = "é<cäll>é€𝄞<cäll"
+    criterion = StringStoppingCriteria(["<cäll>"], TOKENIZER)
+    ids = ids_of("?" + text)
+    assert first_stops(feed(criterion, ids, 1)) == [len("é<cäll>".encode())]
+
+
+def test_stop_string_after_bytes_that_never_become_a_character() -> None:
+    broken = [TOKENIZER(character).input_ids[0] for character in "é" * 20]  # first bytes only
+    ids = torch.tensor([broken + TOKENIZER("<call>").input_ids])
+    assert first_stops(feed(StringStoppingCriteria(["<call>"], TOKENIZER), ids, 1)) == [25]
+
+
+def test_one_criterion_for_several_batches() -> None:
+    criterion = StringStoppingCriteria(["!"], TOKENIZER)
+    assert first_stops(feed(criterion, ids_of("?a!b", "?abc"), 1)) == [2, None]
+    assert first_stops(feed(criterion, ids_of("?abc!", "?!abc"), 1)) == [4, 1]
+    assert criterion.generated_tokens == [4, 1]
+
+
+def test_a_new_batch_that_is_as_wide_as_the_next_step() -> None:
+    criterion = StringStoppingCriteria(["!"], TOKENIZER)
+    assert first_stops(feed(criterion, ids_of("?a!"), 1)) == [2]
+    assert first_stops(feed(criterion, ids_of("?bcd"), 3)) == [None]
+    assert criterion.generated_tokens == [1]
+
+
+def test_a_batch_that_looks_like_the_last_one_going_on() -> None:
+    criterion = StringStoppingCriteria(["!"], TOKENIZER)
+    feed(criterion, ids_of("?a!"), 1)
+    assert criterion(ids_of("?a!b"), None).tolist() == [True]
+    criterion.start_batch()
+    assert criterion(ids_of("?a!b"), None).tolist() == [False]
+
+
+def test_several_tokens_at_once() -> None:
+    criterion = StringStoppingCriteria(["<call>"], TOKENIZER)
+    ids = ids_of("?ab<call>zz")
+    answers = [criterion(ids[:, :width], None).tolist() for width in (2, 5, 10, 11)]
+    assert answers == [[False], [False], [True], [True]]
+    assert criterion.generated_tokens == [8]
+
+
+@pytest.mark.parametrize("stops", [[], ["x"]])
+def test_short_lists(stops: list[str]) -> None:
+    assert first_stops(feed(StringStoppingCriteria(stops, TOKENIZER), ids_of("?abxc"), 1)) == [3 if stops else None]
+
+
+def test_the_cost_is_linear_in_the_new_tokens() -> None:
+    decoded = []
+
+    class Counter:
+        def batch_decode(self, rows, **kwargs):
+            decoded.append(sum(len(row) for row in rows))
+            return TOKENIZER.batch_decode(rows, **kwargs)
+
+    criterion = StringStoppingCriteria(["<call>"], Counter())
+    feed(criterion, ids_of("?" + "a" * 400), 1)
+    assert sum(decoded) <= 4 * 400
+    assert len(criterion._rows[0].tail) < len("<call>")
+
+    decoded.clear()
+    first_byte = TOKENIZER("é").input_ids[0]
+    feed(StringStoppingCriteria(["<call>"], Counter()), torch.full((1, 400), first_byte), 1)
+    assert sum(decoded) <= 4 * 10 * 400
+
+
+def test_finished_rows_are_not_read_any_more() -> None:
+    decoded = []
+
+    class Counter:
+        def batch_decode(self, rows, **kwargs):
+            decoded.append(len(rows))
+            return TOKENIZER.batch_decode(rows, **kwargs)
+
+    feed(StringStoppingCriteria(["!"], Counter()), ids_of("?!bcdefgh", "?abcdefgh"), 1)
+    assert decoded == [2, 2] + [1] * 14

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.models.tiny_models import inputs_of, lora, plain, same_state, trained_adapter, wrapped
+from trl_step.models import AutoModelForCausalLMWithValueHead
+from trl_step.models.loading import current_device
+
+
+def test_a_model_object_is_wrapped_not_copied() -> None:
+    model = plain("gpt2")
+    assert AutoModelForCausalLMWithValueHead.from_pretrained(model).pretrained_model is model
+
+
+def test_a_folder_may_be_a_path_object(tmp_path: Path) -> None:
+    model = wrapped()
+    model.save_pretrained(tmp_path)
+    assert same_state(AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path), model)
+
+
+def test_a_subfolder_is_searched_for_the_value_head_too(tmp_path: Path) -> None:
+    model = wrapped()
+    model.save_pretrained(tmp_path / "inner")
+    assert same_state(AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path, subfolder="inner"), model)
+
+
+@pytest.mark.parametrize("thing", [3, nn.Linear(1, 1), None])
+def test_something_else_is_refused(thing: object) -> None:
+    with pytest.raises(ValueError, match=f"not {type(thing).__name__}"):
+        AutoModelForCausalLMWithValueHead.from_pretrained(thing)
+
+
+@pytest.mark.filterwarnings("ignore:.*holds no value head")
+def test_a_copied_adapter_draws_nothing_from_the_random_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seeded script starts with the same value head, whether or not a reference is kept."""
+    trained_adapter(tmp_path)
+    (tmp_path / "adapter" / "model.safetensors").unlink()
+
+    def head() -> torch.Tensor:
+        torch.manual_seed(11)
+        model = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "adapter")
+        return model.v_head.summary.weight
+
+    with_reference = head()
+    monkeypatch.setattr("trl_step.models.modeling_base.keep_reference", lambda policy: (None, None))
+    assert torch.equal(with_reference, head())
+
+
+def test_a_value_head_that_the_model_object_carries_is_taken_over() -> None:
+    model, donor = plain("gpt2"), wrapped()
+    model.v_head = donor.v_head
+    taken = AutoModelForCausalLMWithValueHead.from_pretrained(model)
+    assert torch.equal(taken.v_head.summary.weight, donor.v_head.summary.weight)
+
+
+def test_head_arguments_do_not_reach_transformers(tmp_path: Path) -> None:
+    wrapped().save_pretrained(tmp_path)
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path, summary_dropout_prob=0.4)
+    assert model.v_head.dropout.p == 0.4
+
+
+def test_model_arguments_reach_transformers(tmp_path: Path) -> None:
+    wrapped().save_pretrained(tmp_path)
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path, attn_implementation="eager")
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_subclass_may_name_other_modules_and_arguments(tmp_path: Path) -> None:
+    class WithExtra(AutoModelForCausalLMWithValueHead):
+        supported_args = ("extra_width",)
+        supported_modules = ("v_head", "extra")
+
+        def __init__(self, pretrained_model, extra_width=2, **kwargs):
+            super().__init__(pretrained_model, **kwargs)
+            self.extra = nn.Linear(extra_width, 1)
+
+        def post_init(self, state_dict):
+            super().post_init(state_dict)
+            own = {name.removeprefix("extra."): t for name, t in state_dict.items() if name.startswith("extra.")}
+            if own:
+                self.extra.load_state_dict(own)
+
+    model = WithExtra.from_pretrained(plain("gpt2"), extra_width=3)
+    model.save_pretrained(tmp_path)
+    assert same_state(WithExtra.from_pretrained(tmp_path, extra_width=3), model)
+
+
+class Mapped:
+    """A model that accelerate has spread over devices, as far as a wrapper can see."""
+
+    def __new__(cls, device_map: dict[str, object]):
+        model = plain("gpt2")
+        model.hf_device_map = device_map
+        return model
+
+
+def test_a_device_map_is_followed() -> None:
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(Mapped({"": "cpu"}))
+    assert model.is_sequential_parallel
+    logits, loss, values = model(**inputs_of())
+    assert loss is None
+    assert logits.device == values.device == model.v_head.summary.weight.device
+    assert not wrapped().is_sequential_parallel
+
+
+@pytest.mark.parametrize("device_map", [{"transformer": 0, "lm_head": "cpu"}, {"": "disk"}])
+def test_offloaded_layers_are_refused(device_map: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="offloaded to CPU or disk"):
+        AutoModelForCausalLMWithValueHead.from_pretrained(Mapped(device_map))
+
+
+def test_the_device_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.state import PartialState
+
+    known = dict(PartialState._shared_state)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert current_device() == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert current_device() == "cpu"
+    assert dict(PartialState._shared_state) == known
+
+
+def test_warnings_point_at_the_callers_line(tmp_path: Path) -> None:
+    plain("gpt2").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="holds no value head") as seen:
+        AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
+    assert [warning.filename for warning in seen if "value head" in str(warning.message)] == [__file__]
+
+
+def test_peft_config_must_be_one() -> None:
+    with pytest.raises(ValueError, match=r"peft_config must be a peft.PeftConfig.*'lora'"):
+        wrapped(peft_config="lora")
+
+
+def test_peft_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = lora()
+    monkeypatch.setattr("trl_step.import_utils.is_peft_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install peft"):
+        wrapped(peft_config=config)

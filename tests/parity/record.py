@@ -1,0 +1,78 @@
+"""Record what release 0.7.11 computes, as data that `test_replay.py` replays. For maintainers:
+
+    python tests/parity/record.py                           # its own virtual environment, made and thrown away
+    python tests/parity/record.py --python PATH             # an environment that holds the pins already
+    python tests/parity/record.py --python PATH --case gpt2 --case t5-left
+    python tests/parity/record.py --python PATH --self-check  # replay the data on release 0.7.11, write nothing
+
+Runs on Python 3.11 (the pins have no wheels for later ones). Recording everything takes about half a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PINS = [
+    "torch==2.13.0",
+    "trl==0.7.11",
+    "transformers==4.37.2",
+    "accelerate==0.27.2",
+    "datasets==2.17.1",
+    "peft==0.8.2",
+    "numpy<2",
+    "tyro==0.7.3",
+    "pyarrow<15",
+]
+
+# One thread: a sum's order, and with it its rounding, does not depend on the machine's number of cores.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def main() -> None:
+    """Find or make the environment of the reference release and run the recorder in it."""
+    parser = argparse.ArgumentParser(description="Record release 0.7.11 for the parity tests.")
+    parser.add_argument("--python", type=Path, help="interpreter of an environment that holds the pinned releases")
+    parser.add_argument("--case", action="append", default=[], help="record this case only (may be repeated)")
+    parser.add_argument("--self-check", action="store_true", help="replay the data on release 0.7.11, write nothing")
+    arguments = parser.parse_args()
+
+    options = [f"--case={name}" for name in arguments.case] + ["--self-check"] * arguments.self_check
+    if arguments.python is not None:
+        _run_recorder(arguments.python, options)
+        return
+    with tempfile.TemporaryDirectory(prefix="trl-0.7.11-") as folder:
+        _run_recorder(make_environment(Path(folder)), options)
+
+
+def make_environment(folder: Path) -> Path:
+    """Install the reference release into a new virtual environment; returns its interpreter."""
+    if sys.version_info[:2] != (3, 11):
+        raise SystemExit(
+            f"release 0.7.11 needs Python 3.11, this is {sys.version.split()[0]}: "
+            "run the script with a Python 3.11, or give --python an environment that holds " + " ".join(PINS)
+        )
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PINS], check=True)
+    return python
+
+
+def _run_recorder(python: Path, options: list[str]) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [str(python.absolute()), "-m", "tests.parity.recorder", *options]
+    finished = subprocess.run(command, cwd=root, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(root)})
+    raise SystemExit(finished.returncode)
+
+
+if __name__ == "__main__":
+    main()

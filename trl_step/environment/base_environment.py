@@ -1,0 +1,397 @@
+"""A text environment with tools: `<request><tool>query<call> reply<response> ... <submit>`."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+
+from trl_step.environment.stop_strings import StringStoppingCriteria
+from trl_step.environment.text_history import TextHistory
+from trl_step.environment.tool_calls import (
+    Tool,
+    ToolCall,
+    ToolRunner,
+    control_pattern,
+    escape,
+    find_tool_call,
+    shorten,
+    tools_by_name,
+)
+from trl_step.models.generation import all_eos_ids, generate_batched, padding_id
+
+__all__ = ["RewardError", "StringStoppingCriteria", "TextEnvironment", "TextHistory"]
+
+Episode = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[Any], list[TextHistory]]
+
+
+class RewardError(ValueError):
+    """The reward function's answer cannot be used. The finished episodes are in `histories`: nothing is lost."""
+
+    def __init__(self, message: str, histories: Sequence[TextHistory]) -> None:
+        super().__init__(message)
+        self.histories = list(histories)
+
+
+class TextEnvironment:
+    """Lets a language model work on tasks in several turns, with tools.
+
+    The model asks for a tool with `<request><name>query<call>`; the environment answers with the tool's reply and
+    `<response>`, and the model goes on. `<submit>` or an end-of-sequence token that the model wrote ends the episode,
+    and so does a turn without a closed call.
+
+    Args:
+        model: a value-head wrapper or a transformers model, also in a parallel wrapper.
+        tokenizer: of that model.
+        tools: a dictionary from names to callables `str -> reply`, or a list of callables, named by their class
+            (functions by their name). The strings that they get are written by the model: treat them as hostile.
+        reward_fn: called once per run with the last text segment of each episode and the keyword arguments of `run`;
+            returns one number per episode. None leaves the rewards at 0.
+        prompt: stands in front of every task.
+        max_turns: model turns per episode.
+        max_tool_reponse: characters of a tool's reply that are kept (spelled as in release 0.7).
+        max_length: tokens of a whole episode. A turn gets the room that is left; an episode ends truncated when the
+            model's next token or a tool's reply has no room, or when the prompt leaves none.
+        generation_kwargs: for `model.generate`; never changed.
+        max_tool_response: the same as `max_tool_reponse`, and stronger.
+        tool_timeout: seconds that one tool call may take; None waits for ever. A late call is answered with an error
+            text and left behind, as Python cannot stop a thread.
+        tool_workers: calls of a turn that run at the same time; 0 runs them one by one in the caller's thread,
+            without a time limit.
+
+    Attributes:
+        request_token, call_token, response_token, submit_token: the protocol; may be set to other strings.
+        current_device: where the episodes' tokens live.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        tools: Mapping[str, Tool] | Sequence[Tool] | None = None,
+        reward_fn: Callable[..., Sequence[Any]] | None = None,
+        prompt: str | None = None,
+        max_turns: int = 4,
+        max_tool_reponse: int = 100,
+        max_length: int | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        *,
+        max_tool_response: int | None = None,
+        tool_timeout: float | None = 60.0,
+        tool_workers: int = 16,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.tools = tools_by_name(tools)
+        self.reward_fn = reward_fn
+        self.max_length = max_length
+        self.request_token = "<request>"
+        self.call_token = "<call>"
+        self.response_token = "<response>"
+        self.submit_token = "<submit>"
+        self.max_turns = max_turns
+        self.max_tool_response = max_tool_reponse if max_tool_response is None else max_tool_response
+        self.generation_kwargs = {} if generation_kwargs is None else generation_kwargs
+        self.tool_runner = ToolRunner(tool_workers, tool_timeout)
+
+        inner = self._inner_model()
+        base = getattr(inner, "pretrained_model", inner)
+        config = getattr(base, "config", None)
+        self.is_encoder_decoder = bool(
+            getattr(inner, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False)
+        )
+        self.current_device = getattr(base, "device", torch.device("cpu"))
+        self._control: tuple[tuple[str, ...], re.Pattern[str]] | None = None
+
+    # --- a run ---------------------------------------------------------------------------------------------------
+
+    def run(self, queries: Sequence[str], **rewards_kwargs: Any) -> Episode:
+        """Work on a batch of tasks until each is finished or has had `max_turns` turns.
+
+        Args:
+            queries: task texts; `prompt` is put in front of each.
+            rewards_kwargs: handed to `reward_fn`, for instance the right answers.
+
+        Returns:
+            `queries, responses, masks, rewards, histories`, one entry per task; the first four are ready for
+            `PPOTrainer.step(queries, responses, rewards, masks)`. Responses [R] hold the model's tokens and the
+            tools' replies, masks [R] are 1 on the model's. An episode whose prompt leaves no room within `max_length`
+            has a single masked end token for a response: leave it out of `step`.
+
+        Raises:
+            TypeError, ValueError: a task is no text, or its prompt has no tokens.
+            RewardError: `reward_fn` returned the wrong number of rewards, or one that is no finite number.
+        """
+        histories = self._start(queries)
+        for _ in range(self.max_turns):
+            if all(history.completed for history in histories):
+                break
+            histories = self.generate(histories)
+            histories = self.tasks_end_check(histories)
+            histories = self._step_all(histories)
+            histories = self.tasks_end_check(histories, model_turn=False)
+        self.compute_reward(histories, **rewards_kwargs)
+        split = [history.split_query_response_tokens() for history in histories]
+        query_tensors, responses, masks = ([parts[i] for parts in split] for i in range(3))
+        return query_tensors, responses, masks, [history.reward for history in histories], histories
+
+    def _start(self, queries: Sequence[str]) -> list[TextHistory]:
+        if isinstance(queries, str):
+            raise TypeError("run takes a list of tasks; put the single task in a list")
+        histories = []
+        for i, task in enumerate(queries):
+            if not isinstance(task, str):
+                raise TypeError(f"task {i} is a {type(task).__name__}; tasks are strings")
+            text = (self.prompt or "") + task
+            tokens = self._tokenize(text)
+            if len(tokens) == 0:
+                raise ValueError(f"task {i} has no tokens; give it, or `prompt`, some text")
+            histories.append(TextHistory(text, tokens, system=True))
+        full = [i for i, history in enumerate(histories) if self._room(history) < 1]
+        if full:
+            warnings.warn(
+                f"the prompts of tasks {full} leave no room within max_length={self.max_length}: these episodes end "
+                "truncated and without an answer; leave them out of `step`, or raise max_length",
+                UserWarning,
+                stacklevel=3,
+            )
+        return histories
+
+    def generate(self, histories: list[TextHistory]) -> list[TextHistory]:
+        """Let the model write one turn of every episode that is not completed.
+
+        An episode without room for a token is completed as truncated; a generation without tokens stands for an end
+        token.
+        """
+        for history in histories:
+            if not history.completed and self._room(history) < 1:
+                self._close_full(history)
+        active = [history for history in histories if not history.completed]
+        if not active:
+            return histories
+        responses = self._generate_batched([history.tokens for history in active])
+        for history, response in zip(active, responses, strict=True):
+            self._append_model_turn(history, response)
+        return histories
+
+    def step(self, history: TextHistory) -> TextHistory:
+        """Answer the tool call in the last segment of `history`, or complete it if there is none to answer.
+
+        A subclass may override it; then the calls of a turn are answered one by one.
+        """
+        call = self._next_call(history)
+        if call is not None:
+            self._append_reply(history, call if isinstance(call, str) else self.tool_runner.run([call])[0])
+        return history
+
+    def _step_all(self, histories: list[TextHistory]) -> list[TextHistory]:
+        """`step` for all, with the tools of this turn side by side."""
+        if type(self).step is not _OWN_STEP or "step" in vars(self):
+            return [self.step(history) for history in histories]
+        calls = [self._next_call(history) for history in histories]
+        replies = iter(self.tool_runner.run([call for call in calls if isinstance(call, ToolCall)]))
+        for history, call in zip(histories, calls, strict=True):
+            if call is not None:
+                self._append_reply(history, call if isinstance(call, str) else next(replies))
+        return histories
+
+    def parse_tool_call(self, text: str) -> tuple[str | None, str | None]:
+        """(tool name, query) of `<request><name>query<call>` in `text`, or (None, None).
+
+        # differs from v0.7: a request inside of a request is no call; there the inner one became the query
+        """
+        return find_tool_call(text, self.request_token, self.call_token)
+
+    def compute_reward(self, histories: list[TextHistory], **reward_kwargs: Any) -> list[TextHistory]:
+        """Set `reward` of every episode from `reward_fn`, which sees the last text segments.
+
+        Raises:
+            RewardError: wrong number of rewards, or one that is no finite number.
+        """
+        if self.reward_fn is None or not histories:
+            return histories
+        answer = self.reward_fn([history.last_text_segment for history in histories], **reward_kwargs)
+        try:
+            rewards = list(answer)
+        except TypeError:
+            raise RewardError(f"reward_fn returned {answer!r}; it must return one reward per text", histories) from None
+        if len(rewards) != len(histories):
+            # differs from v0.7: it went on with the rewards that were there
+            raise RewardError(f"reward_fn returned {len(rewards)} rewards for {len(histories)} texts", histories)
+        for i, reward in enumerate(rewards):
+            if not _is_finite(reward):
+                raise RewardError(f"reward_fn returned {reward!r} for episode {i}; rewards are numbers", histories)
+        for history, reward in zip(histories, rewards, strict=True):
+            history.reward = reward
+        return histories
+
+    # --- when an episode ends ------------------------------------------------------------------------------------
+
+    def tasks_end_check(self, histories: list[TextHistory], model_turn: bool = True) -> list[TextHistory]:
+        """Complete every episode that `task_end_check` finds ended."""
+        for history in histories:
+            if not history.completed:
+                truncated, ended = self.task_end_check(history, model_turn=model_turn)
+                if ended:
+                    history.complete(truncated=truncated)
+        return histories
+
+    def task_end_check(self, history: TextHistory, model_turn: bool = True) -> tuple[bool, bool]:
+        """(truncated, ended) of an episode that is not completed yet; (False, False) of one that is.
+
+        Args:
+            history: the episode.
+            model_turn: the model has just written; False behind a tool's reply, which cannot end an episode by what
+                it says.
+        """
+        if history.completed:
+            return False, False
+        text = history.last_text_segment
+        by_model = not history.system_spans[-1]
+        if self.max_length is not None and len(history.tokens) > self.max_length:
+            return True, True
+        if by_model and self._has_end_token(history.last_token_segment):
+            return False, True
+        if (by_model or model_turn) and self.submit_token in text:
+            return False, True
+        if model_turn and not (self.request_token in text and self.call_token in text):
+            return self._room(history) < 1, True  # without room it was cut off, not finished
+        return False, False
+
+    def _has_end_token(self, tokens: torch.Tensor) -> bool:
+        # differs from v0.7: it looked for the end token's text anywhere in the episode, the prompt included
+        written = tokens[1:] if self.is_encoder_decoder else tokens
+        ends = all_eos_ids(self._inner_model(), self._tokenizer_eos(), self.generation_kwargs)
+        return not set(ends).isdisjoint(written.tolist())
+
+    def _inner_model(self) -> Any:
+        return None if self.model is None else extract_model_from_parallel(self.model)
+
+    def _tokenizer_eos(self) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        return [] if eos is None else [eos]
+
+    def _room(self, history: TextHistory) -> float:
+        """Tokens that still fit into the episode."""
+        return float("inf") if self.max_length is None else self.max_length - len(history.tokens)
+
+    # --- segments ------------------------------------------------------------------------------------------------
+
+    def _tokenize(self, text: str, special_tokens: bool = True) -> torch.Tensor:
+        ids = self.tokenizer(text, add_special_tokens=special_tokens).input_ids
+        return torch.tensor(ids, dtype=torch.long, device=self.current_device)
+
+    def _append_model_turn(self, history: TextHistory, tokens: torch.Tensor) -> None:
+        """Add what the model wrote; text and tokens of a turn are never empty."""
+        start = tokens[:1] if self.is_encoder_decoder else tokens[:0]
+        written = tokens[len(start) :]
+        if len(written) == 0:
+            written = self._end_token(tokens)
+        text = self.tokenizer.decode(written)
+        if not text:
+            text = "".join(str(token) for token in self.tokenizer.convert_ids_to_tokens(written.tolist()))
+        history.append_segment(text, torch.cat((start, written)), system=False)
+        if self.is_encoder_decoder:
+            history.token_masks[history.token_spans[-1][0]] = 0  # the start token is given, not written
+
+    def _close_full(self, history: TextHistory) -> None:
+        """Complete an episode without room; one without an answer gets a masked end token for a response."""
+        if len(history.text_spans) == 1:
+            token = self._end_token(history.tokens)
+            history.append_segment(self.tokenizer.decode(token) or "</s>", token, system=True)
+        history.complete(truncated=True)
+
+    def _end_token(self, like: torch.Tensor) -> torch.Tensor:
+        """An end-of-sequence id, int64 [1], on the device of `like`."""
+        return like.new_tensor([(*self._tokenizer_eos(), padding_id(self.tokenizer))[0]], dtype=torch.long)
+
+    def _next_call(self, history: TextHistory) -> ToolCall | str | None:
+        """What the last segment asks for: a call, a reply that needs no tool, or nothing (then it is completed)."""
+        truncated, ended = self.task_end_check(history)
+        if ended:
+            history.complete(truncated=truncated)
+        if history.completed:
+            return None
+        name, query = self.parse_tool_call(history.last_text_segment)
+        if False:
+            return f"Unknown tool call: {history.last_text_segment}"
+        if name not in self.tools:
+            return f"Unknown tool {name}."
+        return ToolCall(self.tools[name], query)
+
+    def _append_reply(self, history: TextHistory, reply: str) -> None:
+        """Add a tool's reply, made harmless and short; one that leaves no room ends the episode instead."""
+        # differs from v0.7: a reply could submit, call, or end the sequence, and began with the tokenizer's BOS
+        text = shorten(escape(reply, self._control_pattern()), self.max_tool_response) + self.response_token
+        tokens = self._tokenize(text, special_tokens=False)
+        if len(tokens) >= self._room(history):
+            history.complete(truncated=True)
+        else:
+            history.append_segment(text, tokens, system=True)
+
+    def _control_pattern(self) -> re.Pattern[str]:
+        """Matches the protocol's tokens and all special tokens of the tokenizer; made anew when the former change."""
+        protocol = (self.request_token, self.call_token, self.response_token, self.submit_token)
+        if self._control is None or self._control[0] != protocol:
+            added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+            special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+            self._control = protocol, control_pattern({*protocol, *special})
+        return self._control[1]
+
+    # --- generation ----------------------------------------------------------------------------------------------
+
+    def _generate_batched(
+        self, query_tensors: Sequence[torch.Tensor], batch_size: int = 16, pad_to_multiple_of: int | None = None
+    ) -> list[torch.Tensor]:
+        """One turn per query [Q_i]: int64 tensors [R_i] that end at a stop string, an end token or the limit."""
+        if self.model is None:
+            raise ValueError("this environment has no model; give one, or override `generate`")
+        options = dict(self.generation_kwargs)
+        pad_token_id = padding_id(self.tokenizer, options.pop("pad_token_id", None))
+        asked = options.pop("max_new_tokens", None)
+        criteria = list(options.pop("stopping_criteria", None) or [])
+        criteria.append(StringStoppingCriteria([self.call_token, self.submit_token], self.tokenizer))
+        return generate_batched(
+            self.model,
+            query_tensors,
+            pad_token_id=pad_token_id,
+            eos_token_ids=self._tokenizer_eos(),
+            is_encoder_decoder=self.is_encoder_decoder,
+            device=self.current_device,
+            batch_size=batch_size,
+            max_new_tokens=asked if self.max_length is None else self._limits(query_tensors, asked, options),
+            return_prompt=False,
+            pad_to_multiple_of=pad_to_multiple_of,
+            stopping_criteria=criteria,
+            **options,
+        )
+
+    def _limits(self, query_tensors: Sequence[torch.Tensor], asked: int | None, options: dict[str, Any]) -> list[int]:
+        """New tokens for each query: what was asked for, within the room that `max_length` leaves."""
+        config = options.get("generation_config")
+        asked = asked if asked is not None else getattr(config, "max_new_tokens", None)
+        total = options.pop("max_length", None) or getattr(config, "max_length", None)
+        limits = []
+        for query in query_tensors:
+            limit = self.max_length - len(query)
+            if asked is not None:
+                limit = min(limit, asked)
+            elif total is not None:
+                limit = min(limit, total - len(query))
+            limits.append(limit)
+        return limits
+
+
+_OWN_STEP = TextEnvironment.step
+
+
+def _is_finite(reward: Any) -> bool:
+    try:
+        return bool(torch.isfinite(torch.as_tensor(reward, dtype=torch.float64)).all())
+    except (TypeError, ValueError, RuntimeError):
+        return False

@@ -1,0 +1,19 @@
+"""Floor 4: best-of-n sampling, and rewards that users write again and again."""
+
+from trl_step.extras.best_of_n_sampler import BestOfNSampler
+from trl_step.extras.rewards import (
+    ClassifierReward,
+    LengthPenalty,
+    MissingEosPenalty,
+    PipelineReward,
+    WeightedRewards,
+)
+
+__all__ = [
+    "BestOfNSampler",
+    "ClassifierReward",
+    "LengthPenalty",
+    "MissingEosPenalty",
+    "PipelineReward",
+    "WeightedRewards",
+]

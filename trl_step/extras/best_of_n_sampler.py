@@ -1,0 +1,142 @@
+"""Best-of-n sampling: draw several answers to each query and keep those that a scoring function likes best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_step.core import set_seed
+from trl_step.models import SUPPORTED_ARCHITECTURES, PreTrainedModelWrapper
+from trl_step.models.generation import generate_batched, padding_id
+
+Query = torch.Tensor | Sequence[int]
+
+
+class BestOfNSampler:
+    """Samples `sample_size` answers per query and returns the `n_candidates` best.
+
+    Args:
+        model: a value-head wrapper or a transformers model.
+        tokenizer: of that model.
+        queries_to_scores: called with the `sample_size` texts of one query (prompt and answer of decoder-only models),
+            returns one number per text, higher is better.
+        length_sampler: called once per query, returns the number of new tokens; None leaves it to the generation
+            settings.
+        sample_size: answers drawn per query.
+        seed: seeds the process when the sampler is built; None leaves all random streams alone.
+        n_candidates: answers returned per query.
+        generation_config: for `model.generate`. Without `do_sample=True` there all answers to a query are equal.
+
+    Raises:
+        ValueError: model or tokenizer of another kind, or more candidates than samples.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModelWrapper | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        queries_to_scores: Callable[[list[str]], Sequence[float]],
+        length_sampler: Any,
+        sample_size: int = 4,
+        seed: int | None = None,
+        n_candidates: int = 1,
+        generation_config: GenerationConfig | None = None,
+    ) -> None:
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ValueError(f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}")
+        if not isinstance(model, (*SUPPORTED_ARCHITECTURES, PreTrainedModelWrapper, PreTrainedModel)):
+            raise ValueError(f"model must be a value-head wrapper or a transformers model, got {type(model).__name__}")
+        if not 1 <= n_candidates <= sample_size:
+            raise ValueError(f"n_candidates={n_candidates} must lie between 1 and sample_size={sample_size}")
+        if seed is not None:
+            set_seed(seed)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.queries_to_scores = queries_to_scores
+        self.length_sampler = length_sampler
+        self.gen_config = generation_config
+        self.sample_size = sample_size
+        self.n_candidates = n_candidates
+
+    def generate(
+        self,
+        tokenized_query: Query | Sequence[Query],
+        skip_special_tokens: bool = True,
+        device: str | torch.device | None = None,
+        **generation_kwargs: Any,
+    ) -> list[list[str]]:
+        """The best texts for each query, the best first.
+
+        Args:
+            tokenized_query: ids of one query, as a list or a 1-d tensor, or a list of such.
+            skip_special_tokens: leave special tokens out of the texts.
+            device: where the inputs go; None takes the model's.
+            generation_kwargs: for `model.generate`, stronger than `generation_config`; also `batch_size` and
+                `token_budget` of `generate_batched`.
+
+        Returns:
+            One list of `n_candidates` texts per query.
+
+        Raises:
+            ValueError: a query of another form, or scores that are not one finite number per text.
+        """
+        queries = [query.to(torch.long) for query in _as_list(tokenized_query)]
+        answers = self._sample(queries, device, generation_kwargs)
+        best = []
+        for i in range(len(queries)):
+            rows = answers[i * self.sample_size : (i + 1) * self.sample_size]
+            texts = [self.tokenizer.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
+            order = _best_first(self.queries_to_scores(texts), len(texts), i)
+            best.append([texts[j] for j in order[: self.n_candidates]])
+        return best
+
+    def _sample(
+        self, queries: list[torch.Tensor], device: str | torch.device | None, generation_kwargs: dict[str, Any]
+    ) -> list[torch.Tensor]:
+        """`sample_size` answers per query, those of one query beside each other."""
+        options = {"generation_config": self.gen_config, **generation_kwargs}
+        limits = options.pop("max_new_tokens", None)
+        if limits is None and self.length_sampler is not None:
+            limits = [length for _ in queries for length in [int(self.length_sampler())] * self.sample_size]
+        base: Any = getattr(self.model, "pretrained_model", self.model)
+        eos = self.tokenizer.eos_token_id
+        return generate_batched(
+            self.model,
+            [query for query in queries for _ in range(self.sample_size)],
+            pad_token_id=padding_id(self.tokenizer, options.pop("pad_token_id", None)),
+            eos_token_ids=[] if eos is None else [eos],
+            is_encoder_decoder=bool(base.config.is_encoder_decoder),
+            device=base.device if device is None else device,
+            max_new_tokens=limits,
+            return_prompt=True,
+            **options,
+        )
+
+
+def _as_list(queries: Any) -> list[torch.Tensor]:
+    """Tensors [Q_i] from a single query or a list of queries, as tensors or as lists of ids."""
+    if isinstance(queries, torch.Tensor):
+        if queries.dim() != 1:
+            raise ValueError(
+                f"a query is a 1-d tensor, got shape {tuple(queries.shape)}; give several as a list, without padding"
+            )
+        return [queries]
+    queries = list(queries)
+    if queries and isinstance(queries[0], Integral):
+        return [torch.tensor(queries, dtype=torch.long)]
+    return [torch.as_tensor(query).reshape(-1) for query in queries]
+
+
+def _best_first(scores: Any, count: int, index: int) -> list[int]:
+    """The order of `count` scores from high to low, equal ones as they came."""
+    values = [float(score) for score in scores]
+    if len(values) != count:
+        raise ValueError(f"queries_to_scores returned {len(values)} scores for the {count} texts of query {index}")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"queries_to_scores returned {values} for query {index}; scores must be finite numbers")
+    return sorted(range(count), key=lambda j: -values[j])

@@ -1,0 +1,231 @@
+"""Rewards that users write again and again.
+
+A reward function here is called as `reward(texts, **columns)` and returns one float per text. `columns` are whatever
+belongs to the batch beside the texts: `responses` (ids [R_i]) and `masks` ([R_i], 1 where the model wrote the token)
+for rewards about tokens, right answers for rewards of your own. Every function gets all columns and takes those that
+it needs. That is also how `TextEnvironment.run` calls its `reward_fn`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trl_step.models.generation import sampling_mode
+
+RewardFunction = Callable[..., Sequence[float]]
+
+
+@dataclass(frozen=True)
+class MissingEosPenalty:
+    """`-penalty` for a response without an end-of-sequence token, 0 for one that has it.
+
+    Attributes:
+        eos_token_ids: one id, or several of which any will do.
+        penalty: a positive number lowers the score.
+    """
+
+    eos_token_ids: int | Collection[int]
+    penalty: float = 1.0
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        responses: Sequence[torch.Tensor],
+        masks: Sequence[torch.Tensor] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """One number per response; with `masks` only tokens that the model wrote are looked at."""
+        ends = {self.eos_token_ids} if isinstance(self.eos_token_ids, int) else set(self.eos_token_ids)
+        return [
+            0.0 if not ends.isdisjoint(ids.tolist()) else -self.penalty for ids in _written(texts, responses, masks)
+        ]
+
+
+@dataclass(frozen=True)
+class LengthPenalty:
+    """`-per_token` for each response token beyond `free_tokens`, down to `-most` in all.
+
+    Attributes:
+        per_token: a positive number lowers the score.
+        free_tokens: tokens that cost nothing.
+        most: the largest penalty; None for no limit.
+    """
+
+    per_token: float
+    free_tokens: int = 0
+    most: float | None = None
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        responses: Sequence[torch.Tensor],
+        masks: Sequence[torch.Tensor] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """One number per response; with `masks` only tokens that the model wrote count."""
+        penalties = [self.per_token * max(0, len(ids) - self.free_tokens) for ids in _written(texts, responses, masks)]
+        return [-penalty if self.most is None else -min(penalty, self.most) for penalty in penalties]
+
+
+class PipelineReward:
+    """The score of one label from a `transformers` text-classification pipeline.
+
+    Args:
+        pipeline: a ready pipeline, such as `pipeline("sentiment-analysis", model=...)`.
+        label: whose score is the reward; None is for pipelines with a single label.
+        raw: the logit, which is not squashed into 0..1; False takes what the pipeline makes of it.
+        batch_size: texts per forward.
+        options: further arguments of the pipeline's call, such as `truncation=True`.
+    """
+
+    def __init__(
+        self, pipeline: Any, label: str | None = None, raw: bool = True, batch_size: int = 16, **options: Any
+    ) -> None:
+        self.pipeline = pipeline
+        self.label = label
+        self.options = {"top_k": None, "batch_size": batch_size, **options}
+        if raw:
+            self.options["function_to_apply"] = "none"
+
+    def __call__(self, texts: Sequence[str], **columns: Any) -> list[float]:
+        """One number per text.
+
+        Raises:
+            ValueError: the pipeline does not know the label, or knows several and none was named.
+        """
+        return [self._pick(result) for result in self.pipeline(list(texts), **self.options)]
+
+    def _pick(self, result: Any) -> float:
+        scores = {entry["label"]: entry["score"] for entry in ([result] if isinstance(result, Mapping) else result)}
+        if self.label is None and len(scores) == 1:
+            return float(next(iter(scores.values())))
+        if self.label not in scores:
+            raise ValueError(f"the pipeline knows the labels {sorted(scores)}, not {self.label!r}; set `label`")
+        return float(scores[self.label])
+
+
+class ClassifierReward:
+    """The logit of one label from a sequence-classification model (a reward model has a single one).
+
+    Args:
+        model: returns `logits` [n, labels].
+        tokenizer: of that model; it needs a padding token.
+        label: index or name of the label; None takes the only one.
+        batch_size: texts per forward. Texts are sorted by length first.
+        max_length: longer texts are cut to this many tokens; None cuts nothing.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any,
+        label: int | str | None = None,
+        batch_size: int = 16,
+        max_length: int | None = None,
+    ) -> None:
+        if tokenizer.pad_token_id is None:
+            raise ValueError("the reward model's tokenizer has no padding token; set tokenizer.pad_token")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.label = _label_index(model.config, label)
+        self.batch_size = batch_size
+        self.max_length = max_length
+
+    def __call__(self, texts: Sequence[str], **columns: Any) -> list[float]:
+        """One number per text."""
+        cut = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
+        encoded = [self.tokenizer(text, **cut) for text in texts]
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]), reverse=True)
+        rewards = [0.0] * len(encoded)
+        device = next(self.model.parameters()).device
+        with sampling_mode(self.model):
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                inputs = self.tokenizer.pad([encoded[i] for i in rows], return_tensors="pt").to(device)
+                logits = self.model(**inputs).logits[:, self.label].float()
+                for i, value in zip(rows, logits.tolist(), strict=True):
+                    rewards[i] = value
+        return rewards
+
+
+class WeightedRewards:
+    """The weighted sum of several reward functions, whose parts are kept for the log.
+
+    ```python
+    reward = WeightedRewards(kind=(sentiment, 1.0), short=(LengthPenalty(0.01), 0.5))
+    scores = reward(texts, responses=responses)
+    trainer.log_stats({**stats, **reward.stats()}, batch, scores)
+    ```
+
+    Args:
+        functions: name = function, or name = (function, weight).
+
+    Attributes:
+        parts: name -> the unweighted rewards of the last call.
+    """
+
+    def __init__(self, **functions: RewardFunction | tuple[RewardFunction, float]) -> None:
+        if not functions:
+            raise ValueError("WeightedRewards needs at least one function: WeightedRewards(name=(function, weight))")
+        pairs = {name: value if isinstance(value, tuple) else (value, 1.0) for name, value in functions.items()}
+        self.functions = {name: function for name, (function, _) in pairs.items()}
+        self.weights = {name: float(weight) for name, (_, weight) in pairs.items()}
+        self.parts: dict[str, list[float]] = {}
+
+    def __call__(self, texts: Sequence[str], **columns: Any) -> list[float]:
+        """One weighted sum per text.
+
+        Raises:
+            ValueError: a function returned the wrong number of rewards, or one that is not finite; it is named.
+        """
+        parts = {}
+        for name, function in self.functions.items():
+            parts[name] = [float(reward) for reward in function(texts, **columns)]
+            if len(parts[name]) != len(texts):
+                raise ValueError(f"reward {name!r} returned {len(parts[name])} numbers for {len(texts)} texts")
+            for i, reward in enumerate(parts[name]):
+                if not math.isfinite(reward):
+                    raise ValueError(f"reward {name!r} is {reward} for text {i}; rewards must be finite")
+        self.parts = parts
+        return [sum(self.weights[name] * part[i] for name, part in parts.items()) for i in range(len(texts))]
+
+    def stats(self) -> dict[str, float]:
+        """`reward/<name>/mean` and `reward/<name>/std` (population) of each part of the last call, unweighted."""
+        found = {}
+        for name, part in self.parts.items():
+            values = torch.tensor(part, dtype=torch.float64)
+            if len(values):
+                found[f"reward/{name}/mean"] = values.mean().item()
+                found[f"reward/{name}/std"] = values.std(correction=0).item()
+        return found
+
+
+def _written(
+    texts: Sequence[str], responses: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
+) -> list[torch.Tensor]:
+    """The ids of each response that the model wrote."""
+    if len(responses) != len(texts) or (masks is not None and len(masks) != len(texts)):
+        given = f"{len(responses)} responses" + ("" if masks is None else f" and {len(masks)} masks")
+        raise ValueError(f"{len(texts)} texts, but {given}; each text needs its own")
+    if masks is None:
+        return list(responses)
+    return [ids[mask.bool()] for ids, mask in zip(responses, masks, strict=True)]
+
+
+def _label_index(config: Any, label: int | str | None) -> int:
+    if isinstance(label, str):
+        if label not in config.label2id:
+            raise ValueError(f"the model knows the labels {sorted(config.label2id)}, not {label!r}")
+        return config.label2id[label]
+    if label is None and config.num_labels != 1:
+        raise ValueError(f"the model has {config.num_labels} labels; say which one is the reward")
+    if label is not None and not 0 <= label < config.num_labels:
+        raise ValueError(f"label {label} is not among the model's {config.num_labels}")
+    return label or 0

@@ -1,0 +1,161 @@
+"""Passes of a model over a whole batch, mini-batch by mini-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from trl_step.models.frozen_trunk import FrozenTrunk
+from trl_step.trainer.forward import TokenForward, divergence_of
+from trl_step.trainer.forward_size import ForwardSize
+from trl_step.trainer.layout import Inputs
+
+Around = Callable[[torch.Tensor, slice, torch.Size], AbstractContextManager[None]]
+"""(samples of the mini-batch, its columns of S, [B, S]) -> what surrounds its forward pass"""
+
+
+def _nothing_around(*_: Any) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class Sweep(NamedTuple):
+    """All [B, T] float32; `logits` [B, T, V] or None."""
+
+    logprobs: torch.Tensor
+    logits: torch.Tensor | None
+    values: torch.Tensor
+
+
+class PairedSweep(NamedTuple):
+    """All [B, T] float32; 0 where the mask is 0."""
+
+    logprobs: torch.Tensor
+    values: torch.Tensor
+    ref_logprobs: torch.Tensor
+    divergence: torch.Tensor
+
+
+def plain_sweep(forward: TokenForward, model: Any, inputs: Inputs, size: int) -> Sweep:
+    """Release 0.7's pass: every position, full logits, in the batch's own order, with gradients if they are on."""
+    left_padded = forward.layout.is_left_padded(inputs)
+    count = len(forward.layout.predicted_ids(inputs)[0])
+    outputs = [
+        forward.everything(model, {key: value[i : i + size] for key, value in inputs.items()}, left_padded)
+        for i in range(0, count, size)
+    ]
+    logprobs, logits, values = (torch.cat(pieces) for pieces in zip(*outputs, strict=True))
+    return Sweep(logprobs, logits, values.float())
+
+
+@torch.no_grad()
+def sweep(
+    forward: TokenForward,
+    sizes: ForwardSize,
+    model: Any,
+    inputs: Inputs,
+    masks: torch.Tensor,
+    size: int,
+    around: Around = _nothing_around,
+) -> Sweep:
+    """Log-probs and values where `masks` [B, T] is 1, without gradients; long samples share a mini-batch with long
+    ones, and each mini-batch is padded to its own longest.
+
+    Args:
+        size: most samples of a mini-batch
+        around: surrounds each pass, see `FrozenTrunk.policy`
+    """
+    logprobs = torch.zeros(masks.shape, device=masks.device)
+    values = torch.zeros_like(logprobs)
+
+    def visit(piece: _Piece) -> None:
+        with around(*piece.place):
+            outputs = forward.chosen(model, piece.inputs, piece.masks, piece.left_padded)
+        columns = torch.arange(piece.predicted.start, piece.predicted.stop, device=masks.device)
+        logprobs[piece.samples.unsqueeze(1), columns] = outputs.logprobs
+        values[piece.samples.unsqueeze(1), columns] = outputs.values.float()
+
+    _visit_by_length(forward, sizes, inputs, masks, size, visit)
+    return Sweep(logprobs, None, values)
+
+
+@torch.no_grad()
+def paired_sweep(
+    forward: TokenForward,
+    sizes: ForwardSize,
+    policy: Any,
+    reference: Any,
+    as_reference: Callable[[], Any],
+    inputs: Inputs,
+    masks: torch.Tensor,
+    size: int,
+    trunk: FrozenTrunk,
+) -> PairedSweep:
+    """Policy and reference side by side, for the exact divergence: mini-batch by mini-batch, chunk by chunk.
+
+    Args:
+        as_reference: context manager in which `reference` is asked
+        size: most samples of a mini-batch
+        trunk: records the policy's passes, and serves the reference's
+    """
+    outputs = PairedSweep(*(torch.zeros(masks.shape, device=masks.device) for _ in range(4)))
+
+    def visit(piece: _Piece) -> None:
+        with trunk.policy(*piece.place):
+            rows, values = forward.rows(policy, piece.inputs, piece.masks, piece.left_padded)
+        with as_reference(), trunk.reference(*piece.place):
+            ref_rows, _ = forward.rows(reference, piece.inputs, piece.masks, piece.left_padded)
+        found = divergence_of(rows, ref_rows, forward.labels(piece.inputs, piece.masks), forward.temperature)
+        samples, positions = piece.masks.bool().nonzero(as_tuple=True)
+        place = (piece.samples[samples], positions + piece.predicted.start)
+        for target, flat in zip(outputs, (found.logprobs, values, found.ref_logprobs, found.divergence), strict=True):
+            target[place] = flat.float()
+
+    _visit_by_length(forward, sizes, inputs, masks, size, visit)
+    return outputs
+
+
+class _Piece(NamedTuple):
+    """Samples that go through the model together, trimmed to what they use."""
+
+    samples: torch.Tensor
+    inputs: dict[str, torch.Tensor]
+    masks: torch.Tensor
+    predicted: slice
+    left_padded: bool
+    shape: torch.Size
+
+    @property
+    def place(self) -> tuple[torch.Tensor, slice, torch.Size]:
+        """Where in [B, S] the inputs come from: one column more than is predicted."""
+        return self.samples, slice(self.predicted.start, self.predicted.stop + 1), self.shape
+
+
+def _visit_by_length(
+    forward: TokenForward,
+    sizes: ForwardSize,
+    inputs: Inputs,
+    masks: torch.Tensor,
+    size: int,
+    visit: Callable[[_Piece], None],
+) -> None:
+    ids, attention_mask = forward.layout.predicted_ids(inputs)
+    left_padded = forward.layout.is_left_padded(inputs)
+    lengths = attention_mask.sum(dim=1).cpu()
+
+    def pieces(samples: torch.Tensor, parts: list[np.ndarray]) -> Iterator[_Piece]:
+        for part in parts:
+            own = samples[torch.as_tensor(part)].to(masks.device)
+            trimmed, predicted = forward.layout.trim({key: value[own] for key, value in inputs.items()}, left_padded)
+            yield _Piece(own, trimmed, masks[own][:, predicted], predicted, left_padded, ids.shape)
+
+    for samples in torch.argsort(lengths, descending=True, stable=True).split(size):
+
+        def work(parts: list[np.ndarray], samples: torch.Tensor = samples) -> None:
+            for piece in pieces(samples, parts):
+                visit(piece)
+
+        sizes.run(lengths[samples].tolist(), work)

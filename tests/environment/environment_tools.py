@@ -33,7 +33,8 @@ def byte_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
 class ScriptedModel(torch.nn.Module):
     """Writes `answer(text so far)`, token by token, as `generate` of transformers would.
 
-    `prompts` holds the texts of each call.
+    `prompts` holds the texts of each call. The decoder of an encoder-decoder model starts with the end token, as
+    BART's does.
     """
 
     def __init__(self, answer: Callable[[str], str], tokenizer: Any, is_encoder_decoder: bool = False) -> None:
@@ -54,7 +55,7 @@ class ScriptedModel(torch.nn.Module):
         texts = [self.tokenizer.decode(row[mask.bool()]) for row, mask in zip(input_ids, attention_mask, strict=True)]
         self.prompts.append(texts)
         scripts = [self.tokenizer(self.answer(text), add_special_tokens=False).input_ids for text in texts]
-        ids = torch.full((len(texts), 1), BOS) if self.is_encoder_decoder else input_ids
+        ids = torch.full((len(texts), 1), EOS) if self.is_encoder_decoder else input_ids
         open_rows = torch.ones(len(texts), dtype=torch.bool)
         for step in range(kwargs.get("max_new_tokens", 30)):
             column = [script[step] if step < len(script) else EOS for script in scripts]

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.environment.environment_tools import (
-    BOS,
     EOS,
     ScriptedModel,
     byte_tokenizer,
@@ -42,6 +41,27 @@ def test_only_unfinished_episodes_are_generated() -> None:
     *_, histories = env.run(["long one", "short one", "long two"])
     assert [len(prompts) for prompts in env.model.prompts] == [3, 2, 2]
     assert [len(history.system_spans) for history in histories] == [6, 2, 6]
+
+
+def test_nothing_is_asked_of_the_model_once_all_are_completed() -> None:
+    turns, checks = [], []
+
+    class Own(TextEnvironment):
+        def generate(self, histories):
+            turns.append(len(histories))
+            return super().generate(histories)
+
+        def tasks_end_check(self, histories, model_turn=True):
+            checks.append(model_turn)
+            return super().tasks_end_check(histories, model_turn=model_turn)
+
+    tokenizer = byte_tokenizer()
+    env = Own(ScriptedModel(in_turn("<submit>"), tokenizer), tokenizer)
+    *_, histories = env.run(["a", "b"])
+    assert turns == [2]
+    assert checks == [True, False]
+    env.model = None
+    assert env.generate(histories) is histories
 
 
 def test_max_turns() -> None:
@@ -96,6 +116,22 @@ def test_other_protocol_tokens() -> None:
     env.model.answer = lambda text: "ok[end] more" if "(re)" in text else "(ask)<echo>hi[go]"
     *_, histories = env.run(["t"])
     assert histories[0].text == "t(ask)<echo>hi[go]hi(re)ok[end]"
+
+
+def test_protocol_tokens_may_change_between_runs() -> None:
+    env = environment(in_turn("<request><tool>x<call>", "<submit>"), tools={"tool": lambda _: "[end]"})
+    assert "[end]<response>" in env.run(["t"])[4][0].text
+    env.submit_token = "[end]"
+    assert "&#91;end]<response>" in env.run(["t"])[4][0].text
+
+
+def test_a_reply_does_not_submit_whoever_wrote_it() -> None:
+    env = environment(in_turn(""))
+    history = TextHistory("task", torch.tensor([5]))
+    history.append_segment("<submit>", torch.tensor([6]), system=True)
+    assert env.task_end_check(history, model_turn=False) == (False, False)
+    history.append_segment("<submit>", torch.tensor([6]), system=False)
+    assert env.task_end_check(history, model_turn=False) == (False, True)
 
 
 def test_tools_of_one_turn_run_side_by_side() -> None:
@@ -171,14 +207,16 @@ def test_stopping_criteria_of_the_caller_stay_in_force() -> None:
 
 
 def test_encoder_decoder() -> None:
-    """The decoder's start token opens the response; it is given, so it does not count."""
+    """The decoder's start token opens a turn; it is given, so it does not count, and does not end the episode."""
     tokenizer = byte_tokenizer()
-    model = ScriptedModel(in_turn("answer<submit>"), tokenizer, is_encoder_decoder=True)
-    env = TextEnvironment(model, tokenizer, prompt="", generation_kwargs={"max_new_tokens": 20})
+    model = ScriptedModel(in_turn(CALL, "answer<submit>"), tokenizer, is_encoder_decoder=True)
+    env = TextEnvironment(
+        model, tokenizer, tools={"echo": str}, prompt="", generation_kwargs={"max_new_tokens": 30, "eos_token_id": EOS}
+    )
     _, responses, masks, _, histories = env.run(["t"])
-    assert responses[0][0] == BOS
-    assert masks[0].tolist() == [0] + [1] * len("answer<submit>")
-    assert histories[0].last_text_segment == "answer<submit>"
+    assert responses[0][0] == EOS
+    assert masks[0].tolist() == [0] + [1] * len(CALL) + [0] * len("hi<response>") + [0] + [1] * len("answer<submit>")
+    assert histories[0].text == "t" + CALL + "hi<response>answer<submit>"
 
 
 def test_the_end_token_ends_the_episode() -> None:

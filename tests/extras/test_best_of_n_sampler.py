@@ -130,7 +130,7 @@ def test_wrong_kinds() -> None:
         BestOfNSampler("model", tiny.tokenizer(), last_word, None)
     with pytest.raises(ValueError, match="n_candidates=5"):
         sampler(n_candidates=5)
-    with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
+    with pytest.raises(ValueError, match="give several as a list"):
         sampler().generate(torch.ones(2, 2, dtype=torch.long))
 
 

@@ -131,6 +131,8 @@ def test_weighted_rewards() -> None:
     stats = reward.stats()
     assert stats["reward/code/mean"] == 1.0
     assert stats["reward/code/std"] == pytest.approx(math.sqrt(2 / 3))
+    assert reward([], responses=[], answers=[]) == []
+    assert reward.stats() == {}
     assert set(stats) == {f"reward/{name}/{kind}" for name in ("code", "short", "answer") for kind in ("mean", "std")}
 
 

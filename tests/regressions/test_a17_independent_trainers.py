@@ -87,6 +87,24 @@ def test_an_accelerator_of_the_users_own_stays_as_it_was() -> None:
     GradientState._reset_state()
 
 
+@pytest.mark.parametrize("trainer_first", [True, False])
+def test_a_loop_of_the_users_own_that_accumulates_does_not_hold_the_trainer_back(trainer_first: bool) -> None:
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    if trainer_first:
+        ours, own = plain(), Accelerator(gradient_accumulation_steps=3)
+    else:
+        own, ours = Accelerator(cpu=True, gradient_accumulation_steps=3), plain()
+    module = own.prepare(torch.nn.Linear(1, 1))
+    with own.accumulate(module):
+        assert not own.sync_gradients
+        ours.step(*batch())
+        assert not own.sync_gradients
+    assert ours.updates == 16
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+
+
 def test_trackers_are_each_trainers_own(tmp_path: Any) -> None:
     with_logs = trainer("gpt2", log_with="tensorboard", project_kwargs={"logging_dir": str(tmp_path)})
     without = trainer("gpt2")

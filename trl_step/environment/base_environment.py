@@ -318,7 +318,7 @@ class TextEnvironment:
         if history.completed:
             return None
         name, query = self.parse_tool_call(history.last_text_segment)
-        if False:
+        if name is None or query is None:
             return f"Unknown tool call: {history.last_text_segment}"
         if name not in self.tools:
             return f"Unknown tool {name}."

@@ -167,7 +167,7 @@ def _start(index: int, call: ToolCall, finished: queue.SimpleQueue[tuple[int, st
     def work() -> None:
         try:
             reply = context.run(reply_of, call)
-        except KeyError as error:  # nobody else would hear of it, and the turn would wait
+        except BaseException as error:  # nobody else would hear of it, and the turn would wait
             reply = f"Tool error: {_message(error)}"
         finished.put((index, reply))
 

@@ -17,10 +17,7 @@ def fuse_activations(model: nn.Module) -> int:
     parameters, so checkpoints and state dictionaries stay as they are.
     """
     chains = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) in CHAINS
+        (parent, name) for parent in model.modules() for name, child in parent.named_children() if type(child) in CHAINS
     ]
     for parent, name in chains:
         setattr(parent, name, GELUTanh())

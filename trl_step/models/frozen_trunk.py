@@ -194,6 +194,16 @@ class FrozenTrunk:
         self.states: torch.Tensor | None = None
         """[B, S, D] once the first pass is through"""
 
+    @property
+    def depth(self) -> int:
+        """Layers that run once."""
+        return 0 if self._cuts["policy"] is None else self._cuts["policy"].depth
+
+    @property
+    def serves_reference(self) -> bool:
+        """Whether the reference goes on from the policy's hidden states."""
+        return self._cuts["reference"] is not None
+
     @contextmanager
     def policy(self, part: torch.Tensor, columns: slice, shape: torch.Size) -> Iterator[None]:
         """A pass of the policy over a mini-batch, recorded.

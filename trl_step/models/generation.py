@@ -16,6 +16,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from trl_step.core import free_device_cache
+from trl_step.models.modes import eval_mode
 from trl_step.models.row_ends import Criterion, RowEnds
 
 DEFAULT_NEW_TOKENS = 20
@@ -26,14 +27,8 @@ DEFAULT_NEW_TOKENS = 20
 def sampling_mode(model: torch.nn.Module) -> Iterator[None]:
     """Dropout off and no gradients inside; afterwards every submodule has the mode that it had before."""
     # differs from v0.7: it sampled with dropout on after the first training step
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.no_grad(), eval_mode(model):
+        yield
 
 
 def generate_batched(

@@ -11,6 +11,7 @@ from torch import nn
 
 from trl_step.models.decoder_pass import run_decoder
 from trl_step.models.inner_model import output_embedding, plain_model
+from trl_step.models.modes import eval_mode
 from trl_step.ppo.token_logprobs import OutputHead
 
 PROBE_TOKENS = 2
@@ -74,7 +75,7 @@ def _plain_parameters(embedding: nn.Module) -> tuple[nn.Parameter | None, nn.Par
 
 
 def _probe(model: nn.Module, embedding: nn.Module) -> _Probe:
-    with _evaluating(model), _entering(embedding) as entered:
+    with eval_mode(model), _entering(embedding) as entered:
         logits = probe_logits(model)
     return _Probe(entered[-1].reshape(-1, entered[-1].shape[-1]), logits.reshape(-1, logits.shape[-1]))
 
@@ -133,17 +134,6 @@ def _rounding_step(tensor: torch.Tensor) -> float:
     if tensor.is_cuda and tensor.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return max(step, 2.0**-10)
     return step
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

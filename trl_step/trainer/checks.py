@@ -165,9 +165,11 @@ def check_given(given: Given, counts: Sequence[int]) -> None:
             continue
         _check_lists({"responses": [None] * len(counts), name: items})
         for i, (item, count) in enumerate(zip(items, counts, strict=True)):
-            if not isinstance(item, torch.Tensor) or not item.is_floating_point() or item.device.type == "meta":
+            if not isinstance(item, torch.Tensor) or not item.is_floating_point():
                 kind = item.dtype if isinstance(item, torch.Tensor) else type(item).__name__
                 raise ValueError(f"{name}[{i}] must be a floating-point tensor, got {kind}")
+            if item.layout is not torch.strided or item.device.type == "meta":
+                raise ValueError(f"{name}[{i}] must be a dense tensor with data, got {item.layout} on {item.device}")
             if item.shape != (count,):
                 raise ValueError(
                     f"{name}[{i}] has shape {tuple(item.shape)}, but the model predicts {count} tokens of "
@@ -193,3 +195,14 @@ def with_decoder_start(inputs: StepInputs, start: int | None) -> StepInputs:
         if masks is not None and not bool(masks[i][1:].any()):
             raise ValueError(f"response_masks[{i}] masks every generated token of its response; drop the sample")
     return inputs._replace(responses=responses, response_masks=masks)
+
+
+def check_behind_first_token(inputs: StepInputs) -> None:
+    """Raise a `ValueError` for a decoder's response of which release 0.7 would count nothing."""
+    for i, response in enumerate(inputs.responses):
+        counted = torch.ones_like(response) if inputs.response_masks is None else inputs.response_masks[i]
+        if not bool(counted[1:-1].any()):
+            raise ValueError(
+                f"responses[{i}]: with exact_v07 the decoder start and the token behind it do not count, and nothing "
+                "else of it does; drop the sample"
+            )

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 Stats = dict[str, torch.Tensor]
 
 
-def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> Stats:
-    """`ppo_epochs` passes over the batch in mini-batches; the statistics of every mini-batch, stacked [M, 1].
+def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> tuple[Stats, int]:
+    """`ppo_epochs` passes over the batch in mini-batches: the statistics of every mini-batch, stacked [M, 1], and the
+    number of epochs until early stopping.
 
     The order comes from NumPy's global stream. Over several processes the statistics are those of the joined
     mini-batches.
@@ -37,8 +38,10 @@ def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> Stats:
     updater.reset()
     all_stats: list[Stats] = []
     tokens: list[float] = []
+    epochs_run = 0
     with _in_training(trainer), training_without_dropout(trainer.model):
         for _ in range(config.ppo_epochs):
+            epochs_run += 1
             order = np.random.permutation(count)
             for parts in mini_batches(order, config.backward_batch_size, config.mini_batch_size, most):
                 weights = _loss_weights(trainer, parts, token_counts)
@@ -53,7 +56,7 @@ def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> Stats:
     if trainer.is_distributed:
         stacked = join_minibatch_statistics(stacked, torch.tensor(tokens), trainer._reduce_sum)
     stacked["policy/skipped"] = torch.tensor([[float(updater.skipped)]])
-    return stacked
+    return stacked, epochs_run
 
 
 @contextmanager

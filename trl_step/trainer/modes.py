@@ -1,4 +1,4 @@
-"""Train and eval mode of a model's modules, set for a while and given back."""
+"""How a model is set up for the passes of a step, and given back afterwards."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-
-@contextmanager
-def eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off; every module's former mode is restored, also after an error."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
+from trl_step.models.modes import eval_mode
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from trl_step.core import PPODecorators, convert_to_scalar, entropy_from_logits,
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
 from trl_step.models.activations import fuse_activations
 from trl_step.models.adapters import without_adapter
-from trl_step.models.generation import generate_batched
+from trl_step.models.generation import generate_batched, padding_id
+from trl_step.models.modes import eval_mode
 from trl_step.ppo.advantages import advantages_and_returns
 from trl_step.ppo.batch import Padded, padding_behind
 from trl_step.ppo.kl import AdaptiveKLController, FixedKLController, kl_penalty
@@ -29,16 +30,23 @@ from trl_step.ppo.stats import STATS, rollout_statistics
 from trl_step.trainer import hub, trackers
 from trl_step.trainer.accelerate_state import detach, make_accelerator
 from trl_step.trainer.base import BaseTrainer
-from trl_step.trainer.checks import check_arguments, check_given, check_step_inputs, with_decoder_start
+from trl_step.trainer.checks import (
+    check_arguments,
+    check_behind_first_token,
+    check_given,
+    check_step_inputs,
+    with_decoder_start,
+)
+from trl_step.trainer.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.epochs import run_epochs
 from trl_step.trainer.forward import TokenForward
 from trl_step.trainer.forward_size import ForwardSize
 from trl_step.trainer.layout import Layout
-from trl_step.trainer.modes import eval_mode
+from trl_step.trainer.lengths import LengthLimits
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.rolling import Given, roll_forward
 from trl_step.trainer.rollout import RolledForward, Rollout
-from trl_step.trainer.sampling import eos_token_ids, warn_of_truncated_sampling
+from trl_step.trainer.sampling import warn_of_truncated_sampling
 from trl_step.trainer.sweeps import plain_sweep, sweep
 from trl_step.trainer.update import Updater
 
@@ -111,18 +119,19 @@ class PPOTrainer(BaseTrainer):
         self.model_params = [p for p in model.parameters() if p.requires_grad]
         self._layout = Layout(
             self.is_encoder_decoder,
-            self._pad_token_id,
+            padding_id(tokenizer),
             # differs from v0.7: on the right whatever the tokenizer says, where no position depends on the padding
             tokenizer.padding_side if config.exact_v07 else "right",
             config.pad_max_len if config.pad_for_acceleration else None,
             config.exact_v07,
         )
+        models = [known for known in (model, ref_model) if known is not None]
+        self._length_limits = LengthLimits(models, self.is_encoder_decoder, self._layout.fixed_length)
         self._forward_size = ForwardSize(config.forward_tokens)
         self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
-        for known in (model, ref_model):
-            if known is not None:
-                fuse_activations(known)
-                self._forward.register(known)
+        for known in models:
+            fuse_activations(known)
+            self._forward.register(known)
 
         self.dataset = dataset
         self.dataloader: Any = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
@@ -134,6 +143,7 @@ class PPOTrainer(BaseTrainer):
         self.running = RunningMoments(self.accelerator)
         self.current_step = 0
         self._training = False
+        self._last_step: Optional[StepFacts] = None
         self._warned: set[str] = set()
         if config.push_to_hub_if_best_kwargs:
             self.push_to_hub_kwargs = config.push_to_hub_if_best_kwargs
@@ -277,13 +287,13 @@ class PPOTrainer(BaseTrainer):
     ) -> list[torch.Tensor]:
         if length_sampler is not None:
             generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in query_tensors]
-        unwrapped = self.accelerator.unwrap_model(model)
+        unwrapped, end = self.accelerator.unwrap_model(model), self.tokenizer.eos_token_id
         with self.accelerator.autocast():
             return generate_batched(
                 unwrapped,
                 query_tensors,
-                pad_token_id=self._pad_token_id,
-                eos_token_ids=eos_token_ids(unwrapped, self.tokenizer, generation_kwargs),
+                pad_token_id=padding_id(self.tokenizer, generation_kwargs.pop("pad_token_id", None)),
+                eos_token_ids=[] if end is None else [end],  # the model's own and the call's join them
                 is_encoder_decoder=self.is_encoder_decoder,
                 device=self.current_device,
                 batch_size=batch_size,
@@ -294,14 +304,6 @@ class PPOTrainer(BaseTrainer):
                 pad_to_multiple_of=pad_to_multiple_of,
                 **generation_kwargs,
             )
-
-    @property
-    def _pad_token_id(self) -> int:
-        """Filler behind a sample; it is masked everywhere, so any id will do."""
-        for name in ("pad_token_id", "eos_token_id"):
-            if getattr(self.tokenizer, name) is not None:
-                return getattr(self.tokenizer, name)
-        return 0
 
     def _reference_context(self, model: PreTrainedModelWrapper) -> Callable:
         """Inside what this gives, the PEFT model `model` is its own reference."""
@@ -388,7 +390,7 @@ class PPOTrainer(BaseTrainer):
         self.running = moments
         self._push_if_best(scored)
         # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
-        train_stats = run_epochs(self, rollout)
+        train_stats, epochs_run = run_epochs(self, rollout)
         timing["time/ppo/optimize_step"] = -mark + (mark := time.perf_counter())
         # 6. statistics, reduced over processes; KL controller; scheduler
         stats = self.record_step_stats(
@@ -412,7 +414,20 @@ class PPOTrainer(BaseTrainer):
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         timing["time/ppo/total"] = time.perf_counter() - start
+        self._last_step = StepFacts.of(rollout, epochs_run, timing["time/ppo/total"])
         return stats | timing
+
+    def step_cost(self) -> StepCost:
+        """Arithmetic of the last step, and how far from the machine's limit it was.
+
+        The machine's matrix rate is measured at the first call (a fraction of a second) and then remembered.
+
+        Raises:
+            ValueError: no step was made yet.
+        """
+        if self._last_step is None:
+            raise ValueError("step_cost tells of the last step, but there was none; call step first")
+        return cost_of(self._last_step, self.accelerator.unwrap_model(self.model), self.config.mini_batch_size)
 
     # --- stage 1: inputs -------------------------------------------------------------------------------------
 
@@ -432,8 +447,11 @@ class PPOTrainer(BaseTrainer):
         inputs: Any = None
         try:
             inputs = check_step_inputs(queries, responses, scores, masks, vocab_size, self.current_device)
-            if self.is_encoder_decoder and not self.config.exact_v07:
+            if self.is_encoder_decoder and self.config.exact_v07:
+                check_behind_first_token(inputs)
+            elif self.is_encoder_decoder:
                 inputs = with_decoder_start(inputs, getattr(pretrained.config, "decoder_start_token_id", None))
+            self._length_limits.check(inputs.queries, inputs.responses)
             check_given(given or Given(), [self._layout.predicted_count(response) for response in inputs.responses])
         except ValueError as found:
             error = found
@@ -761,4 +779,7 @@ def _readable(stats: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, torch.Tensor)
         and key in ("objective/logprobs", "objective/ref_logprobs", "ppo/policy/advantages", "ppo/policy/ratio")
     }
-    return convert_to_scalar(stats_to_np({key: v for key, v in stats.items() if key not in heavy})) | heavy
+    arrays = {stat.key for stat in STATS if stat.shape != "scalar"}
+    readable = stats_to_np({key: value for key, value in stats.items() if key not in heavy})
+    scalars = convert_to_scalar({key: value for key, value in readable.items() if key not in arrays})
+    return readable | scalars | heavy

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from trl_step.models.frozen_trunk import FrozenTrunk
-from trl_step.trainer.modes import eval_mode, one_attention_kernel
+from trl_step.models.modes import eval_mode
+from trl_step.trainer.modes import one_attention_kernel
 from trl_step.trainer.rollout import RolledForward
 from trl_step.trainer.sweeps import paired_sweep, sweep
 

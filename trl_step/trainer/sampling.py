@@ -1,4 +1,4 @@
-"""What the trainer knows about sampling: which tokens end a response, and which settings change the sampling law."""
+"""Which settings of sampling change the law that responses are drawn from."""
 
 from __future__ import annotations
 
@@ -6,23 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 DEFAULT_TOP_K = 50
 """transformers' own `top_k` where nobody sets one."""
-
-
-def eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, generation_kwargs: Mapping[str, Any]) -> set[int]:
-    """Every id that ends a response: of the tokenizer, of the model's generation config, and of the call."""
-    found: set[int] = set()
-    for source in (
-        tokenizer.eos_token_id,
-        _setting(model, generation_kwargs, "eos_token_id"),
-    ):
-        if source is not None:
-            ids = source.tolist() if hasattr(source, "tolist") else source
-            found |= set(ids) if isinstance(ids, (list, tuple, set)) else {int(ids)}
-    return {i for i in found if i >= 0}
 
 
 def _setting(model: Any, generation_kwargs: Mapping[str, Any], name: str) -> Any:

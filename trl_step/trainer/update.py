@@ -150,7 +150,7 @@ class Updater:
             if self.accelerator.num_processes > 1 and is_out_of_memory(error):
                 # other processes may have this one's gradients already: the mini-batch cannot be tried again
                 raise RuntimeError(
-                    "no memory for a backward pass of several processes; set forward_tokens or a smaller mini_batch_size"
+                    "no memory for the backward pass of several processes; set forward_tokens or mini_batch_size lower"
                 ) from error
             raise
 

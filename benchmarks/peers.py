@@ -1,0 +1,78 @@
+"""The libraries that are timed side by side, each in a virtual environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("TRL_STEP_BENCH_CACHE", HERE.parent / ".cache" / "benchmarks"))
+CONSTRAINTS = HERE.parent / "constraints.txt"
+
+
+class Peer(NamedTuple):
+    """`packages`: what pip installs; empty: the running Python is used as it is."""
+
+    name: str
+    library: str
+    packages: tuple[str, ...] = ()
+    constrained: bool = False
+    config: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+
+
+OURS = Peer("trl_step", "trl_step")
+PEERS = {
+    "trl_step": OURS,
+    "trl 0.7.11": Peer(
+        "trl 0.7.11",
+        "trl",
+        (
+            "torch==2.13.0", "trl==0.7.11", "transformers==4.37.2", "accelerate==0.27.2", "datasets==2.17.1",
+            "peft==0.8.2", "numpy<2", "tyro==0.7.3", "pyarrow<15",
+        ),
+    ),
+    "trl 0.11.4": Peer(
+        "trl 0.11.4", "trl", ("trl==0.11.4", "torch", "transformers", "accelerate", "datasets", "peft", "rich"), True
+    ),
+}  # fmt: skip
+
+
+def python_of(peer: Peer, given: dict[str, str]) -> str:
+    """The Python that runs a peer: one that was named, the running one, or that of an environment made once."""
+    if peer.name in given:
+        return given[peer.name]
+    if not peer.packages:
+        return sys.executable
+    folder = CACHE / peer.name.replace(" ", "-")
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        print(f"making the environment of {peer.name} in {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        constraints = ["-c", str(CONSTRAINTS)] if peer.constrained else []
+        # torch first: another package would pull a build of several gigabytes
+        for packages in (("torch==2.13.0",), peer.packages):
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *packages, *constraints], check=True)
+        (folder / "ready").touch()
+    return str(python)
+
+
+def run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Run `script` in a fresh process and read the line that it prints.
+
+    Raises:
+        RuntimeError: with the end of what the process said, if it printed no result.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(job.get("threads", 2))}
+    environment["PYTHONPATH"] = str(HERE.parent) if job["library"] == "trl_step" else ""
+    done = subprocess.run(
+        [python, str(HERE / script), json.dumps(job)], capture_output=True, text=True, env=environment, check=False
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT "):
+            return json.loads(line.removeprefix("RESULT "))
+    raise RuntimeError(f"{job['library']} printed no result:\n{done.stdout[-500:]}\n{done.stderr[-3000:]}")

@@ -1,0 +1,80 @@
+"""How long a sample may be: a model with learned positions has only so many of them, and fails in mid-step beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trl_step.models.inner_model import plain_model
+
+_TABLES = frozenset(("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed"))
+"""What transformers calls tables of learned positions."""
+
+
+def learned_positions(part: nn.Module) -> int | None:
+    """The number of positions that a model, an encoder or a decoder has learned; None where any length goes."""
+    tables = [
+        module
+        for name, module in part.named_modules()
+        if isinstance(module, nn.Embedding) and not _TABLES.isdisjoint(name.split("."))
+    ]
+    return min(map(_usable_rows, tables), default=None)
+
+
+def _usable_rows(table: nn.Embedding) -> int:
+    """OPT and BART leave their first rows out, RoBERTa those up to the padding id."""
+    first: Any = getattr(table, "offset", None)
+    if first is None:
+        first = 0 if table.padding_idx is None else table.padding_idx + 1
+    return table.num_embeddings - int(first)
+
+
+class LengthLimits:
+    """The longest samples that fit.
+
+    Args:
+        models: policy and reference, as value-head models
+        is_encoder_decoder: queries and responses have their own limits, else their sum has one
+        fixed_length: every batch is padded to this many tokens
+
+    Raises:
+        ValueError: `fixed_length` is more than a model takes.
+    """
+
+    def __init__(self, models: Iterable[Any], is_encoder_decoder: bool, fixed_length: int | None = None) -> None:
+        self.is_encoder_decoder = is_encoder_decoder
+        self.encoder: int | None = None
+        self.decoder: int | None = None
+        for model in models:
+            inner = plain_model(model.pretrained_model)
+            if is_encoder_decoder:
+                self.encoder = _least(self.encoder, learned_positions(inner.get_encoder()))
+                self.decoder = _least(self.decoder, learned_positions(inner.get_decoder()))
+            else:
+                self.decoder = _least(self.decoder, learned_positions(inner))
+        if fixed_length is not None:
+            for limit in (self.encoder, self.decoder):
+                if limit is not None and fixed_length > limit:
+                    raise ValueError(f"pad_max_len={fixed_length} is more than the model's {limit} positions; lower it")
+            self.encoder = self.decoder = fixed_length
+
+    def check(self, queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]) -> None:
+        """Raise a `ValueError` that names the first sample that is too long."""
+        for i, (query, response) in enumerate(zip(queries, responses, strict=True)):
+            if self.is_encoder_decoder:
+                _check(f"queries[{i}]", len(query), self.encoder)
+                _check(f"responses[{i}]", len(response), self.decoder)
+            else:
+                _check(f"queries[{i}] and responses[{i}] together", len(query) + len(response), self.decoder)
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else min(one, other)
+
+
+def _check(what: str, length: int, limit: int | None) -> None:
+    if limit is not None and length > limit:
+        raise ValueError(f"{what}: {length} tokens do not fit into {limit} positions; cut the sample")

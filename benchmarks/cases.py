@@ -21,6 +21,7 @@ class Case:
     mini_batch: int = 8
     shared_layers: int = 0
     lora: bool = False
+    vocabulary: int = VOCABULARY
 
     def arguments(self) -> dict:
         """As JSON takes it."""
@@ -40,7 +41,7 @@ class Case:
         d, epochs = self.width, PPO_EPOCHS
         totals = [q + r for q, r in self.lengths()]
         trunk = sum(24 * self.layers * d * d * s + 2 * self.layers * d * s * s for s in totals)
-        head = 2 * d * VOCABULARY * sum(r for _, r in self.lengths())
+        head = 2 * d * self.vocabulary * sum(r for _, r in self.lengths())
         if self.lora:  # frozen weights: the backward pass needs one product, not two
             return (2 + 2 * epochs) * (trunk + head)
         frozen = self.shared_layers / self.layers
@@ -68,4 +69,4 @@ CASES = {
 def quick(case: Case) -> Case:
     """The same case, small enough to see in seconds that everything works."""
     return replace(case, layers=2, width=32, samples=4, mini_batch=2, query=(4, 8), response=(2, 6),
-                   shared_layers=min(case.shared_layers, 1))  # fmt: skip
+                   shared_layers=min(case.shared_layers, 1), vocabulary=500)  # fmt: skip

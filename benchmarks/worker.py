@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import numpy as np
 import torch
-from cases import VOCABULARY, Case
+from cases import Case
 
 warnings.filterwarnings("ignore")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -58,7 +58,10 @@ def matrix_rate(case: Case) -> float:
     """Best flop/s of float32 products at the model's own shapes."""
     rows = case.mini_batch * (case.query[1] + case.response[1])
     best = 0.0
-    for m, k, n in ((rows, case.width, 4 * case.width), (case.mini_batch * case.response[1], case.width, VOCABULARY)):
+    for m, k, n in (
+        (rows, case.width, 4 * case.width),
+        (case.mini_batch * case.response[1], case.width, case.vocabulary),
+    ):
         left, right = torch.randn(m, k), torch.randn(n, k)
         for _ in range(5):
             start = time.perf_counter()
@@ -81,8 +84,9 @@ def make_model(library, case: Case):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=case.width, n_layer=case.layers, n_head=max(case.width // 64, 1), n_positions=512,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        vocab_size=case.vocabulary, n_embd=case.width, n_layer=case.layers, n_head=max(case.width // 64, 1),
+        n_positions=512, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        pad_token_id=0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     plain, options = GPT2LMHeadModel(config), {}
     fill(plain)
@@ -114,11 +118,34 @@ def batch(case: Case, seed: int):
     generator = torch.Generator().manual_seed(seed)
 
     def ids(n: int):
-        return torch.randint(8, VOCABULARY, (n,), generator=generator)
+        return torch.randint(8, case.vocabulary, (n,), generator=generator)
 
     queries, responses = zip(*[(ids(q), ids(r)) for q, r in case.lengths()])  # noqa: B905
     scores = [torch.tensor(float(x)) for x in torch.randn(case.samples, generator=generator)]
     return list(queries), list(responses), scores
+
+
+def saved_for_backward(trainer, inputs) -> float:
+    """Most megabytes that one mini-batch keeps for its backward pass, weights not counted."""
+    weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+    kept: dict = {}
+    most = 0.0
+
+    def pack(tensor):
+        nonlocal most
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            most = max(most, sum(kept.values()) / 1e6)
+        return tensor
+
+    def unpack(tensor):
+        kept.clear()  # the backward pass has begun
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        trainer.step(*inputs)
+    return most
 
 
 def main() -> None:
@@ -143,6 +170,7 @@ def main() -> None:
         "seconds": [],
         "cpu_seconds": [],
     }
+    result["saved_mb"] = saved_for_backward(trainer, batch(case, 0))
     with PeakMemory() as memory:
         for seed in range(1, job["steps"] + 1):
             inputs = batch(case, seed)

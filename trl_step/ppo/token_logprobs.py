@@ -215,18 +215,18 @@ class _PolicyGradientRows(torch.autograd.Function):
                 _add_product(d_weight, d_product, rows_in[rows], first=rows.start == 0)
             if d_bias is not None:
                 d_bias.add_(d_logits.sum(dim=0))
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.gradients = d_hidden, d_weight, d_bias
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(logprobs, entropy)
         return hidden.new_zeros((), dtype=_wide(dtype)), logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        (d_hidden, d_weight, d_bias), ctx.gradients = ctx.gradients, None
         hidden_dtype, weight_dtype = ctx.dtypes
         # a look at the factor makes a GPU wait; on a CPU it saves a pass over the head's gradient
         if upstream.device.type != "cpu" or upstream.item() != 1.0:
-            for gradient in ctx.saved_tensors:
+            for gradient in (d_hidden, d_weight, d_bias):
                 if gradient is not None:
                     gradient.mul_(upstream)
         gradients = [

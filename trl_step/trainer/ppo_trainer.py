@@ -221,8 +221,8 @@ class PPOTrainer(BaseTrainer):
         return dataset.remove_columns([column for column in dataset.column_names if column not in used])
 
     def _overrides(self, *methods: str) -> bool:
-        """Whether a subclass replaced any of these methods."""
-        return any(getattr(type(self), name) is not getattr(PPOTrainer, name) for name in methods)
+        """Whether a subclass replaced any of these methods, or a script replaced it on this object."""
+        return any(name in vars(self) or getattr(type(self), name) is not getattr(PPOTrainer, name) for name in methods)
 
     # --- sampling --------------------------------------------------------------------------------------------
 

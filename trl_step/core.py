@@ -192,15 +192,24 @@ def pad_to_size(tensor: torch.Tensor, size: int, dim: int = 1, padding: int = 50
     return torch.cat((tensor, tensor.new_full(shape, padding)), dim=dim)
 
 
-def top_k_top_p_filtering(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
-    """`logits` [B, V] with everything outside the `top_k` best and the `top_p` nucleus set to minus infinity."""
+def top_k_top_p_filtering(
+    logits: torch.Tensor,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    filter_value: float = -float("inf"),
+    min_tokens_to_keep: int = 1,
+) -> torch.Tensor:
+    """`logits` [B, V] with everything outside the `top_k` best and the `top_p` nucleus set to `filter_value`.
+
+    At least `min_tokens_to_keep` of each row are kept. `top_k=0` and `top_p=1.0` keep everything.
+    """
     from transformers import TopKLogitsWarper, TopPLogitsWarper
 
     no_ids = torch.empty(0, dtype=torch.long)
     if top_k > 0:
-        logits = TopKLogitsWarper(top_k)(no_ids, logits)
+        logits = TopKLogitsWarper(top_k, filter_value, min_tokens_to_keep)(no_ids, logits)
     if top_p < 1.0:
-        logits = TopPLogitsWarper(top_p)(no_ids, logits)
+        logits = TopPLogitsWarper(top_p, filter_value, min_tokens_to_keep)(no_ids, logits)
     return logits
 
 

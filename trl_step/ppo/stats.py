@@ -58,7 +58,7 @@ STATS: tuple[Stat, ...] = (
     Stat("ppo/val/clipfrac", "share of tokens where the value clip decided", reduction="tokens"),
     Stat("ppo/val/mean", "mean of v_old", reduction="tokens"),
     Stat("ppo/val/var", "unbiased variance of v_old", reduction="variance"),
-    Stat("ppo/val/var_explained", "1 - val/error / returns/var"),
+    Stat("ppo/val/var_explained", "1 - val/error / returns/var (0 where the returns do not vary)"),
     Stat("ppo/learning_rate", "learning rate that this step used"),
     Stat("tokens/queries_len_mean", "mean query length", reduction="samples"),
     Stat("tokens/queries_len_std", "its unbiased standard deviation", reduction="samples"),

@@ -126,8 +126,11 @@ def token_logprobs(
 
 
 def _entropy(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """-sum p log p per row, as a batch of dot products: no third [n, V] tensor."""
-    return -torch.bmm(probabilities.unsqueeze(1), logprobs.unsqueeze(2)).flatten()
+    """-sum p log p per row: [n, V], [n, V] -> [n], without a third tensor of that size on a CPU."""
+    if probabilities.device.type == "cpu" and len(probabilities):
+        # dot products row by row read each number once; as one batched product they take ten times as long there
+        return -torch.stack([torch.dot(p, log_p) for p, log_p in zip(probabilities, logprobs, strict=True)])
+    return -torch.linalg.vecdot(probabilities, logprobs)
 
 
 class Divergence(NamedTuple):

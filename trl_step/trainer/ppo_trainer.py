@@ -704,7 +704,9 @@ class PPOTrainer(BaseTrainer):
             )
         for key, value in train_stats.items():
             stats[f"ppo/{key}"] = value.float().mean(dim=0)
-        stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / stats["ppo/returns/var"]
+        error, variance = stats["ppo/val/error"], stats["ppo/returns/var"]
+        # differs from v0.7: it was NaN or infinite where the returns do not vary
+        stats["ppo/val/var_explained"] = torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
         return stats
 
     def gather_stats(self, stats: dict[str, Any]) -> dict[str, Any]:

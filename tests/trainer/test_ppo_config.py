@@ -1,0 +1,217 @@
+"""`PPOConfig`: defaults, the three ways to make one, and messages that name the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import tyro
+from transformers import HfArgumentParser
+
+from trl_step import PPOConfig
+
+DEFAULTS_OF_V0_7_11: dict[str, Any] = {
+    "seed": 0, "log_with": None, "task_name": None, "model_name": "gpt2", "query_dataset": "imdb",
+    "reward_model": "sentiment-analysis:lvwerra/distilbert-imdb", "remove_unused_columns": True, "tracker_kwargs": {},
+    "accelerator_kwargs": {}, "project_kwargs": {}, "tracker_project_name": "trl", "push_to_hub_if_best_kwargs": {},
+    "steps": 20000, "learning_rate": 1.41e-05, "adap_kl_ctrl": True, "init_kl_coef": 0.2, "kl_penalty": "kl",
+    "target": 6, "horizon": 10000, "gamma": 1, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1,
+    "batch_size": 128, "forward_batch_size": None, "mini_batch_size": 128, "gradient_accumulation_steps": 1,
+    "world_size": None, "ppo_epochs": 4, "max_grad_norm": None, "optimize_cuda_cache": None,
+    "optimize_device_cache": False, "early_stopping": False, "target_kl": 1, "compare_steps": 1,
+    "ratio_threshold": 10.0, "use_score_scaling": False, "use_score_norm": False, "score_clip": None,
+    "whiten_rewards": False, "is_encoder_decoder": None, "is_peft_model": None, "backward_batch_size": 128,
+    "global_backward_batch_size": None, "global_batch_size": None,
+}  # fmt: skip
+OF_V0_11_4 = {"gradient_checkpointing": False, "dataset_num_proc": None}
+NEW = {
+    "exact_v07": False, "loss_normalization": "mini_batch", "temperature": 1.0, "pad_for_acceleration": False,
+    "pad_max_len": None, "use_habana": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), (DEFAULTS_OF_V0_7_11 | OF_V0_11_4 | NEW).items())
+def test_defaults(name: str, value: Any) -> None:
+    assert getattr(PPOConfig(), name) == value
+    assert type(getattr(PPOConfig(), name)) is type(value) or isinstance(value, float)
+
+
+def test_computed_values() -> None:
+    config = PPOConfig(batch_size=24, mini_batch_size=4, gradient_accumulation_steps=3, steps=100)
+    assert config.backward_batch_size == 12
+    assert config.total_ppo_epochs == 5
+    assert PPOConfig().total_ppo_epochs == 157  # as in v0.7.11
+
+
+def test_the_name_of_the_experiment_is_that_of_the_script(tmp_path: Any) -> None:
+    script = tmp_path / "my_run.py"
+    script.write_text("from trl_step.trainer.ppo_config import PPOConfig; print(PPOConfig().exp_name)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    out = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.split()[-1] == "my_run"
+
+
+def test_two_configs_share_no_dictionary() -> None:
+    one, two = PPOConfig(), PPOConfig()
+    one.accelerator_kwargs["cpu"] = True
+    assert two.accelerator_kwargs == {}
+
+
+# --- the three ways --------------------------------------------------------------------------------------------
+
+ARGUMENTS = {
+    "learning_rate": 3e-5, "batch_size": 16, "mini_batch_size": 4, "kl_penalty": "full", "seed": 7,
+    "log_with": "tensorboard", "early_stopping": True, "adap_kl_ctrl": False, "score_clip": 2.5, "temperature": 0.7,
+    "loss_normalization": "tokens", "tracker_kwargs": {"wandb": {"entity": "me"}}, "model_name": "mine",
+}  # fmt: skip
+
+
+def by_tyro() -> PPOConfig:
+    words: list[str] = []
+    for name, value in ARGUMENTS.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return tyro.cli(PPOConfig, args=words)
+
+
+def by_hf_parser() -> PPOConfig:
+    words = [
+        word
+        for name, value in ARGUMENTS.items()
+        for word in (f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value))
+    ]
+    (config,) = HfArgumentParser(PPOConfig).parse_args_into_dataclasses(words)
+    return config
+
+
+@pytest.mark.parametrize("make", [lambda: PPOConfig(**ARGUMENTS), by_tyro, by_hf_parser], ids=["hand", "tyro", "hf"])
+def test_it_can_be_made_by_hand_by_tyro_and_by_the_hf_parser(make: Any) -> None:
+    config = make()
+    for name, value in ARGUMENTS.items():
+        assert getattr(config, name) == value, name
+
+
+def test_nothing_is_given_on_the_command_line() -> None:
+    plain = dataclasses.asdict(PPOConfig())
+    assert dataclasses.asdict(tyro.cli(PPOConfig, args=[])) == plain
+    (config,) = HfArgumentParser(PPOConfig).parse_args_into_dataclasses([])
+    assert dataclasses.asdict(config) == plain
+
+
+def test_a_dictionary_may_be_given_as_json() -> None:
+    assert PPOConfig(project_kwargs='{"logging_dir": "runs"}').project_kwargs == {"logging_dir": "runs"}
+    for wrong in ("{", "[1]", 3, ["a"]):
+        with pytest.raises(ValueError, match=r"project_kwargs=.*JSON object"):
+            PPOConfig(project_kwargs=wrong)
+
+
+def test_a_list_of_trackers() -> None:
+    assert PPOConfig(log_with=["tensorboard", "wandb"]).trackers == ["tensorboard", "wandb"]
+
+
+# --- wrong values ----------------------------------------------------------------------------------------------
+
+nan, inf = float("nan"), float("inf")
+WRONG: list[tuple[str, Any, str]] = [
+    *(("learning_rate", value, "a finite number >= 0") for value in (-1e-5, nan, inf, "1e-5", None)),
+    *(("batch_size", value, "a finite number >= 1") for value in (0, -8)),
+    *(("batch_size", value, "a whole number") for value in (8.0, "8", True)),
+    ("mini_batch_size", 0, "a finite number >= 1"),
+    ("gradient_accumulation_steps", 0, "a finite number >= 1"),
+    ("ppo_epochs", 0, "a finite number >= 1"),
+    ("steps", 0, "a finite number >= 1"),
+    ("compare_steps", 0, "a finite number >= 1"),
+    *(("gamma", value, "a finite number >= 0 and <= 1") for value in (-0.1, 1.1, nan)),
+    ("lam", 2, "a finite number >= 0 and <= 1"),
+    ("cliprange", -0.2, "a finite number >= 0"),
+    ("cliprange_value", nan, "a finite number >= 0"),
+    ("vf_coef", -1, "a finite number >= 0"),
+    ("init_kl_coef", -0.1, "a finite number >= 0"),
+    *(("target", value, "a finite number > 0") for value in (0, -6, None)),
+    ("horizon", 0, "a finite number > 0"),
+    ("max_grad_norm", 0, "a finite number > 0"),
+    ("target_kl", 0, "a finite number > 0"),
+    ("ratio_threshold", 0, "a finite number > 0"),
+    ("score_clip", -1.0, "a finite number > 0"),
+    *(("temperature", value, "a finite number > 0") for value in (0, -1, nan)),
+    ("pad_max_len", 1, "a finite number >= 2"),
+    ("early_stopping", 1, "True or False"),
+    ("use_score_norm", "yes", "True or False"),
+    ("kl_penalty", "kl2", "one of 'kl', 'abs', 'mse', 'full'"),
+    ("loss_normalization", "token", "one of 'mini_batch', 'tokens'"),
+    ("log_with", "mlflow", "one of wandb, tensorboard"),
+    *(("seed", value, "None or a whole number from 0") for value in (-1, 2**32, 0.5)),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), WRONG)
+def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match="must be") as caught:
+        PPOConfig(**{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name}={value!r} ")
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"batch_size": 10, "mini_batch_size": 4},
+            r"batch_size=10 must be a multiple of mini_batch_size \* gradient_accumulation_steps = 4 \* 1 = 4",
+        ),
+        ({"batch_size": 8, "mini_batch_size": 4, "gradient_accumulation_steps": 4}, r"4 \* 4 = 16"),
+        ({"pad_for_acceleration": True}, "pad_for_acceleration=True needs pad_max_len"),
+        (
+            {"push_to_hub_if_best_kwargs": {"private": True}},
+            "push_to_hub_if_best_kwargs must contain the key 'repo_id'",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0), ("gamma", 0), ("lam", 1), ("max_grad_norm", None), ("score_clip", 1), ("seed", None),
+        ("seed", 2**32 - 1), ("init_kl_coef", 0.0), ("temperature", 2), ("vf_coef", 0), ("cliprange", 0.0),
+    ],
+)  # fmt: skip
+def test_values_at_the_edge_are_allowed(name: str, value: Any) -> None:
+    assert getattr(PPOConfig(**{name: value}), name) == value
+
+
+def test_a_fixed_coefficient_needs_no_target() -> None:
+    assert PPOConfig(adap_kl_ctrl=False, target=None, horizon=None).target is None
+
+
+def test_deprecated_names_warn_and_work() -> None:
+    with pytest.warns(FutureWarning, match="forward_batch_size is deprecated .* mini_batch_size"):
+        assert PPOConfig(batch_size=8, forward_batch_size=4).mini_batch_size == 4
+    with pytest.warns(FutureWarning, match="optimize_cuda_cache is deprecated; set optimize_device_cache"):
+        assert PPOConfig(optimize_cuda_cache=True).optimize_device_cache is True
+
+
+def test_habana_without_its_package_is_an_error() -> None:
+    with pytest.raises(ImportError, match="needs the package habana_frameworks: pip install"):
+        PPOConfig(use_habana=True)
+
+
+def test_as_one_flat_dictionary() -> None:
+    flat = PPOConfig(tracker_kwargs={"wandb": {"entity": "me"}}).to_dict()
+    assert flat["tracker_kwargs/wandb/entity"] == "me"
+    assert flat["total_ppo_epochs"] == 157
+    assert set(DEFAULTS_OF_V0_7_11) - {"tracker_kwargs"} <= set(flat) | {
+        "accelerator_kwargs", "project_kwargs", "push_to_hub_if_best_kwargs",
+    }  # fmt: skip

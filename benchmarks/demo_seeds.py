@@ -30,7 +30,9 @@ def run_example(seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
     output = folder / f"seed{seed}"
     before = os.times()
     command = [sys.executable, str(SCRIPT), "--seed", str(seed), "--output_dir", str(output), *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    # threads that wait asleep: spinning ones take ten times as long where other processes share the cores
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path}
     subprocess.run([*command, "--cache_dir", str(folder / "cache")], check=True, env=environment)
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system

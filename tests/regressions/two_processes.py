@@ -19,10 +19,11 @@ from unittest import mock
 
 import numpy as np
 import torch
+from peft import LoraConfig
 
 from tests.tiny import batch as samples
 from tests.tiny import config, tokenizer, weights, with_value_head
-from trl_step import PPOTrainer
+from trl_step import PPOTrainer, create_reference_model
 from trl_step.ppo.batch import mini_batches
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,8 @@ class Case:
     cls: type = PPOTrainer
     steps: int = 2
     masks: bool = False
+    shared: int | None = None
+    """bottom layers that policy and reference share"""
     far: bool = False
     """the policy seems to have moved far away from the last sample of process 1: its ratio is infinite"""
 
@@ -70,6 +73,8 @@ CASES = {
     "masked": Case((4, 3), {"mini_batch_size": 2, "kl_penalty": "full"}, masks=True),
     "plain": Case((4, 3), {"mini_batch_size": 2, "gradient_accumulation_steps": 2}, cls=Plain),
     "t5": Case((3, 4), {"mini_batch_size": 2}, model="t5"),
+    "lora": Case((3, 4), {"mini_batch_size": 2}, model="lora"),
+    "shared": Case((4, 3), {"mini_batch_size": 2, "gradient_checkpointing": True}, shared=1),
     "skip": Case((6, 5), {"mini_batch_size": 2, "gradient_accumulation_steps": 2}, far=True),
     "all skipped": Case((2, 2), {"mini_batch_size": 2}, far=True),
     "early stop": Case((5, 2), {"mini_batch_size": 4, "early_stopping": True, "target_kl": 1e-4}, cls=StopsEarly),
@@ -93,11 +98,13 @@ def joined(orders: list[np.random.RandomState], counts: tuple[int, int]) -> Any:
 
 def build(case: Case, **more: Any) -> PPOTrainer:
     """A trainer with a scheduler, and an optimizer that does not blow up gradients which are 0 but for rounding."""
-    model = with_value_head(case.model)
+    lora = {"peft_config": LoraConfig(r=4, task_type="CAUSAL_LM", fan_in_fan_out=True)} if case.model == "lora" else {}
+    model = with_value_head("gpt2" if lora else case.model, **lora)
     settings = config(**{"ppo_epochs": 2, "horizon": 50, **case.options, **more})
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    reference = create_reference_model(model, num_shared_layers=case.shared) if case.shared else None
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=4)
-    return case.cls(settings, model, None, tokenizer(), optimizer=optimizer, lr_scheduler=scheduler)
+    return case.cls(settings, model, reference, tokenizer(), optimizer=optimizer, lr_scheduler=scheduler)
 
 
 def play(case: Case, rank: int | None, **more: Any) -> dict[str, Any]:
@@ -164,7 +171,7 @@ def refuse_one(rank: int) -> dict[str, Any]:
 
 
 def log_and_save(rank: int, folder: Path) -> dict[str, Any]:
-    """Generate, log to a tracker and save while both are there."""
+    """Generate, train, fail to push, log to a tracker and save, while both are there."""
 
     class Tracker:
         name = "list"
@@ -175,15 +182,18 @@ def log_and_save(rank: int, folder: Path) -> dict[str, Any]:
         def log(self, values: dict[str, Any], **kwargs: Any) -> None:
             self.logged.append(values)
 
-    ours = build(Case())
+    ours = build(Case(), push_to_hub_if_best_kwargs={"repo_id": "me/best"})
     tracker = Tracker()
     ours.accelerator.trackers = [tracker]
     queries = samples(4)[0][: 2 + rank]
     responses = ours.generate(queries, return_prompt=False, max_new_tokens=4, do_sample=True, top_k=0)
-    stats = ours.step(queries, responses, [float(rank)] * len(queries))
+    with warnings.catch_warnings(record=True) as told, mock.patch("huggingface_hub.HfApi", side_effect=ConnectionError):
+        warnings.simplefilter("always")
+        stats = ours.step(queries, responses, [float(rank)] * len(queries))
     ours.log_stats(stats, {}, [torch.tensor(float(rank))] * len(queries), columns_to_log=())
     ours.save_pretrained(str(folder / "saved"))
-    return {"logged": tracker.logged, "files": sorted(os.listdir(folder / "saved"))}
+    pushes = [str(warning.message) for warning in told if "the push to" in str(warning.message)]
+    return {"pushes": pushes, "logged": tracker.logged, "files": sorted(os.listdir(folder / "saved"))}
 
 
 def alone(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`PPOConfig`: defaults, the three ways to make one, and messages that name the field, the value and what is allowed."""
+"""`PPOConfig`: defaults, three ways to make one, and messages that name the field, the value and what is allowed."""
 
 from __future__ import annotations
 

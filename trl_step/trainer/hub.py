@@ -22,12 +22,12 @@ tags:
 A language model tuned with PPO by [trl_step](https://pypi.org/project/trl-step/), with its value head.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer  # AutoModelForSeq2SeqLM for an encoder-decoder
+from transformers import {plain}, AutoTokenizer
 from trl_step import {wrapper}
 
 tokenizer = AutoTokenizer.from_pretrained("{place}")
 model = {wrapper}.from_pretrained("{place}")  # with the value head, to train on
-model = AutoModelForCausalLM.from_pretrained("{place}")  # without it, to generate
+model = {plain}.from_pretrained("{place}")  # without it, to generate
 ```
 
 ## Settings
@@ -47,9 +47,11 @@ def write_model_card(path: str, model_name: str, config: PPOConfig) -> None:
     """Write `path`/README.md; the folder is made if need be."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    wrapper = f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}WithValueHead"
+    plain = f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}"
     settings = "\n".join(f"| {name} | {getattr(config, name)} |" for name in _SHOWN.split())
-    card = _CARD.format(name=model_name, wrapper=wrapper, place=folder.name, settings=settings)
+    card = _CARD.format(
+        name=model_name, plain=plain, wrapper=f"{plain}WithValueHead", place=folder.name, settings=settings
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -80,20 +82,22 @@ def push(
     from huggingface_hub import HfApi
 
     address = ""
-    if trainer.accelerator.is_main_process:
-        api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            trainer._save_pretrained(folder)
-            address = api.upload_folder(
-                repo_id=repo,
-                folder_path=folder,
-                commit_message=commit_message,
-                revision=branch,
-                create_pr=create_pr,
-                **upload_kwargs,
-            )
-    trainer.accelerator.wait_for_everyone()
+    try:
+        if trainer.accelerator.is_main_process:
+            api = HfApi(token=token)
+            repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            with tempfile.TemporaryDirectory() as folder:
+                trainer._save_pretrained(folder)
+                address = api.upload_folder(
+                    repo_id=repo,
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    revision=branch,
+                    create_pr=create_pr,
+                    **upload_kwargs,
+                )
+    finally:  # the other processes wait, also for a push that fails
+        trainer.accelerator.wait_for_everyone()
     return str(address)
 
 

@@ -1,0 +1,285 @@
+"""Tune a language model towards positive film reviews with PPO.
+
+Without a network, in a few minutes on two cores; the first run builds a small model, a classifier and a corpus:
+
+    python examples/sentiment/ppo_sentiment.py
+
+The classic run, with GPT-2 and IMDB from the hub:
+
+    python examples/sentiment/ppo_sentiment.py --model_name lvwerra/gpt2-imdb --query_dataset stanfordnlp/imdb \
+        --reward_model sentiment-analysis:lvwerra/distilbert-imdb
+
+Every setting of PPOConfig is an option, and so is every field of `Arguments` below; `--help` lists them.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from assets import DEFAULT_CACHE, AssetSettings, build_assets
+from datasets import Dataset, load_dataset
+from report import Evaluation, check_packages, draw_curves, print_samples, write_summary
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, pipeline
+
+from trl_step import (
+    AutoModelForCausalLMWithValueHead,
+    AutoModelForSeq2SeqLMWithValueHead,
+    PPOConfig,
+    PPOTrainer,
+    create_reference_model,
+    set_seed,
+)
+
+BUILT_IN = "built-in"
+# Suits the small built-in model. For a model of another name the defaults are PPOConfig's own, which suit GPT-2.
+BUILT_IN_SETTINGS: dict[str, Any] = {
+    "steps": 60 * 64,  # samples, so 60 calls of `trainer.step`
+    "batch_size": 64,
+    "mini_batch_size": 32,
+    "learning_rate": 3e-4,
+}
+
+
+@dataclass
+class Arguments:
+    """Settings of the script."""
+
+    ppo: Annotated[PPOConfig, tyro.conf.arg(name="")]
+    assets: AssetSettings = field(default_factory=AssetSettings)
+    """what to build where the built-in model, corpus or classifier is used"""
+    cache_dir: Path = DEFAULT_CACHE
+    """where they are kept"""
+    output_dir: Path = Path("runs/sentiment")
+    """folder for the summary, curves, tensorboard logs and the tuned model"""
+    max_new_tokens: int = 24
+    """longest response, in tokens"""
+    held_out: int = 64
+    """queries from the split "test" for the comparison of before and after"""
+    use_seq2seq: bool = False
+    """the model is an encoder-decoder"""
+    use_peft: bool = False
+    """train a LoRA adapter in place of the whole model"""
+    lora_r: int = 16
+    """rank of the adapter"""
+    lora_alpha: int = 16
+    """scale of the adapter"""
+    trust_remote_code: bool = False
+    """run code that the model's repository brings"""
+
+
+def main() -> None:
+    arguments = read_arguments(sys.argv[1:])
+    check_packages()
+    started = time.perf_counter()
+    prepare(arguments)
+    config = arguments.ppo
+    set_seed(config.seed)
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model_name, trust_remote_code=arguments.trust_remote_code)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model, ref_model = load_models(arguments)
+    trainer = PPOTrainer(
+        config,
+        model,
+        ref_model,
+        tokenizer,
+        dataset=load_queries(config.query_dataset, "train", tokenizer),
+        data_collator=collate,
+    )
+    reward_model = RewardModel(config.reward_model, trainer.accelerator.device)
+    held_out = collate(load_queries(config.query_dataset, "test", tokenizer, arguments.held_out))
+
+    before = evaluate(trainer, reward_model, held_out, arguments)
+    history = train(trainer, reward_model, arguments)
+    after = evaluate(trainer, reward_model, held_out, arguments)
+
+    trainer.save_pretrained(str(arguments.output_dir / "model"))
+    if trainer.accelerator.is_main_process:
+        seconds = time.perf_counter() - started
+        report(arguments, held_out["query"], before, after, history, seconds)
+
+
+def train(trainer: PPOTrainer, reward_model: RewardModel, arguments: Arguments) -> list[dict[str, float]]:
+    """The loop that this library is for: generate, score, step. Returns reward, KL and entropy of every step."""
+    history = []
+    progress = tqdm(batches(trainer), total=trainer.config.total_ppo_epochs, desc="PPO")
+    for batch in progress:
+        # 1. generate: continue each query
+        responses = generate(trainer, batch["input_ids"], arguments)
+        batch["response"] = trainer.tokenizer.batch_decode(responses, skip_special_tokens=True)
+
+        # 2. score: the classifier's logit for "positive", of query and response together
+        scores = reward_model.logits(join(batch["query"], batch["response"]))
+
+        # 3. step: move the policy towards higher scores, not far from the reference
+        stats = trainer.step(batch["input_ids"], responses, scores)
+        trainer.log_stats(stats, batch, scores)
+
+        history.append(
+            {
+                "reward": float(torch.stack(scores).mean()),
+                "KL": float(stats["objective/kl"]),
+                "entropy": float(stats["objective/entropy"]),
+            }
+        )
+        progress.set_postfix({name: f"{value:.2f}" for name, value in history[-1].items()})
+    return history
+
+
+def batches(trainer: PPOTrainer) -> Iterator[dict[str, list]]:
+    """`total_ppo_epochs` batches, from as many passes over the data as that takes."""
+    left = trainer.config.total_ppo_epochs
+    while left > 0:
+        for batch in trainer.dataloader:
+            yield batch
+            left -= 1
+            if left == 0:
+                return
+
+
+def generate(trainer: PPOTrainer, queries: list[torch.Tensor], arguments: Arguments) -> list[torch.Tensor]:
+    """Sample a response [R_i] to each query [Q_i] from the policy's own distribution, with no token ruled out."""
+    return trainer.generate(
+        queries,
+        return_prompt=False,
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=arguments.max_new_tokens,
+    )
+
+
+def evaluate(
+    trainer: PPOTrainer, reward_model: RewardModel, held_out: dict[str, list], arguments: Arguments
+) -> Evaluation:
+    """Respond to the held-out queries, and ask the classifier how positive the texts are."""
+    responses = generate(trainer, held_out["input_ids"], arguments)
+    texts = trainer.tokenizer.batch_decode(responses, skip_special_tokens=True)
+    return Evaluation(texts, reward_model.probabilities(join(held_out["query"], texts)))
+
+
+def join(queries: list[str], responses: list[str]) -> list[str]:
+    """Each query with its response behind it."""
+    return [query + response for query, response in zip(queries, responses, strict=True)]
+
+
+class RewardModel:
+    """A text classifier with a class POSITIVE. `name` is "task:model", for example
+    "sentiment-analysis:lvwerra/distilbert-imdb"."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        task, model = name.split(":", maxsplit=1)
+        self.pipe = pipeline(task, model=model, device=device)
+
+    def logits(self, texts: list[str]) -> list[torch.Tensor]:
+        """The logit of POSITIVE for each text, 0-d: a reward without an upper limit."""
+        return [torch.tensor(score) for score in self._positive(texts, function_to_apply="none")]
+
+    def probabilities(self, texts: list[str]) -> list[float]:
+        """The probability of POSITIVE for each text."""
+        return self._positive(texts, function_to_apply="softmax")
+
+    def _positive(self, texts: list[str], function_to_apply: str) -> list[float]:
+        classes = self.pipe(texts, top_k=None, function_to_apply=function_to_apply, batch_size=16, truncation=True)
+        return [{entry["label"]: entry["score"] for entry in scores}["POSITIVE"] for scores in classes]
+
+
+def load_queries(name: str, split: str, tokenizer: Any, number: int | None = None) -> Dataset:
+    """Beginnings of reviews, 2 to 8 tokens long, as `input_ids` (tensors) and `query` (text); the same for every seed.
+
+    `number` draws that many at random: IMDB is sorted by label.
+    """
+    reviews = load_dataset(name, split=split)
+    reviews = reviews.filter(lambda review: len(review["text"]) >= 200)
+    if number is not None:
+        reviews = reviews.shuffle(seed=0).select(range(number))
+
+    def cut(review: dict[str, Any], index: int) -> dict[str, Any]:
+        length = random.Random(index).randint(2, 8)
+        input_ids = tokenizer(review["text"])["input_ids"][:length]
+        return {"input_ids": input_ids, "query": tokenizer.decode(input_ids)}
+
+    queries = reviews.map(cut, with_indices=True)
+    queries.set_format("torch")
+    return queries
+
+
+def collate(samples: Any) -> dict[str, list]:
+    """Columns of a batch from its samples; the queries differ in length, so they stay lists."""
+    return {column: [sample[column] for sample in samples] for column in ("input_ids", "query")}
+
+
+def load_models(arguments: Arguments) -> tuple[Any, Any]:
+    """The policy with its value head, and the frozen reference: None with LoRA, where it is the bare model."""
+    model_class = AutoModelForSeq2SeqLMWithValueHead if arguments.use_seq2seq else AutoModelForCausalLMWithValueHead
+    options: dict[str, Any] = {"trust_remote_code": arguments.trust_remote_code}
+    if not arguments.use_peft:
+        model = model_class.from_pretrained(arguments.ppo.model_name, **options)
+        return model, create_reference_model(model)
+    from peft import LoraConfig
+
+    task = "SEQ_2_SEQ_LM" if arguments.use_seq2seq else "CAUSAL_LM"
+    lora = LoraConfig(r=arguments.lora_r, lora_alpha=arguments.lora_alpha, bias="none", task_type=task)
+    return model_class.from_pretrained(arguments.ppo.model_name, peft_config=lora, **options), None
+
+
+def report(
+    arguments: Arguments,
+    queries: list[str],
+    before: Evaluation,
+    after: Evaluation,
+    history: list[dict[str, float]],
+    seconds: float,
+) -> None:
+    """Print the samples and the outcome; write summary.json and curves.png."""
+    summary = {
+        "reward_first": before.mean,
+        "reward_last": after.mean,
+        "kl_last": history[-1]["KL"],
+        "seconds": round(seconds, 1),
+        "steps": len(history),
+        "seed": arguments.ppo.seed,
+        "held_out": len(queries),
+        "distinct_responses": len(set(after.responses)),
+    }
+    write_summary(arguments.output_dir / "summary.json", summary)
+    draw_curves(history, arguments.output_dir / "curves.png")
+    print_samples(queries, before, after)
+    print(f"mean reward: {before.mean:.3f} -> {after.mean:.3f} ({seconds:.0f} s)")
+
+
+def read_arguments(words: list[str]) -> Arguments:
+    """The command line. The defaults that suit the built-in model hold for no other one."""
+
+    def parse(settings: dict[str, Any]) -> Arguments:
+        names = {"model_name": BUILT_IN, "query_dataset": BUILT_IN, "reward_model": f"sentiment-analysis:{BUILT_IN}"}
+        default = Arguments(ppo=PPOConfig(**names, log_with="tensorboard", **settings))
+        return tyro.cli(Arguments, args=words, default=default, description=__doc__)
+
+    arguments = parse(BUILT_IN_SETTINGS)
+    return arguments if arguments.ppo.model_name == BUILT_IN else parse({})
+
+
+def prepare(arguments: Arguments) -> None:
+    """Build what is asked for by the name "built-in", and put its folder in the place of that name."""
+    config = arguments.ppo
+    config.project_kwargs.setdefault("logging_dir", str(arguments.output_dir / "tensorboard"))
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    if any(BUILT_IN in name for name in (config.model_name, config.query_dataset, config.reward_model)):
+        assets = build_assets(arguments.assets, arguments.cache_dir)
+        config.model_name = config.model_name.replace(BUILT_IN, str(assets.model))
+        config.query_dataset = config.query_dataset.replace(BUILT_IN, str(assets.reviews))
+        config.reward_model = config.reward_model.replace(BUILT_IN, str(assets.classifier))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# waiting threads sleep in place of spinning: on a busy machine a spinning one takes the core that it waits for
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help demo test test-fast lint type format clean
 
@@ -15,7 +17,7 @@ $(INSTALLED): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet -e ".[all]" -c constraints.txt
 	@touch $@
 
-demo: $(INSTALLED) ## tune a small language model towards positive film reviews (about four minutes on two cores)
+demo: $(INSTALLED) ## tune a small language model towards positive film reviews (one to two minutes on two cores)
 	$(BIN)/python examples/sentiment/ppo_sentiment.py
 
 test: $(INSTALLED) ## run all tests

@@ -68,6 +68,7 @@ def run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
         RuntimeError: with the end of what the process said, if it printed no result.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(job.get("threads", 2))}
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # for all alike: on a shared machine spinning threads time each other
     environment["PYTHONPATH"] = str(HERE.parent) if job["library"] == "trl_step" else ""
     done = subprocess.run(
         [python, str(HERE / script), json.dumps(job)], capture_output=True, text=True, env=environment, check=False

@@ -39,7 +39,12 @@ from trl_step import (
     set_seed,
 )
 
-BUILT_IN = "built-in"
+# What to write for the model, data and classifier that `assets.py` builds.
+BUILT_IN_NAMES: dict[str, Any] = {
+    "model_name": "built-in",
+    "query_dataset": "built-in",
+    "reward_model": "sentiment-analysis:built-in",
+}
 # Suits the small built-in model. For a model of another name the defaults are PPOConfig's own, which suit GPT-2.
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "steps": 60 * 64,  # samples, so 60 calls of `trainer.step`
@@ -177,7 +182,9 @@ class RewardModel:
     "sentiment-analysis:lvwerra/distilbert-imdb"."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        task, model = name.split(":", maxsplit=1)
+        task, colon, model = name.partition(":")
+        if not colon:
+            raise ValueError(f"reward_model={name!r} must be written as task:model, as in sentiment-analysis:{name}")
         self.pipe = pipeline(task, model=model, device=device)
 
     def logits(self, texts: list[str]) -> list[torch.Tensor]:
@@ -261,12 +268,11 @@ def read_arguments(words: list[str]) -> Arguments:
     """The command line. The defaults that suit the built-in model hold for no other one."""
 
     def parse(settings: dict[str, Any]) -> Arguments:
-        names = {"model_name": BUILT_IN, "query_dataset": BUILT_IN, "reward_model": f"sentiment-analysis:{BUILT_IN}"}
-        default = Arguments(ppo=PPOConfig(**names, log_with="tensorboard", **settings))
+        default = Arguments(ppo=PPOConfig(**BUILT_IN_NAMES, log_with="tensorboard", **settings))
         return tyro.cli(Arguments, args=words, default=default, description=__doc__)
 
     arguments = parse(BUILT_IN_SETTINGS)
-    return arguments if arguments.ppo.model_name == BUILT_IN else parse({})
+    return arguments if arguments.ppo.model_name == BUILT_IN_NAMES["model_name"] else parse({})
 
 
 def prepare(arguments: Arguments) -> None:
@@ -274,11 +280,17 @@ def prepare(arguments: Arguments) -> None:
     config = arguments.ppo
     config.project_kwargs.setdefault("logging_dir", str(arguments.output_dir / "tensorboard"))
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    if any(BUILT_IN in name for name in (config.model_name, config.query_dataset, config.reward_model)):
-        assets = build_assets(arguments.assets, arguments.cache_dir)
-        config.model_name = config.model_name.replace(BUILT_IN, str(assets.model))
-        config.query_dataset = config.query_dataset.replace(BUILT_IN, str(assets.reviews))
-        config.reward_model = config.reward_model.replace(BUILT_IN, str(assets.classifier))
+    if not any(getattr(config, setting) == name for setting, name in BUILT_IN_NAMES.items()):
+        return
+    assets = build_assets(arguments.assets, arguments.cache_dir)
+    folders = {
+        "model_name": str(assets.model),
+        "query_dataset": str(assets.reviews),
+        "reward_model": f"sentiment-analysis:{assets.classifier}",
+    }
+    for setting, name in BUILT_IN_NAMES.items():
+        if getattr(config, setting) == name:
+            setattr(config, setting, folders[setting])
 
 
 if __name__ == "__main__":

@@ -261,6 +261,19 @@ def test_the_built_in_settings_can_be_overridden(example) -> None:
     assert read(["--learning-rate", "1e-3", "--use_seq2seq"]).ppo.learning_rate == 1e-3
 
 
+def test_a_folder_of_ones_own_may_contain_the_word_built_in(example, cache: Path, tmp_path: Path) -> None:
+    words = [*TINY_OPTIONS, f"--cache_dir={cache}", f"--output_dir={tmp_path}", "--query_dataset=/data/built-in/imdb"]
+    arguments = example["ppo_sentiment"].read_arguments(words)
+    example["ppo_sentiment"].prepare(arguments)
+    assert arguments.ppo.query_dataset == "/data/built-in/imdb"
+    assert Path(arguments.ppo.model_name).is_dir()
+
+
+def test_a_reward_model_without_its_task_is_refused(example) -> None:
+    with pytest.raises(ValueError, match="task:model"):
+        example["ppo_sentiment"].RewardModel("lvwerra/distilbert-imdb", torch.device("cpu"))
+
+
 def test_a_missing_package_is_named_before_any_work(example, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(example["report"], "PACKAGES", ("rich", "no_such_package"))
     with pytest.raises(ImportError, match="pip install no_such_package"):

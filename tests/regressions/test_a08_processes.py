@@ -56,4 +56,7 @@ def test_what_is_logged_and_saved_is_of_both(two_processes: Seen) -> None:
     assert one["logged"][0]["env/reward_mean"] == pytest.approx(3 / 5)
     assert two["logged"] == []
     assert "model.safetensors" in one["files"]
+    for key in ("ppo/mean_scores", "objective/kl", "ppo/loss/total", "ppo/returns/mean"):
+        assert one["stats"][key] == two["stats"][key], key
+    assert one["stats"]["ppo/mean_scores"] == pytest.approx(3 / 5)
     assert (len(one["pushes"]), len(two["pushes"])) == (1, 0), "a push that fails on one must not hold up the other"

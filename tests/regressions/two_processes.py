@@ -193,7 +193,7 @@ def log_and_save(rank: int, folder: Path) -> dict[str, Any]:
     ours.log_stats(stats, {}, [torch.tensor(float(rank))] * len(queries), columns_to_log=())
     ours.save_pretrained(str(folder / "saved"))
     pushes = [str(warning.message) for warning in told if "the push to" in str(warning.message)]
-    return {"pushes": pushes, "logged": tracker.logged, "files": sorted(os.listdir(folder / "saved"))}
+    return {"pushes": pushes, "stats": stats, "logged": tracker.logged, "files": sorted(os.listdir(folder / "saved"))}
 
 
 def alone(name: str) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def launch(folder: Path) -> None:
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=200)[0] for process in processes]
+        outputs = [process.communicate(timeout=150)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from trl_step.models.generation import generate_batched, padding_id
 from trl_step.models.modes import eval_mode
 from trl_step.ppo.advantages import advantages_and_returns
 from trl_step.ppo.batch import Padded, padding_behind
-from trl_step.ppo.kl import AdaptiveKLController, FixedKLController, kl_penalty
+from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
 from trl_step.ppo.rewards import RunningMoments, shape_scores, token_rewards
 from trl_step.ppo.stats import STATS, rollout_statistics
@@ -47,6 +46,7 @@ from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.rolling import Given, roll_forward
 from trl_step.trainer.rollout import RolledForward, Rollout
 from trl_step.trainer.sampling import warn_of_truncated_sampling
+from trl_step.trainer.setup import make_kl_controller, make_optimizer, place_reference, without_unused_columns
 from trl_step.trainer.sweeps import plain_sweep, sweep
 from trl_step.trainer.update import Updater
 
@@ -137,9 +137,9 @@ class PPOTrainer(BaseTrainer):
         self.dataloader: Any = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
         self._custom_collator = training_data_collator is not None
-        self._prepare(optimizer or self._make_optimizer(), lr_scheduler)
+        self._prepare(optimizer or make_optimizer(self.model_params, config.learning_rate), lr_scheduler)
 
-        self.kl_ctl = self._make_kl_controller()
+        self.kl_ctl = make_kl_controller(config)
         self.running = RunningMoments(self.accelerator)
         self.current_step = 0
         self._training = False
@@ -167,20 +167,6 @@ class PPOTrainer(BaseTrainer):
         config.is_peft_model = self.is_peft_model
         trackers.start(self.accelerator, config)
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        if not self.model_params:
-            raise ValueError("model has no parameter with requires_grad=True; nothing could be trained")
-        try:
-            return torch.optim.Adam(self.model_params, lr=self.config.learning_rate, fused=True)
-        except RuntimeError:  # a device or dtype without a fused kernel
-            return torch.optim.Adam(self.model_params, lr=self.config.learning_rate)
-
-    def _make_kl_controller(self) -> AdaptiveKLController | FixedKLController:
-        config = self.config
-        if config.adap_kl_ctrl:
-            return AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
-        return FixedKLController(config.init_kl_coef)
-
     def _prepare(self, optimizer: torch.optim.Optimizer, lr_scheduler: Any) -> None:
         """Place everything on the device and let accelerate wrap what is trained; the reference is never wrapped."""
         self.model, self.optimizer, self.dataloader, self.lr_scheduler = self.accelerator.prepare(
@@ -188,24 +174,15 @@ class PPOTrainer(BaseTrainer):
         )
         detach(self.accelerator, self.optimizer, self.lr_scheduler, self.dataloader)
         if self.ref_model is not None:
-            pinned = getattr(self.ref_model, "is_sequential_parallel", False) or getattr(
-                self.ref_model.pretrained_model, "quantization_method", None
-            )
-            self.ref_model = (self.ref_model if pinned else self.ref_model.to(self.current_device)).eval()
-        self._updater = Updater(
-            self.accelerator,
-            self.model,
-            self.optimizer,
-            self.model_params,
-            self.config,
-        )
+            self.ref_model = place_reference(self.ref_model, self.current_device)
+        self._updater = Updater(self.accelerator, self.model, self.optimizer, self.model_params, self.config)
 
     def prepare_dataloader(
         self, dataset: Union[torch.utils.data.Dataset, datasets.Dataset], data_collator: Optional[Callable] = None
     ) -> torch.utils.data.DataLoader:
         """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first."""
-        if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset)
+        if isinstance(dataset, datasets.Dataset) and self.config.remove_unused_columns:
+            dataset = without_unused_columns(dataset, self.model)
         return torch.utils.data.DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_size=self.config.batch_size,
@@ -213,12 +190,6 @@ class PPOTrainer(BaseTrainer):
             shuffle=True,
             drop_last=True,
         )
-
-    def _remove_unused_columns(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        if not self.config.remove_unused_columns:
-            return dataset
-        used = {*inspect.signature(self.model.forward).parameters, "label", "query", "response"}
-        return dataset.remove_columns([column for column in dataset.column_names if column not in used])
 
     def _overrides(self, *methods: str) -> bool:
         """Whether a subclass replaced any of these methods, or a script replaced it on this object."""

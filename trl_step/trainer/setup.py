@@ -1,0 +1,52 @@
+"""What a trainer makes of its arguments when it is built."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import datasets
+import torch
+
+from trl_step.ppo.kl import AdaptiveKLController, FixedKLController
+from trl_step.trainer.ppo_config import PPOConfig
+
+LOGGED_COLUMNS = frozenset(("label", "query", "response"))
+"""Columns of a data set that the model does not read, but scripts and logs do."""
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """Adam over `parameters`, fused where the device and the dtype have such a kernel.
+
+    Raises:
+        ValueError: there is nothing to train.
+    """
+    if not parameters:
+        raise ValueError("model has no parameter with requires_grad=True; nothing could be trained")
+    try:
+        return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    except RuntimeError:
+        return torch.optim.Adam(parameters, lr=learning_rate)
+
+
+def make_kl_controller(config: PPOConfig) -> AdaptiveKLController | FixedKLController:
+    """The controller that `adap_kl_ctrl` asks for."""
+    coefficient: Any = config.init_kl_coef  # checked by the configuration: not None where it is used
+    if config.adap_kl_ctrl:
+        target: Any = config.target
+        horizon: Any = config.horizon
+        return AdaptiveKLController(coefficient, target, horizon)
+    return FixedKLController(coefficient)
+
+
+def place_reference(reference: Any, device: torch.device) -> Any:
+    """The reference in eval mode on `device`, unless its layers were placed when it was loaded."""
+    placed = getattr(reference, "is_sequential_parallel", False)
+    quantized = getattr(reference.pretrained_model, "quantization_method", None)
+    return (reference if placed or quantized else reference.to(device)).eval()
+
+
+def without_unused_columns(dataset: datasets.Dataset, model: torch.nn.Module) -> datasets.Dataset:
+    """`dataset` with the columns that the model's forward takes, and `LOGGED_COLUMNS`."""
+    used = LOGGED_COLUMNS.union(inspect.signature(model.forward).parameters)
+    return dataset.remove_columns([column for column in dataset.column_names if column not in used])

@@ -88,14 +88,17 @@ class TokenForward:
     def model_kwargs(self, model: Any, inputs: Inputs, left_padded: bool) -> dict[str, Any]:
         """Arguments of the model's forward.
 
-        A causal model never looks ahead, so padding on the right cannot reach a real token: without a mask the
+        A causal model never looks ahead, so padding on the right cannot reach a real token: with nothing masked the
         attention takes its fast causal path. Padding on the left needs the mask, and positions that skip it.
         """
         kwargs: dict[str, Any] = dict(inputs)
         if self.layout.is_encoder_decoder:
             return kwargs
         if not left_padded:
-            kwargs.pop("attention_mask", None)
+            mask = kwargs.pop("attention_mask")
+            if mask.device.type == "cpu":
+                # said in so many words, or transformers warns of padding; a GPU would have to wait to look at it
+                kwargs["attention_mask"] = torch.ones_like(mask)
         elif not self.layout.exact_v07:  # differs from v0.7: absolute positions counted the padding
             base = self.unwrap(model).pretrained_model
             base = base.get_base_model() if hasattr(base, "get_base_model") else base

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 from typing import Any
 
@@ -48,12 +46,9 @@ def test_computed_values() -> None:
     assert PPOConfig().total_ppo_epochs == 157  # as in v0.7.11
 
 
-def test_the_name_of_the_experiment_is_that_of_the_script(tmp_path: Any) -> None:
-    script = tmp_path / "my_run.py"
-    script.write_text("from trl_step.trainer.ppo_config import PPOConfig; print(PPOConfig().exp_name)")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    out = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True)
-    assert out.stdout.split()[-1] == "my_run"
+def test_the_name_of_the_experiment_is_that_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/me/my_run.py", "--steps", "10"])
+    assert PPOConfig().exp_name == "my_run"
 
 
 def test_two_configs_share_no_dictionary() -> None:

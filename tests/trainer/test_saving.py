@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from tests.hub_tools import Hub
 from tests.tiny import batch, config, tokenizer, trainer, weights, with_value_head
 from trl_step import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead, PPOTrainer
 
@@ -86,37 +87,6 @@ def test_the_code_of_the_model_card_runs(name: str, tmp_path: Path, monkeypatch:
 # --- the hub ---------------------------------------------------------------------------------------------------
 
 
-class Hub:
-    """Stands in for `huggingface_hub.HfApi`; `uploads` are the file names of each upload."""
-
-    def __init__(self) -> None:
-        self.uploads: list[set[str]] = []
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.error: Exception | None = None
-
-    def __call__(self, **kwargs: Any) -> Hub:
-        self.calls.append(("HfApi", kwargs))
-        return self
-
-    def create_repo(self, repo_id: str, **kwargs: Any) -> Any:
-        self.calls.append(("create_repo", {"repo_id": repo_id, **kwargs}))
-        return type("Repo", (), {"repo_id": f"me/{repo_id.split('/')[-1]}"})
-
-    def upload_folder(self, folder_path: str, **kwargs: Any) -> str:
-        self.calls.append(("upload_folder", kwargs))
-        if self.error is not None:
-            raise self.error
-        self.uploads.append({path.name for path in Path(folder_path).iterdir()})
-        return "https://hub/commit/1"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    stand_in = Hub()
-    monkeypatch.setattr("huggingface_hub.HfApi", stand_in)
-    return stand_in
-
-
 def test_push_to_hub_uploads_the_folder(hub: Hub) -> None:
     address = trainer("gpt2").push_to_hub("me/policy", commit_message="mine", private=True, token="t", branch="b")
     assert address == "https://hub/commit/1"
@@ -136,11 +106,6 @@ def test_save_pretrained_pushes_when_asked(hub: Hub, tmp_path: Path) -> None:
     assert hub.calls[-2][1]["repo_id"] == "me/other"
 
 
-def test_step_never_pushes_by_itself(hub: Hub) -> None:
-    trainer("gpt2").step(*batch())
-    assert hub.calls == []
-
-
 def steps_with(hub: Hub, compare_steps: int, means: list[float]) -> list[int]:
     """Number of uploads after each step, where the mean scores are `means`."""
     ours = trainer("gpt2", push_to_hub_if_best_kwargs={"repo_id": "me/best"}, compare_steps=compare_steps)
@@ -158,21 +123,6 @@ def test_the_best_policy_is_pushed_where_that_is_asked_for(hub: Hub) -> None:
 
 def test_it_is_looked_at_every_few_steps(hub: Hub) -> None:
     assert steps_with(hub, 2, [0.0, 9.0, 1.0, 9.0, 0.5]) == [1, 1, 2, 2, 2]
-
-
-def test_a_push_that_fails_does_not_lose_the_step(hub: Hub) -> None:
-    plain = trainer("gpt2")
-    expected = [plain.step(*batch(seed=step)[:2], [float(step)] * 8)["ppo/loss/total"] for step in range(2)]
-    hub.error = ConnectionError("no network")
-    ours = trainer("gpt2", push_to_hub_if_best_kwargs={"repo_id": "me/best"})
-    for step in range(2):
-        with pytest.warns(UserWarning, match="the push to me/best failed and training goes on: no network"):
-            stats = ours.step(*batch(seed=step)[:2], [float(step)] * 8)
-        assert stats["ppo/loss/total"] == expected[step]
-    assert all(torch.equal(value, weights(plain.model)[key]) for key, value in weights(ours.model).items())
-    hub.error = None
-    ours.step(*batch()[:2], [0.5] * 8)  # not better than the second: that one was the best, pushed or not
-    assert hub.uploads == []
 
 
 def test_a_push_that_is_asked_for_fails_aloud(hub: Hub) -> None:

@@ -14,14 +14,14 @@ from typing import Annotated, Any, Literal, Optional, Union, get_args
 import tyro
 
 from trl_step.core import flatten_dict
-from trl_step.import_utils import is_wandb_available
+from trl_step.import_utils import is_tensorboard_available, is_wandb_available
 from trl_step.ppo.kl import KL_PENALTIES
 
 JSONDict = Annotated[Union[dict, str, None], tyro.conf.arg(metavar="JSON", constructor=json.loads)]
 LossNormalization = Literal["mini_batch", "tokens"]
 
 _DICT_FIELDS = ("tracker_kwargs", "accelerator_kwargs", "project_kwargs", "push_to_hub_if_best_kwargs")
-_TRACKER_PACKAGES = {"wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX")}
+_TRACKERS = {"wandb": is_wandb_available, "tensorboard": is_tensorboard_available}
 _INF = math.inf
 # field: (lowest, highest, whether the lowest itself is allowed)
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -267,8 +267,8 @@ class PPOConfig:
         self._check_choice("kl_penalty", KL_PENALTIES)
         self._check_choice("loss_normalization", get_args(LossNormalization))
         for tracker in self.trackers:
-            if tracker not in _TRACKER_PACKAGES:
-                raise ValueError(f"log_with={self.log_with!r} must be None or one of {', '.join(_TRACKER_PACKAGES)}")
+            if tracker not in _TRACKERS:
+                raise ValueError(f"log_with={self.log_with!r} must be None or one of {', '.join(_TRACKERS)}")
         if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**32):
             raise ValueError(f"seed={self.seed!r} must be None or a whole number from 0 to 2**32 - 1")
         if self.pad_for_acceleration and self.pad_max_len is None:
@@ -281,12 +281,9 @@ class PPOConfig:
             raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(repr, allowed))}")
 
     def _check_packages(self) -> None:
-        if "wandb" in self.trackers and not is_wandb_available():
-            raise ImportError('log_with="wandb" needs the package wandb: pip install wandb')
-        if "tensorboard" in self.trackers and not any(
-            importlib.util.find_spec(package) for package in _TRACKER_PACKAGES["tensorboard"]
-        ):
-            raise ImportError('log_with="tensorboard" needs the package tensorboard: pip install tensorboard')
+        for tracker in self.trackers:
+            if not _TRACKERS[tracker]():
+                raise ImportError(f'log_with="{tracker}" needs the package {tracker}: pip install {tracker}')
         if self.use_habana and importlib.util.find_spec("habana_frameworks") is None:
             raise ImportError(
                 "use_habana=True needs the package habana_frameworks: pip install habana-torch-plugin, on a machine "

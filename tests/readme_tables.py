@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from tests.markdown_pages import README
 from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS, Stat
 
-README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN = "<!-- table of logged keys: begin (python -m tests.readme_tables writes it) -->"
 END = "<!-- table of logged keys: end -->"
 

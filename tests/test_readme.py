@@ -9,26 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 import trl_step
+from tests.markdown_pages import ROOT, broken_links, missing_paths, run_snippets, snippets, write_tiny_models
 from tests.readme_tables import README, with_metric_table
 from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS
 
-ROOT = README.parent
 TEXT = README.read_text(encoding="utf-8")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 MAX_LOOP_LINES = 30
@@ -38,62 +26,18 @@ FIRST_SCREEN = 55
 # --- snippets ------------------------------------------------------------------------------------------------
 
 
-def snippets() -> Iterator[tuple[int, str]]:
-    """Every Python snippet, and the number of lines in front of it."""
-    for match in re.finditer(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL):
-        yield TEXT.count("\n", 0, match.start(1)), match.group(1)
-
-
-def write_tiny_models() -> None:
-    """The one place where the README's model names get a meaning: folders of the same names in the working directory.
-
-    A path that exists is never looked up on a hub, so the snippets run as they stand, with models of a few thousand
-    weights and a tokenizer of single bytes.
-    """
-    sizes = {"vocab_size": len(byte_tokenizer()), "bos_token_id": 1, "eos_token_id": 1}
-    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=256, **sizes))
-    t5 = T5ForConditionalGeneration(
-        T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0, pad_token_id=0,
-                 vocab_size=sizes["vocab_size"], eos_token_id=1)
-    )  # fmt: skip
-    labels = {0: "NEGATIVE", 1: "POSITIVE"}
-    classifier = DistilBertForSequenceClassification(
-        DistilBertConfig(vocab_size=sizes["vocab_size"], dim=32, n_layers=1, n_heads=2, hidden_dim=64, id2label=labels)
-    )
-    for name, model, pad in (
-        ("gpt2", gpt2, None),  # as the original, it has no padding token
-        ("google/flan-t5-small", t5, "<pad>"),
-        ("lvwerra/distilbert-imdb", classifier, "<pad>"),
-    ):
-        model.save_pretrained(name)
-        byte_tokenizer(pad_token=pad).save_pretrained(name)
-
-
-def byte_tokenizer(**special: Any) -> PreTrainedTokenizerFast:
-    """One token per byte, so that it knows every text."""
-    tokens = ["<pad>", "<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", **special)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_snippets_run_in_the_order_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
     write_tiny_models()
-    names: dict[str, Any] = {"__name__": "readme"}
-    for lines_before, code in snippets():
-        # a traceback points at the line of the README
-        exec(compile("\n" * lines_before + code, str(README), "exec"), names)
+    names = run_snippets(README)
     assert set(names["stats"]) == {stat.key for stat in STATS}
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
     assert list((tmp_path / "runs").rglob("events.out.tfevents*"))
 
 
 def test_loop_is_short_and_in_the_first_screen() -> None:
-    lines_before, code = next(snippets())
+    lines_before, code = next(snippets(TEXT))
     assert len(code.splitlines()) <= MAX_LOOP_LINES
     assert lines_before + len(code.splitlines()) <= FIRST_SCREEN
     assert "make demo" in TEXT[: TEXT.index("```python")]
@@ -174,21 +118,8 @@ def test_rows_with_an_id_have_a_test() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_paths_exist(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    headings = {anchor(title) for title in re.findall(r"^#+ (.+)$", prose, re.MULTILINE)}
-    for target in re.findall(r"\]\(([^)]+)\)", prose):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif "://" not in target:
-            assert (ROOT / target).exists(), target
-    for path in re.findall(r"`((?:trl_step|tests|examples|benchmarks)/[\w./-]*)`", prose):
-        assert (ROOT / path).exists(), path
-
-
-def anchor(title: str) -> str:
-    """What GitHub makes of a heading."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+    assert not broken_links(ROOT / document)
+    assert not missing_paths(ROOT / document)
 
 
 def test_make_targets_are_those_of_the_makefile() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from trl_step.models.frozen_trunk import FrozenTrunk
 from trl_step.models.modes import eval_mode
+from trl_step.ppo.batch import mini_batches
 from trl_step.trainer.modes import one_attention_kernel
 from trl_step.trainer.rollout import RolledForward
 from trl_step.trainer.sweeps import paired_sweep, sweep
@@ -45,6 +47,18 @@ def roll_forward(
         return _with_given(rolled, given, positions)
 
 
+def _first_mini_batch(trainer: PPOTrainer, count: int) -> np.ndarray:
+    """The samples that are trained first; NumPy's stream, which draws them, stays where it is.
+
+    A product of other sizes rounds otherwise. These samples go through the no-grad passes together, as they will in
+    training, so that their ratio is exactly 1 and not 1 to seven digits.
+    """
+    state = np.random.get_state()
+    order = np.random.permutation(count)
+    np.random.set_state(state)
+    return next(mini_batches(order, trainer.config.backward_batch_size, trainer.config.mini_batch_size))[0]
+
+
 def _by_hook(
     trainer: PPOTrainer, queries: Tokens, responses: Tokens, inputs: dict[str, torch.Tensor], masks: Tokens | None
 ) -> RolledForward:
@@ -76,13 +90,13 @@ def _one_by_one(
 ) -> RolledForward:
     """Policy, then reference; each only if the caller does not already have its numbers."""
     tools, size = (trainer._forward, trainer._forward_size), trainer.config.mini_batch_size
-    trunk = _frozen_trunk(trainer)
+    trunk, first = _frozen_trunk(trainer), _first_mini_batch(trainer, len(masks))
     logprobs = ref_logprobs = values = torch.zeros(masks.shape, device=masks.device)
     if given.old_logprobs is None or given.values is None:
-        logprobs, _, values = sweep(*tools, trainer.model, inputs, masks, size, trunk.policy)
+        logprobs, _, values = sweep(*tools, trainer.model, inputs, masks, size, trunk.policy, first)
     if given.ref_logprobs is None:
         with trainer.optional_peft_ctx():
-            ref_logprobs, _, _ = sweep(*tools, trainer._reference, inputs, masks, size, trunk.reference)
+            ref_logprobs, _, _ = sweep(*tools, trainer._reference, inputs, masks, size, trunk.reference, first)
     left_padded = trainer._layout.is_left_padded(inputs)
     return RolledForward(inputs, left_padded, masks, logprobs, values, ref_logprobs, trunk=trunk)
 
@@ -102,6 +116,7 @@ def _side_by_side(
         masks,
         trainer.config.mini_batch_size,
         trunk,
+        _first_mini_batch(trainer, len(masks)),
     )
     left_padded = trainer._layout.is_left_padded(inputs)
     return RolledForward(

@@ -60,6 +60,7 @@ def sweep(
     masks: torch.Tensor,
     size: int,
     around: Around = _nothing_around,
+    first: np.ndarray | None = None,
 ) -> Sweep:
     """Log-probs and values where `masks` [B, T] is 1, without gradients; long samples share a mini-batch with long
     ones, and each mini-batch is padded to its own longest.
@@ -67,6 +68,7 @@ def sweep(
     Args:
         size: most samples of a mini-batch
         around: surrounds each pass, see `FrozenTrunk.policy`
+        first: samples that go together and ahead of the others, in this order
     """
     logprobs = torch.zeros(masks.shape, device=masks.device)
     values = torch.zeros_like(logprobs)
@@ -78,7 +80,7 @@ def sweep(
         logprobs[piece.samples.unsqueeze(1), columns] = outputs.logprobs
         values[piece.samples.unsqueeze(1), columns] = outputs.values.float()
 
-    _visit_by_length(forward, sizes, inputs, masks, size, visit)
+    _visit_by_length(forward, sizes, inputs, masks, size, visit, first)
     return Sweep(logprobs, None, values)
 
 
@@ -93,6 +95,7 @@ def paired_sweep(
     masks: torch.Tensor,
     size: int,
     trunk: FrozenTrunk,
+    first: np.ndarray | None = None,
 ) -> PairedSweep:
     """Policy and reference side by side, for the exact divergence: mini-batch by mini-batch, chunk by chunk.
 
@@ -100,6 +103,7 @@ def paired_sweep(
         as_reference: context manager in which `reference` is asked
         size: most samples of a mini-batch
         trunk: records the policy's passes, and serves the reference's
+        first: as in `sweep`
     """
     outputs = PairedSweep(*(torch.zeros(masks.shape, device=masks.device) for _ in range(4)))
 
@@ -114,7 +118,7 @@ def paired_sweep(
         for target, flat in zip(outputs, (found.logprobs, values, found.ref_logprobs, found.divergence), strict=True):
             target[place] = flat.float()
 
-    _visit_by_length(forward, sizes, inputs, masks, size, visit)
+    _visit_by_length(forward, sizes, inputs, masks, size, visit, first)
     return outputs
 
 
@@ -141,6 +145,7 @@ def _visit_by_length(
     masks: torch.Tensor,
     size: int,
     visit: Callable[[_Piece], None],
+    first: np.ndarray | None = None,
 ) -> None:
     ids, attention_mask = forward.layout.predicted_ids(inputs)
     left_padded = forward.layout.is_left_padded(inputs)
@@ -152,7 +157,10 @@ def _visit_by_length(
             trimmed, predicted = forward.layout.trim({key: value[own] for key, value in inputs.items()}, left_padded)
             yield _Piece(own, trimmed, masks[own][:, predicted], predicted, left_padded, ids.shape)
 
-    for samples in torch.argsort(lengths, descending=True, stable=True).split(size):
+    ahead = torch.as_tensor(np.empty(0, dtype=np.int64) if first is None else first)
+    by_length = torch.argsort(lengths, descending=True, stable=True)
+    others = by_length[~torch.isin(by_length, ahead)]
+    for samples in (together for group in (ahead, others) if len(group) for together in group.split(size)):
 
         def work(parts: list[np.ndarray], samples: torch.Tensor = samples) -> None:
             for piece in pieces(samples, parts):

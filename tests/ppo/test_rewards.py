@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trl_step.ppo.rewards import RunningMoments, last_counted, shape_scores, token_rewards
+from trl_step.ppo.rewards import RunningMoments, last_counted, sample_totals, shape_scores, token_rewards
 
 
 def test_score_lands_on_the_last_counted_token():
@@ -70,3 +70,40 @@ def test_moments_rest_when_nobody_asks_for_them():
     moments = RunningMoments()
     shape_scores(SCORES, moments, False, False, 1.0)
     assert moments.count == 0
+
+
+TOKEN_SCORES = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 3.0, 0.0], [0.5, 0.5, 2.0]])  # totals 1, 2, 3
+MASK = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("scaling", "norm", "clip", "expected"),
+    [
+        (False, False, None, [[0.0, 1.0, 0.0], [-1.0, 3.0, 0.0], [0.5, 0.5, 2.0]]),
+        # the totals 2, 4, 6 have the standard deviation 2
+        (True, False, None, [[0.0, 1.0, 0.0], [-1.0, 3.0, 0.0], [0.5, 0.5, 2.0]]),
+        # their mean 4 comes off the last counted token, before the division
+        (True, True, None, [[0.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.5, 0.5, 0.0]]),
+        (False, True, 0.75, [[0.0, -0.75, 0.0], [-0.75, 0.75, 0.0], [0.5, 0.5, 0.0]]),
+        (False, False, 0.75, [[0.0, 0.75, 0.0], [-0.75, 0.75, 0.0], [0.5, 0.5, 0.75]]),
+    ],
+)
+def test_shape_token_scores_by_hand(scaling, norm, clip, expected):
+    moments = RunningMoments()
+    given = TOKEN_SCORES * 2 if scaling or norm else TOKEN_SCORES
+    shaped = shape_scores(given, moments, scaling, norm, clip, MASK)
+    torch.testing.assert_close(shaped, torch.tensor(expected))
+    if scaling or norm:
+        assert (moments.mean, moments.std, moments.count) == (4.0, 2.0, 3.0)
+
+
+def test_totals():
+    assert sample_totals(TOKEN_SCORES).tolist() == [1.0, 2.0, 3.0]
+    assert sample_totals(SCORES) is SCORES
+
+
+def test_token_scores_land_on_their_tokens():
+    kls = torch.tensor([[1.0, 2.0, 3.0]])
+    rewards, non_score = token_rewards(torch.tensor([[0.0, 5.0, -1.0]]), kls, torch.tensor([[0, 1, 1]]), kl_coef=0.1)
+    torch.testing.assert_close(non_score, -0.1 * kls)
+    torch.testing.assert_close(rewards, torch.tensor([[-0.1, 4.8, -1.3]]))

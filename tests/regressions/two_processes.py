@@ -41,6 +41,8 @@ class Case:
     masks: bool = False
     shared: int | None = None
     """bottom layers that policy and reference share"""
+    token_scores: bool = False
+    """every other sample has a score per token; process 1 may have none of them"""
     far: bool = False
     """the policy seems to have moved far away from the last sample of process 1: its ratio is infinite"""
 
@@ -71,6 +73,8 @@ CASES = {
     "tokens": Case((3, 6), {"mini_batch_size": 4, "loss_normalization": "tokens", "use_score_norm": True}),
     "scaling": Case((5, 4), {"mini_batch_size": 4, "use_score_scaling": True, "score_clip": 0.5, "target": 0.1}),
     "masked": Case((4, 3), {"mini_batch_size": 2, "kl_penalty": "full"}, masks=True),
+    "token scores": Case((4, 3), {"mini_batch_size": 2, "use_score_norm": True}, masks=True, token_scores=True),
+    "some token scores": Case((3, 1), {"mini_batch_size": 2, "use_score_norm": True}, token_scores=True),
     "plain": Case((4, 3), {"mini_batch_size": 2, "gradient_accumulation_steps": 2}, cls=Plain),
     "t5": Case((3, 4), {"mini_batch_size": 2}, model="t5"),
     "lora": Case((3, 4), {"mini_batch_size": 2}, model="lora"),
@@ -118,6 +122,11 @@ def play(case: Case, rank: int | None, **more: Any) -> dict[str, Any]:
         masks = None
         if case.masks:
             masks = [torch.arange(len(r)) % 3 != 1 for r in responses]
+        given: list[Any] = list(scores)
+        if case.token_scores:
+            for i in range(0, total, 2):
+                counted = torch.ones(len(responses[i])) if masks is None else masks[i]
+                given[i] = scores[i] * torch.arange(1.0, 1 + len(responses[i])) * counted
         old_logprobs = None
         if case.far:
             old_logprobs = [torch.full(r.shape, -300.0 if r is responses[-1] else -4.0) for r in responses]
@@ -126,7 +135,7 @@ def play(case: Case, rank: int | None, **more: Any) -> dict[str, Any]:
             stats = ours.step(
                 queries[own],
                 responses[own],
-                scores[own],
+                given[own],
                 masks and masks[own],
                 old_logprobs=old_logprobs and old_logprobs[own],
             )

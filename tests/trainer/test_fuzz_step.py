@@ -94,6 +94,8 @@ def valid_inputs(draw: st.DrawFn) -> dict[str, Any]:
 
     inputs: dict[str, Any] = {"queries": [ids() for _ in range(count)], "responses": [ids() for _ in range(count)]}
     inputs["scores"] = draw(st.lists(st.floats(-3, 3, width=32), min_size=count, max_size=count))
+    for i in draw(st.sets(st.integers(0, count - 1))) if draw(st.booleans()) else ():
+        inputs["scores"][i] = inputs["scores"][i] * torch.arange(len(inputs["responses"][i]))
     for name in draw(st.sets(st.sampled_from(LISTS[3:]), max_size=2)):
         inputs[name] = [
             torch.ones(len(r)) if name == "response_masks" else -torch.ones(len(r)) for r in inputs["responses"]

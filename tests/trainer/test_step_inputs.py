@@ -43,6 +43,19 @@ def of_responses(name: str, index: int, change: Callable[[torch.Tensor], Any]) -
     return apply
 
 
+def token_scores(index: int, change: Callable[[torch.Tensor], Any]) -> Change:
+    def apply(inputs: dict[str, Any]) -> None:
+        inputs["scores"][index] = change(torch.zeros(len(inputs["responses"][index])))
+
+    return apply
+
+
+def masked_score(inputs: dict[str, Any]) -> None:
+    """The second token of response 4 has a score, but was not written by the policy."""
+    with_masks(4, lambda mask: mask.index_fill(0, ids(1), 0))(inputs)
+    token_scores(4, lambda zeros: zeros.index_fill(0, ids(1), 0.5))(inputs)
+
+
 ids = torch.tensor
 BAD: dict[str, tuple[Change, str]] = {
     "fewer responses": (lambda i: i["responses"].pop(), "lengths differ: queries 8, responses 7, scores 8; sample 7"),
@@ -72,14 +85,23 @@ BAD: dict[str, tuple[Change, str]] = {
     "an infinite score": (put("scores", 7, torch.tensor([float("-inf")])), r"scores\[7\] is -inf"),
     "a score that float32 cannot hold": (put("scores", 7, 1e39), r"scores\[7\] is 1e\+39"),
     "a score that float16 lost": (put("scores", 7, torch.tensor(1e5).half()), r"scores\[7\] is inf"),
-    "two scores in one": (put("scores", 0, torch.zeros(2)), r"scores\[0\] must be one number, .* shape \(2,\)"),
+    "too many token scores": (put("scores", 0, torch.zeros(12)), r"scores\[0\] must be one number, .*shape \(12,\)"),
     "no score": (put("scores", 0, torch.zeros(0)), r"scores\[0\] must be one number, .* shape \(0,\)"),
     "a score in words": (put("scores", 4, "good"), r"scores\[4\] must be a number .* 'good'"),
     "a score in digits": (put("scores", 4, "1.0"), r"scores\[4\] must be a number .* '1.0'"),
     "a score that is None": (put("scores", 4, None), r"scores\[4\] must be a number .* None"),
     "a complex score": (put("scores", 4, 1j), r"scores\[4\] must be a number"),
     "a complex tensor": (put("scores", 4, torch.tensor(1j)), r"scores\[4\] must be one real number"),
-    "a list of scores": (put("scores", 4, [1.0, 2.0]), r"scores\[4\] must be a number"),
+    "a list with a word": (put("scores", 4, [1.0, "2"]), r"scores\[4\] must be a number, or a vector"),
+    "an array of objects": (put("scores", 4, np.array([None, 1])), r"scores\[4\] must be a number, or a vector"),
+    "a matrix of scores": (put("scores", 4, torch.zeros(2, 3)), r"scores\[4\] .* got shape \(2, 3\)"),
+    "a token score that is NaN": (token_scores(4, lambda x: x.index_fill(0, ids(2), np.nan)), r"\[4\]\[2\] is nan"),
+    "an infinite token score": (token_scores(4, lambda x: x.double() + 1e39), r"scores\[4\]\[0\] is inf"),
+    "token scores of a huge sum": (token_scores(4, lambda x: x + 3e38), r"scores\[4\] add up to .*scale them"),
+    "complex token scores": (token_scores(4, lambda x: x * 1j), r"scores\[4\] must hold real numbers, .*complex64"),
+    "sparse token scores": (token_scores(4, lambda x: x.to_sparse()), r"scores\[4\] must hold .*sparse"),
+    "token scores on no device": (token_scores(4, lambda x: x.to("meta")), r"scores\[4\] must hold .* meta"),
+    "a token score on a masked token": (masked_score, r"s\[4\]\[1\] is 0.5, but response_masks\[4\] .* last token"),
     "a score on no device": (put("scores", 4, torch.zeros((), device="meta")), r"scores\[4\] .* meta"),
     "a mask that is too short": (with_masks(3, lambda m: m[:-1]), r"response_masks\[3\] has shape .* responses\[3\]"),
     "a mask that is too long": (with_masks(3, lambda m: torch.cat((m, m))), r"response_masks\[3\] has shape"),

@@ -73,6 +73,19 @@ def counted_positions(
     return mask
 
 
+def spread(values: Sequence[torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
+    """The numbers of each sample at the positions where its row of `positions` [B, T] is 1, 0 elsewhere.
+
+    Args:
+        values: one vector per sample, as long as its row has ones.
+
+    Returns:
+        [B, T] float32
+    """
+    flat = torch.cat([numbers.to(positions.device, torch.float32) for numbers in values])
+    return torch.zeros(positions.shape, device=positions.device).masked_scatter(positions.bool(), flat)
+
+
 def occupied_columns(attention_mask: torch.Tensor) -> slice:
     """The columns of `attention_mask` [B, S] between the first and the last one that any sample uses."""
     used = attention_mask.any(dim=0).nonzero()

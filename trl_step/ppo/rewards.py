@@ -55,21 +55,38 @@ class RunningMoments:
         self.mean, self.std, self.var, self.count = (state[key] for key in ("mean", "std", "var", "count"))
 
 
+def sample_totals(scores: torch.Tensor) -> torch.Tensor:
+    """The score of each sample [B]: `scores` [B] themselves, or the sums of token scores [B, R]."""
+    return scores if scores.dim() == 1 else scores.sum(dim=1)
+
+
 def shape_scores(
     scores: torch.Tensor,
     moments: RunningMoments,
     use_score_scaling: bool,
     use_score_norm: bool,
     score_clip: float | None,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scores [B] as the algorithm uses them: divided by the running std, centred by the running mean, clipped.
+    """Scores as the algorithm uses them: divided by the running std, centred by the running mean, clipped.
 
     The batch enters the running moments first; they stay untouched when neither scaling nor norm is asked for. The
     norm is centred and scaled, so it implies the scaling.
+
+    Token scores are rewards of single steps, so they are treated as such rewards usually are (`VecNormalize` of
+    stable-baselines3 is an example): the moments are those of the samples' totals, every token's score is divided by
+    their std, the mean comes off the last counted token, which centres the total, and each token's score is clipped.
+
+    Args:
+        scores: [B], or token scores [B, R], 0 where `mask` is 0
+        mask: [B, R], 1 on the response tokens that count; needed for token scores only
     """
     if use_score_scaling or use_score_norm:
-        moments.update(scores)
-        if use_score_norm:
+        moments.update(sample_totals(scores))
+        if use_score_norm and mask is not None:
+            last = last_counted(mask).unsqueeze(1)
+            scores = scores.scatter(1, last, scores.gather(1, last) - moments.mean)
+        elif use_score_norm:
             scores = scores - moments.mean
         scores = scores / (moments.std + torch.finfo(scores.dtype).eps)
     if score_clip is not None:
@@ -90,14 +107,16 @@ def last_counted(mask: torch.Tensor) -> torch.Tensor:
 
 
 def token_rewards(scores: torch.Tensor, kls: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> TokenRewards:
-    """reward_t = -kl_coef * kl_t, plus the sample's score at its last counted token.
+    """reward_t = -kl_coef * kl_t, plus the token's score; the score of a sample counts at its last counted token.
 
     Args:
-        scores: [B]
+        scores: one per sample [B], or one per token [B, T]
         kls: penalty per token [B, T], in nats
         mask: [B, T], at least one 1 in each row
         kl_coef: reward per nat
     """
     non_score_rewards = -kl_coef * kls
-    rewards = non_score_rewards.scatter_add(1, last_counted(mask).unsqueeze(1), scores.to(kls.dtype).unsqueeze(1))
-    return TokenRewards(rewards, non_score_rewards)
+    scores = scores.to(kls.dtype)
+    if scores.dim() == 1:
+        scores = torch.zeros_like(kls).scatter(1, last_counted(mask).unsqueeze(1), scores.unsqueeze(1))
+    return TokenRewards(non_score_rewards + scores, non_score_rewards)

@@ -6,7 +6,6 @@ nor any random stream.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_step.trainer.forward import SUPPORTED_ARCHITECTURES
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.rolling import Given
+from trl_step.trainer.scores import Scores, behind_decoder_start, check_scores
 
 
 def check_arguments(
@@ -40,11 +40,11 @@ def check_arguments(
 
 
 class StepInputs(NamedTuple):
-    """`queries` [Q_i] and `responses` [R_i] int64; `scores` [B] float32; `response_masks` [R_i] int64 or None."""
+    """`queries` [Q_i] and `responses` [R_i] int64; `scores`; `response_masks` [R_i] int64 or None."""
 
     queries: list[torch.Tensor]
     responses: list[torch.Tensor]
-    scores: torch.Tensor
+    scores: Scores
     response_masks: list[torch.Tensor] | None
 
 
@@ -68,7 +68,7 @@ def check_step_inputs(
     return StepInputs(
         checked_queries,
         checked_responses,
-        torch.tensor([_score(i, score) for i, score in enumerate(scores)], dtype=torch.float32, device=device),
+        check_scores(list(scores), checked_responses, masks),
         masks,
     )
 
@@ -117,24 +117,6 @@ def _token_lists(name: str, items: Sequence[Any], vocab_size: int, device: torch
     return tokens
 
 
-def _score(i: int, score: Any) -> float:
-    if isinstance(score, torch.Tensor):
-        if score.numel() != 1:
-            raise ValueError(f"scores[{i}] must be one number, got a tensor of shape {tuple(score.shape)}")
-        if score.is_complex() or score.device.type == "meta":
-            raise ValueError(f"scores[{i}] must be one real number, got {score.dtype} on {score.device}")
-        score = score.detach().item()
-    elif isinstance(score, (str, bytes)) or score is None:
-        raise ValueError(f"scores[{i}] must be a number or a one-element tensor, got {score!r}")
-    try:
-        number = float(score)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"scores[{i}] must be a number or a one-element tensor, got {score!r}") from error
-    if not math.isfinite(number) or abs(number) > torch.finfo(torch.float32).max:
-        raise ValueError(f"scores[{i}] is {number}; a score must be a finite float32")
-    return number
-
-
 def _masks(masks: Sequence[Any], responses: list[torch.Tensor]) -> list[torch.Tensor]:
     checked = []
     for i, (mask, response) in enumerate(zip(masks, responses, strict=True)):
@@ -181,7 +163,7 @@ def with_decoder_start(inputs: StepInputs, start: int | None) -> StepInputs:
     """Encoder-decoder responses with the decoder's start token in front, which is neither generated nor counted.
 
     Raises:
-        ValueError: nothing that counts stands behind it.
+        ValueError: nothing that counts stands behind it, or it has a score.
     """
     responses = list(inputs.responses)
     masks = None if inputs.response_masks is None else list(inputs.response_masks)
@@ -194,11 +176,19 @@ def with_decoder_start(inputs: StepInputs, start: int | None) -> StepInputs:
             raise ValueError(f"responses[{i}] holds the decoder start token and nothing else; drop the sample")
         if masks is not None and not bool(masks[i][1:].any()):
             raise ValueError(f"response_masks[{i}] masks every generated token of its response; drop the sample")
-    return inputs._replace(responses=responses, response_masks=masks)
+    scores = inputs.scores
+    if isinstance(scores, list):
+        scores = [behind_decoder_start(i, vector, len(responses[i])) for i, vector in enumerate(scores)]
+    return inputs._replace(responses=responses, scores=scores, response_masks=masks)
 
 
 def check_behind_first_token(inputs: StepInputs) -> None:
-    """Raise a `ValueError` for a decoder's response of which release 0.7 would count nothing."""
+    """Raise a `ValueError` for a decoder's response of which release 0.7 would count nothing, and for token scores."""
+    if isinstance(inputs.scores, list):
+        raise ValueError(
+            "scores[0]: with exact_v07 an encoder-decoder model takes one number per sample; release 0.7 counts other "
+            "tokens than the masks say, so a score per token has no place there"
+        )
     for i, response in enumerate(inputs.responses):
         counted = torch.ones_like(response) if inputs.response_masks is None else inputs.response_masks[i]
         if not bool(counted[1:-1].any()):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from trl_step.ppo.batch import counted_positions, occupied_columns, pad_sequences
+from trl_step.ppo.batch import counted_positions, occupied_columns, pad_sequences, spread
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -87,6 +87,21 @@ class Layout:
             # entry i of a mask belongs to token i of the response, which position i - 1 predicts
             response_masks = [mask[1:] for mask in response_masks]
         return counted_positions(attention_mask, [0] * len(responses), counted, response_masks)
+
+    def at_predicted(
+        self,
+        rows: torch.Tensor,
+        queries: Sequence[torch.Tensor],
+        responses: Sequence[torch.Tensor],
+        inputs: Inputs,
+    ) -> torch.Tensor:
+        """Numbers of response tokens, `rows` [B, R], at the positions that predict these tokens: [B, T] float32."""
+        positions = self.response_positions(queries, responses, inputs)
+        predicted = [
+            row[len(response) - self.predicted_count(response) : len(response)]
+            for row, response in zip(rows, responses, strict=True)
+        ]
+        return spread(predicted, positions)
 
     def predicted_count(self, response: torch.Tensor) -> int:
         """Tokens of a response that the model predicts: all, or all behind the decoder's start token."""

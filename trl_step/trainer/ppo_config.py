@@ -168,7 +168,7 @@ class PPOConfig:
     use_score_norm: bool = False
     """subtract the running mean as well; implies the scaling"""
     score_clip: Optional[float] = None
-    """limit the scores to ± this, after scaling"""
+    """limit the scores to ± this, after scaling; of a vector of token scores, each"""
     whiten_rewards: bool = False
     """scale the per-token rewards to unit variance before the advantages"""
 

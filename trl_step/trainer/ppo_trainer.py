@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 
 import datasets
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from trl_step.core import PPODecorators, convert_to_scalar, entropy_from_logits, set_seed, stats_to_np
@@ -24,7 +25,7 @@ from trl_step.ppo.advantages import advantages_and_returns
 from trl_step.ppo.batch import Padded, padding_behind
 from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
-from trl_step.ppo.rewards import RunningMoments, shape_scores, token_rewards
+from trl_step.ppo.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
 from trl_step.ppo.stats import STATS, rollout_statistics
 from trl_step.trainer import hub, trackers
 from trl_step.trainer.accelerate_state import detach, make_accelerator
@@ -305,7 +306,8 @@ class PPOTrainer(BaseTrainer):
         Args:
             queries: token ids, each [Q_i], any integer dtype
             responses: token ids, each [R_i], as `generate(..., return_prompt=False)` gives them
-            scores: one finite number per sample: numbers, or tensors with one element
+            scores: for each sample one finite number (or a tensor with one element), which counts at its last
+                counted token; or a vector [R_i], one number per response token, 0 on the tokens that do not count
             response_masks: each [R_i], 1 where a response token was written by the policy and counts, 0 where a
                 tool or template wrote it
             old_logprobs, ref_logprobs, values: what you already have, each a list of [R_i], one number per response
@@ -331,7 +333,7 @@ class PPOTrainer(BaseTrainer):
         )
         # 2. scores: scale, normalise, clip; the running moments are kept once nothing can fail any more
         moments = copy.copy(self.running)
-        scored = self._shape_scores(raw_scores, moments)
+        scored = self._shape_scores(raw_scores, moments, responses, response_masks)
         # 3. roll forward: log-probs and values of policy and reference on the response tokens
         timing, mark = {}, time.perf_counter()
         rolled = roll_forward(self, queries, responses, response_masks, given)
@@ -339,7 +341,7 @@ class PPOTrainer(BaseTrainer):
         timing["time/ppo/forward_pass"] = -mark + (mark := time.perf_counter())
         # 4. per-token rewards, then advantages and returns
         with torch.no_grad():
-            rewards, non_score_rewards, kls = self._token_rewards(scored, rolled)
+            rewards, non_score_rewards, kls = self._token_rewards(scored, rolled, queries, responses)
             timing["time/ppo/compute_rewards"] = -mark + (mark := time.perf_counter())
             old_values, advantages, returns = self.compute_advantages(rolled.values, rewards, rolled.masks)
             timing["time/ppo/compute_advantages"] = -mark + (mark := time.perf_counter())
@@ -359,13 +361,13 @@ class PPOTrainer(BaseTrainer):
         )
         self._raise_together(rollout.out_of_range())
         self.running = moments
-        self._push_if_best(scored)
+        self._push_if_best(sample_totals(scored))
         # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
         train_stats, epochs_run = run_epochs(self, rollout)
         timing["time/ppo/optimize_step"] = -mark + (mark := time.perf_counter())
         # 6. statistics, reduced over processes; KL controller; scheduler
         stats = self.record_step_stats(
-            scores=scored,
+            scores=sample_totals(scored),
             logprobs=rolled.logprobs,
             ref_logprobs=rolled.ref_logprobs,
             non_score_reward=non_score_rewards,
@@ -427,7 +429,10 @@ class PPOTrainer(BaseTrainer):
         except ValueError as found:
             error = found
         self._raise_together(error)
-        return inputs.queries, inputs.responses, inputs.scores, inputs.response_masks
+        scored = (
+            inputs.scores if isinstance(inputs.scores, torch.Tensor) else pad_sequence(inputs.scores, batch_first=True)
+        )
+        return inputs.queries, inputs.responses, scored, inputs.response_masks
 
     def _raise_together(self, error: Optional[ValueError]) -> None:
         """Raise on every process if any process found an error, so that none waits for the others for ever."""
@@ -460,11 +465,19 @@ class PPOTrainer(BaseTrainer):
 
     # --- stage 2: scores -------------------------------------------------------------------------------------
 
-    def _shape_scores(self, scores: torch.Tensor, moments: RunningMoments) -> torch.Tensor:
+    def _shape_scores(
+        self,
+        scores: torch.Tensor,
+        moments: RunningMoments,
+        responses: list[torch.Tensor],
+        response_masks: Optional[list[torch.Tensor]],
+    ) -> torch.Tensor:
         config = self.config
+        masks = response_masks or [torch.ones_like(response) for response in responses]
+        counted = pad_sequence(masks, batch_first=True) if scores.dim() == 2 else None
         # differs from v0.7: use_score_norm without use_score_scaling did nothing
         use_norm = config.use_score_norm and (config.use_score_scaling or not config.exact_v07)
-        return shape_scores(scores, moments, config.use_score_scaling, use_norm, config.score_clip)
+        return shape_scores(scores, moments, config.use_score_scaling, use_norm, config.score_clip, counted)
 
     def _push_if_best(self, scores: torch.Tensor) -> None:
         if not hasattr(self, "highest_reward"):
@@ -517,7 +530,7 @@ class PPOTrainer(BaseTrainer):
         """Per-token rewards: the KL penalty everywhere, the score on the last counted token.
 
         Args:
-            scores: [B]
+            scores: [B]; [B, T] if `step` was given a vector of token scores for any sample
             logprobs, ref_logprobs: [B, T], for `kl_penalty="full"` [B, T, V]
             masks: [B, T]
 
@@ -528,8 +541,14 @@ class PPOTrainer(BaseTrainer):
         return *token_rewards(scores, kls, masks, self.kl_ctl.value), kls
 
     def _token_rewards(
-        self, scores: torch.Tensor, rolled: RolledForward
+        self,
+        scores: torch.Tensor,
+        rolled: RolledForward,
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if scores.dim() == 2:
+            scores = self._layout.at_predicted(scores, queries, responses, rolled.inputs)
         if rolled.divergence is not None:
             return *token_rewards(scores, rolled.divergence, rolled.masks, self.kl_ctl.value), rolled.divergence
         seen = rolled.distributions or (rolled.logprobs, rolled.ref_logprobs)
@@ -711,7 +730,7 @@ class PPOTrainer(BaseTrainer):
         Args:
             stats: what `step` returned
             batch: columns, each with one entry per sample
-            rewards: [B]
+            rewards: one per sample; of a vector with one per token the sum is logged
             columns_to_log: columns of `batch` that the sample table shows
 
         Raises:

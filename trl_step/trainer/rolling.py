@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from trl_step.models.frozen_trunk import FrozenTrunk
 from trl_step.models.modes import eval_mode
-from trl_step.ppo.batch import mini_batches
+from trl_step.ppo.batch import mini_batches, spread
 from trl_step.trainer.modes import one_attention_kernel
 from trl_step.trainer.rollout import RolledForward
 from trl_step.trainer.sweeps import paired_sweep, sweep
@@ -138,13 +137,11 @@ def _frozen_trunk(trainer: PPOTrainer) -> FrozenTrunk:
 
 def _with_given(rolled: RolledForward, given: Given, positions: torch.Tensor) -> RolledForward:
     """Put what the caller has at the response's positions [B, T]."""
-    where = positions.bool()
-
-    def spread(tokens: Sequence[torch.Tensor]) -> torch.Tensor:
-        flat = torch.cat([t.to(where.device, torch.float32) for t in tokens])
-        spread_out = torch.zeros(where.shape, device=where.device).masked_scatter(where, flat)
-        return torch.where(rolled.masks.bool(), spread_out, 0.0)
-
     fields = {"logprobs": given.old_logprobs, "ref_logprobs": given.ref_logprobs, "values": given.values}
-    replaced: Any = {name: spread(tokens) for name, tokens in fields.items() if tokens is not None}
+    counted = rolled.masks.bool()
+    replaced: Any = {
+        name: torch.where(counted, spread(tokens, positions), 0.0)
+        for name, tokens in fields.items()
+        if tokens is not None
+    }
     return rolled._replace(**replaced)

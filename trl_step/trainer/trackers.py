@@ -71,9 +71,11 @@ def _has_columns(batch: dict[str, Any], columns: tuple[str, ...]) -> bool:
 
 
 def _reward_vector(rewards: Any, device: torch.device) -> torch.Tensor:
+    """One number per sample [B]; a reward per token counts as the sum of the sample's."""
     if isinstance(rewards, torch.Tensor):
         return rewards.detach().float().flatten().to(device)
-    return torch.tensor([float(reward) for reward in rewards], dtype=torch.float32, device=device)
+    totals = [float(torch.as_tensor(reward, dtype=torch.float32).sum()) for reward in rewards]
+    return torch.tensor(totals, dtype=torch.float32, device=device)
 
 
 def _gather(column: Any, distributed: bool) -> list[Any]:

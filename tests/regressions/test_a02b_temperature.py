@@ -80,6 +80,10 @@ CASES = {
     "top_p=0.9": {"top_k": 0, "top_p": 0.9},
     "min_p=0.1": {"top_k": 0, "min_p": 0.1},
     "temperature=0.7": {"top_k": 0, "temperature": 0.7},
+    "min_length=3": {"top_k": 0, "min_length": 3},
+    "min_new_tokens=2": {"top_k": 0, "min_new_tokens": 2},
+    "repetition_penalty=1.2": {"top_k": 0, "repetition_penalty": 1.2},
+    "bad_words_ids": {"top_k": 0, "bad_words_ids": [[5]]},
 }
 
 
@@ -101,6 +105,7 @@ def test_another_sampling_law_is_told_once_with_the_setting(named: str) -> None:
         (1.0, {"top_k": 0, "top_p": 1.0}),
         (0.7, {"top_k": 0, "temperature": 0.7}),
         (1.0, {"top_k": VOCABULARY}),
+        (1.0, {"top_k": 0, "min_length": -1}),
         (1.0, {"do_sample": False}),
     ],
 )

@@ -1,5 +1,6 @@
-"""Floor 4: best-of-n sampling, and rewards that users write again and again."""
+"""Floor 4: best-of-n sampling, rewards that users write again and again, and a doctor for runs."""
 
+from trl_step.extras import doctor
 from trl_step.extras.best_of_n_sampler import BestOfNSampler
 from trl_step.extras.rewards import (
     ClassifierReward,
@@ -16,4 +17,5 @@ __all__ = [
     "MissingEosPenalty",
     "PipelineReward",
     "WeightedRewards",
+    "doctor",
 ]

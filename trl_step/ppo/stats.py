@@ -6,7 +6,7 @@ each of them once. `m` is the response mask, sums run over counted tokens unless
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,6 +35,9 @@ STATS: tuple[Stat, ...] = (
     Stat("objective/ref_logprobs", "the reference's log-probs of the same tokens", "[B, T]", "local"),
     Stat("objective/kl_coef", "β, the KL coefficient that this step used"),
     Stat("objective/entropy", "mean over samples of Σ_t -old_logprob_t", reduction="samples"),
+    Stat("objective/token_surprise",
+         "mean over tokens of -old_logprob; near `ppo/policy/entropy` where the policy itself sampled",
+         reduction="tokens"),
     Stat("ppo/mean_non_score_reward", "mean over tokens of -β kl_t", reduction="tokens"),
     Stat("ppo/mean_scores", "mean of the scores after scaling, norm and clip (of token scores each sample's sum)",
          reduction="samples"),
@@ -51,6 +54,8 @@ STATS: tuple[Stat, ...] = (
     Stat("ppo/policy/advantages", "whitened advantages of every mini-batch, -1 as filler", "[n]", "local"),
     Stat("ppo/policy/advantages_mean", "mean whitened advantage", reduction="tokens"),
     Stat("ppo/policy/ratio", "r of every mini-batch, -1 as filler", "[n]", "local"),
+    Stat("ppo/policy/ratio_error", "mean of |r - 1| in the first mini-batch, before any update: 0 but for rounding",
+         reduction="tokens"),
     Stat("ppo/policy/skipped", "mini-batches left out because their mean r exceeded `ratio_threshold`"),
     Stat("ppo/returns/mean", "mean return R = A + v_old (before whitening)", reduction="tokens"),
     Stat("ppo/returns/var", "unbiased variance of R", reduction="variance"),
@@ -67,6 +72,8 @@ STATS: tuple[Stat, ...] = (
     Stat("tokens/responses_len_mean", "mean response length", reduction="samples"),
     Stat("tokens/responses_len_std", "its unbiased standard deviation", reduction="samples"),
     Stat("tokens/responses_dist", "response lengths", "[B]", "local"),
+    Stat("tokens/responses_ended", "share of responses whose last token is an end-of-sequence token",
+         reduction="samples"),
     Stat("time/ppo/forward_pass", "seconds: log-probs and values of policy and reference", reduction="local"),
     Stat("time/ppo/compute_rewards", "seconds: per-token rewards", reduction="local"),
     Stat("time/ppo/compute_advantages", "seconds: advantages and returns", reduction="local"),
@@ -136,22 +143,35 @@ def rollout_statistics(
     queries: Sequence[torch.Tensor],
     responses: Sequence[torch.Tensor],
     kl_coef: float,
+    end_tokens: Collection[int] = (),
     reduce_sum: ReduceSum = keep,
 ) -> dict[str, Any]:
-    """Everything in `STATS` that is known before the first update: scores [B], the other tensors [B, T]."""
+    """Everything in `STATS` that is known before the first update.
+
+    Args:
+        scores: [B]; the other tensors are [B, T]
+        end_tokens: ids that end a response
+    """
     kl_list = (kls * masks).sum(dim=-1)
+    surprises = (-logprobs * masks).sum(dim=-1)
     mean_scores, std_scores = mean_and_std(scores, reduce_sum)
-    token_sums = reduce_sum(torch.stack(((non_score_reward * masks).sum(), masks.sum().to(non_score_reward.dtype))))
+    penalty, surprise, tokens = reduce_sum(
+        torch.stack(((non_score_reward * masks).sum(), surprises.sum(), masks.sum().to(surprises.dtype)))
+    )
+    ends = torch.stack([response[-1] for response in responses])
+    ended = torch.isin(ends.long(), torch.tensor(sorted(end_tokens), dtype=torch.int64, device=ends.device))
     stats = {
         "objective/kl": mean_and_std(kl_list, reduce_sum)[0],
         "objective/kl_dist": kl_list,
         "objective/logprobs": logprobs,
         "objective/ref_logprobs": ref_logprobs,
         "objective/kl_coef": kl_coef,
-        "objective/entropy": mean_and_std((-logprobs * masks).sum(dim=-1), reduce_sum)[0],
-        "ppo/mean_non_score_reward": token_sums[0] / token_sums[1],
+        "objective/entropy": mean_and_std(surprises, reduce_sum)[0],
+        "objective/token_surprise": surprise / tokens,
+        "ppo/mean_non_score_reward": penalty / tokens,
         "ppo/mean_scores": mean_scores,
         "ppo/std_scores": std_scores,
+        "tokens/responses_ended": mean_and_std(ended, reduce_sum)[0],
     }
     for name, sequences in (("queries", queries), ("responses", responses)):
         lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.float32, device=masks.device)

@@ -38,6 +38,7 @@ def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> tuple[Stats, int]:
     updater.reset()
     all_stats: list[Stats] = []
     tokens: list[float] = []
+    ratio_error = torch.zeros(())
     epochs_run = 0
     with _in_training(trainer), training_without_dropout(trainer.model):
         for _ in range(config.ppo_epochs):
@@ -46,8 +47,11 @@ def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> tuple[Stats, int]:
             for parts in mini_batches(order, config.backward_batch_size, config.mini_batch_size, most):
                 weights = _loss_weights(trainer, parts, token_counts)
                 for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+                    batch = rollout.take(part)
                     with updater.minibatch(weight, last=i == len(parts) - 1):
-                        all_stats.append((_train_plain if plain else _train_fused)(trainer, rollout.take(part)))
+                        all_stats.append((_train_plain if plain else _train_fused)(trainer, batch))
+                    if len(all_stats) == 1:
+                        ratio_error = _ratio_error(trainer, all_stats[0], batch.masks)
                     tokens.append(float(token_counts[part].sum()))
             policykl = all_stats[-1]["policy/policykl"]
             if config.early_stopping and trainer._early_stop(_share(trainer, policykl, tokens[-1])):
@@ -55,8 +59,16 @@ def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> tuple[Stats, int]:
     stacked = _stack(all_stats)
     if trainer.is_distributed:
         stacked = join_minibatch_statistics(stacked, torch.tensor(tokens), trainer._reduce_sum)
+    stacked["policy/ratio_error"] = ratio_error.view(1, 1)
     stacked["policy/skipped"] = torch.tensor([[float(updater.skipped)]])
     return stacked, epochs_run
+
+
+def _ratio_error(trainer: PPOTrainer, stats: Stats, masks: torch.Tensor) -> torch.Tensor:
+    """How far the ratio of a mini-batch is from 1, as a mean over its tokens on all processes."""
+    error = torch.where(masks.bool(), (stats["policy/ratio"] - 1).abs(), 0.0).sum()
+    total, count = trainer._reduce_sum(torch.stack((error, masks.sum().to(error.dtype))))
+    return total / count
 
 
 @contextmanager

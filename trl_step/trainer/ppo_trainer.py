@@ -19,10 +19,11 @@ from trl_step.core import PPODecorators, convert_to_scalar, entropy_from_logits,
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
 from trl_step.models.activations import fuse_activations
 from trl_step.models.adapters import without_adapter
-from trl_step.models.generation import generate_batched, padding_id
+from trl_step.models.generation import all_eos_ids, generate_batched, padding_id
 from trl_step.models.modes import eval_mode
 from trl_step.ppo.advantages import advantages_and_returns
 from trl_step.ppo.batch import Padded, padding_behind
+from trl_step.ppo.diagnosis import Checkup, Circumstances
 from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
 from trl_step.ppo.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
@@ -46,7 +47,7 @@ from trl_step.trainer.lengths import LengthLimits
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.rolling import Given, roll_forward
 from trl_step.trainer.rollout import RolledForward, Rollout
-from trl_step.trainer.sampling import warn_of_truncated_sampling
+from trl_step.trainer.sampling import SamplingWatch, active_dropout
 from trl_step.trainer.setup import make_kl_controller, make_optimizer, place_reference, without_unused_columns
 from trl_step.trainer.sweeps import plain_sweep, sweep
 from trl_step.trainer.update import Updater
@@ -145,7 +146,7 @@ class PPOTrainer(BaseTrainer):
         self.current_step = 0
         self._training = False
         self._last_step: Optional[StepFacts] = None
-        self._warned: set[str] = set()
+        self._sampling = SamplingWatch(config.temperature)
         if config.push_to_hub_if_best_kwargs:
             self.push_to_hub_kwargs = config.push_to_hub_if_best_kwargs
             self.compare_step = 0
@@ -232,7 +233,7 @@ class PPOTrainer(BaseTrainer):
         if length_sampler is not None:
             generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
         policy = self.accelerator.unwrap_model(self.model)
-        warn_of_truncated_sampling(policy, generation_kwargs, self.config.temperature, self._warned)
+        self._sampling.saw_generate(policy, generation_kwargs)
 
         def sample(model: Any) -> Any:
             responses = self._generate_batched(
@@ -388,6 +389,7 @@ class PPOTrainer(BaseTrainer):
             self.lr_scheduler.step()
         timing["time/ppo/total"] = time.perf_counter() - start
         self._last_step = StepFacts.of(rollout, epochs_run, timing["time/ppo/total"])
+        self._sampling.saw_step(stats, self._circumstances(queries, given), self.accelerator.is_main_process)
         return stats | timing
 
     def step_cost(self) -> StepCost:
@@ -684,20 +686,32 @@ class PPOTrainer(BaseTrainer):
                 `responses`; `train_stats`: a dictionary of [mini-batches, 1] and [1, n] tensors
         """
         train_stats = data.pop("train_stats")
-        stats = rollout_statistics(kl_coef=kl_coef, reduce_sum=self._reduce_sum, **data)
-        if float(stats["objective/kl"]) < -1.0:
-            warnings.warn(
-                f"the KL divergence to the reference is {float(stats['objective/kl']):.2f}, and a divergence cannot be "
-                "negative: the responses were probably not sampled from the policy as it is (temperature, top_k, "
-                "top_p, another model, dropout)",
-                stacklevel=3,
-            )
+        stats = rollout_statistics(kl_coef=kl_coef, end_tokens=self._end_tokens, reduce_sum=self._reduce_sum, **data)
         for key, value in train_stats.items():
             stats[f"ppo/{key}"] = value.float().mean(dim=0)
         error, variance = stats["ppo/val/error"], stats["ppo/returns/var"]
         # differs from v0.7: it was NaN or infinite where the returns do not vary
         stats["ppo/val/var_explained"] = torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
         return stats
+
+    @property
+    def checkup(self) -> Checkup:
+        """What was found to be wrong in the steps so far; `trl_step.extras.doctor` reads it."""
+        return self._sampling.checkup
+
+    @property
+    def _end_tokens(self) -> tuple[int, ...]:
+        own = self.tokenizer.eos_token_id
+        return tuple(all_eos_ids(self.accelerator.unwrap_model(self.model), [] if own is None else [own], {}))
+
+    def _circumstances(self, queries: Sequence[torch.Tensor], given: Given) -> Circumstances:
+        ragged = len({len(query) for query in queries}) > 1
+        return Circumstances(
+            dropout=active_dropout(self.accelerator.unwrap_model(self.model).pretrained_model),
+            pads_right=ragged and not self.is_encoder_decoder and self.tokenizer.padding_side == "right",
+            given_logprobs=given.old_logprobs is not None,
+            end_tokens=self._end_tokens,
+        )
 
     def gather_stats(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The mean over processes of every tensor with one element; arrays stay those of this process."""

@@ -1,4 +1,4 @@
-"""Which settings of sampling change the law that responses are drawn from."""
+"""What is known of the sampling of responses, and the warnings that follow from it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,24 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from trl_step.ppo.diagnosis import Checkup, Circumstances
+
 DEFAULT_TOP_K = 50
 """transformers' own `top_k` where nobody sets one."""
+WITHOUT_EFFECT = {
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+}
+"""Settings that rule tokens out or make them rarer, and the value at which they leave the law alone."""
 
 
 def _setting(model: Any, generation_kwargs: Mapping[str, Any], name: str) -> Any:
@@ -25,32 +41,65 @@ def truncated_sampling(model: Any, generation_kwargs: Mapping[str, Any], tempera
     if not _setting(model, generation_kwargs, "do_sample"):
         return []
     vocabulary = getattr(model, "pretrained_model", model).get_input_embeddings().num_embeddings
-    in_force = {name: _setting(model, generation_kwargs, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    sampled_at = 1.0 if in_force["temperature"] is None else in_force["temperature"]
-    top_k = DEFAULT_TOP_K if in_force["top_k"] is None else in_force["top_k"]
+    sampled_at, top_k = (_setting(model, generation_kwargs, name) for name in ("temperature", "top_k"))
+    sampled_at = 1.0 if sampled_at is None else sampled_at
+    top_k = DEFAULT_TOP_K if top_k is None else top_k
     problems = []
     if sampled_at != temperature:
         problems.append(f"temperature={sampled_at:g} (PPOConfig.temperature is {temperature:g})")
     if 0 < top_k < vocabulary:
         problems.append(f"top_k={top_k:g}")
-    if in_force["top_p"] is not None and in_force["top_p"] < 1.0:
-        problems.append(f"top_p={in_force['top_p']:g}")
-    if in_force["min_p"]:
-        problems.append(f"min_p={in_force['min_p']:g}")
+    for name, neutral in WITHOUT_EFFECT.items():
+        value = _setting(model, generation_kwargs, name)
+        if value is not None and value != neutral and value >= 0:  # old scripts switch min_length off with -1
+            problems.append(f"{name}={value:g}")
+    for name in ("bad_words_ids", "suppress_tokens"):
+        if _setting(model, generation_kwargs, name):
+            problems.append(name)
     return problems
 
 
-def warn_of_truncated_sampling(
-    model: Any, generation_kwargs: Mapping[str, Any], temperature: float, warned: set[str]
-) -> None:
-    """Say once per setting that responses are not sampled from the policy. `warned` remembers what was said."""
-    problems = [p for p in truncated_sampling(model, generation_kwargs, temperature) if p not in warned]
-    if problems:
-        warned.update(problems)
-        warnings.warn(
-            f"responses are sampled with {', '.join(problems)}, but log-probs are those of the whole distribution at "
-            f"temperature {temperature:g}: the KL estimate is biased and may turn negative. Sample with top_k=0, "
-            "top_p=1.0 and the temperature of PPOConfig",
-            UserWarning,
-            stacklevel=3,
+class SamplingWatch:
+    """What a trainer knows of the responses that reach its `step`, and what it says of them, once each.
+
+    Args:
+        temperature: of `PPOConfig`, under which log-probs are taken
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.checkup = Checkup()
+        self._warned: set[str] = set()
+        self._settings: tuple[str, ...] = ()
+        self._sampled = False
+
+    def saw_generate(self, model: Any, generation_kwargs: Mapping[str, Any]) -> None:
+        """Remember the settings of a call of `generate`; warn of those that change the law of sampling."""
+        self._sampled = True
+        self._settings = tuple(truncated_sampling(model, generation_kwargs, self.temperature))
+        problems = [problem for problem in self._settings if problem not in self._warned]
+        if problems:
+            self._warned.update(problems)
+            warnings.warn(
+                f"responses are sampled with {', '.join(problems)}, but log-probs are those of the whole distribution "
+                f"at temperature {self.temperature:g}: the KL estimate is biased and may turn negative. Sample with "
+                "top_k=0, top_p=1.0, the temperature of PPOConfig, and nothing ruled out",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def saw_step(self, stats: Mapping[str, Any], circumstances: Circumstances, aloud: bool) -> None:
+        """Diagnose a step; `aloud`: on this process, what is found is warned of."""
+        seen = circumstances._replace(
+            known=True, sampled_by_trainer=self._sampled, sampling_settings=self._settings if self._sampled else ()
         )
+        self._sampled = False
+        for diagnosis in self.checkup.look(stats, seen):
+            if aloud:
+                warnings.warn(str(diagnosis), UserWarning, stacklevel=4)
+
+
+def active_dropout(model: torch.nn.Module) -> float:
+    """The highest rate of a dropout module that is in train mode; 0 where there is none."""
+    rates = (m.p for m in model.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.training)
+    return max(rates, default=0.0)

@@ -1,0 +1,57 @@
+"""A doctor for runs: what is wrong, the likely cause, and the setting to turn.
+
+```python
+from trl_step.extras import doctor
+
+print(doctor.report(trainer))
+print(doctor.report([json.loads(line) for line in open("stats.jsonl")]))  # a saved run
+```
+
+A trainer warns of the same things while it runs, once each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Union
+
+from trl_step.ppo.diagnosis import Checkup, Diagnosis, Finding
+
+__all__ = ["Diagnosis", "Finding", "diagnose", "report"]
+
+
+class Examined(Protocol):
+    """A trainer that looks after its steps, such as `PPOTrainer`."""
+
+    @property
+    def checkup(self) -> Checkup: ...
+
+
+Run = Union[Examined, Mapping[str, Any], Sequence[Mapping[str, Any]]]
+"""A trainer; what its `step` returned; or a sequence of that, oldest first, scalars alone being enough."""
+
+
+def diagnose(run: Run) -> list[Finding]:
+    """What is wrong with `run`: each diagnosis once, with the step that showed it first.
+
+    A trainer knows more than its statistics do, such as how it sampled, so it names causes that a saved run leaves
+    open. Keys that a saved run does not have (of another release) are passed over.
+
+    Raises:
+        TypeError: `run` is neither a trainer nor statistics.
+    """
+    if isinstance(run, Mapping):
+        run = [run]
+    if not isinstance(run, Sequence):
+        return list(run.checkup.findings)
+    checkup = Checkup()
+    for stats in run:
+        if not isinstance(stats, Mapping):
+            raise TypeError(f"a run is a sequence of statistics, each a dictionary, not {type(stats).__name__}")
+        checkup.look(stats)
+    return checkup.findings
+
+
+def report(run: Run) -> str:
+    """The findings of `diagnose` as text, one line each."""
+    return "\n".join(map(str, diagnose(run))) or "nothing is wrong as far as the statistics tell"

@@ -1,0 +1,312 @@
+"""What the statistics of a run say is wrong with it, in words that name the setting to turn.
+
+`diagnose` looks at the steps so far as plain numbers, so it reads a running trainer and a saved run alike. The limits
+below leave a sound run alone; each diagnosis says what was seen, and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+KL_FLOOR = -1.0
+"""Nats per sample: below it one step is enough to call a KL negative."""
+KL_DRIFT = -0.05
+"""Nats per sample: a KL below it for `PATIENCE` steps in a row is negative, too; chance would change the sign."""
+KL_AT_START = 0.05
+"""Nats per sample: a reference that equals the policy is nearer than this in the first step."""
+RATIO_ERROR = 0.05
+"""Mean |r - 1| before any update; rounding in bfloat16 stays below it."""
+ENTROPY_SHARE = 0.1
+"""Of the first step's entropy: what is left below it is a collapse."""
+ENTROPY_FLOOR = 0.01
+"""Nats per token: below it the policy does not sample any more."""
+CLIPPED_SHARE = 0.5
+"""Of the tokens."""
+PATIENCE = 10
+"""Steps in a row before a sign that may pass by itself is told."""
+CRITIC_PATIENCE = 30
+"""Steps in a row with an explained variance below 0; a fresh value head needs some to find the mean return."""
+CLIP_PATIENCE = 3
+"""Steps in a row with more clipped than `CLIPPED_SHARE`."""
+SCORE_PATIENCE = 3
+"""Steps in a row with one and the same score."""
+END_PATIENCE = 30
+"""Steps in a row without an end token; a policy that is cut by `max_new_tokens` ends now and then."""
+LOST_END_PATIENCE = 3
+"""The same where responses of many lengths came from elsewhere: no limit cut them, so their ends were lost."""
+LAW_TOLERANCE = 0.2
+"""Relative difference of the responses' surprise and the policy's entropy, where they come from different laws."""
+MEMORY = max(PATIENCE, CRITIC_PATIENCE, SCORE_PATIENCE, END_PATIENCE)
+"""Steps that `diagnose` looks back."""
+
+
+class Signs(NamedTuple):
+    """The numbers of one step that diagnoses are made from; NaN where the statistics do not have them."""
+
+    kl: float
+    surprise: float
+    entropy: float
+    ratio_error: float
+    clipped: float
+    explained: float
+    mean_score: float
+    std_score: float
+    ended: float
+    length_deviation: float
+
+    @classmethod
+    def of(cls, stats: Mapping[str, Any]) -> Signs:
+        """From what `PPOTrainer.step` returned, in this or another release, or from a saved copy of its scalars."""
+
+        def number(key: str) -> float:
+            value = stats.get(key)
+            return math.nan if value is None else float(value)
+
+        return cls(
+            kl=number("objective/kl"),
+            surprise=number("objective/token_surprise"),
+            entropy=number("ppo/policy/entropy"),
+            ratio_error=number("ppo/policy/ratio_error"),
+            clipped=number("ppo/policy/clipfrac"),
+            explained=number("ppo/val/var_explained"),
+            mean_score=number("ppo/mean_scores"),
+            std_score=number("ppo/std_scores"),
+            ended=number("tokens/responses_ended"),
+            length_deviation=number("tokens/responses_len_std"),
+        )
+
+
+class Circumstances(NamedTuple):
+    """What is known of a step's sampling beside its statistics. The defaults say: nothing."""
+
+    known: bool = False
+    """the rest was seen; False for saved statistics"""
+    sampled_by_trainer: bool = False
+    """`PPOTrainer.generate` drew the responses"""
+    sampling_settings: tuple[str, ...] = ()
+    """settings of that call under which tokens come from another law than the policy's, such as "top_k=50" """
+    dropout: float = 0.0
+    """highest dropout rate of a module in train mode when `step` was called"""
+    pads_right: bool = False
+    """prompts of different lengths, a decoder-only model, and a tokenizer that pads on the right"""
+    given_logprobs: bool = False
+    """`old_logprobs` were handed to `step`"""
+    end_tokens: tuple[int, ...] = ()
+    """ids that end a response"""
+
+
+UNKNOWN = Circumstances()
+
+
+class Diagnosis(NamedTuple):
+    """One thing that is wrong."""
+
+    name: str
+    """"negative KL", "first ratio", "entropy collapse", "value head", "constant scores", "no end token", "clipping" """
+    finding: str
+    """what was seen, with its numbers"""
+    advice: str
+    """the likely cause, and the setting to turn"""
+
+    def __str__(self) -> str:
+        return f"{self.finding}: {self.advice}"
+
+
+class Finding(NamedTuple):
+    """A diagnosis, and the step in which it was made first."""
+
+    step: int
+    """counted from 1"""
+    diagnosis: Diagnosis
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.diagnosis}"
+
+
+class Checkup:
+    """Looks at one step of a run after the other, and remembers what the next look needs.
+
+    Attributes:
+        findings: one for each diagnosis that was made, in order.
+    """
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self._steps = 0
+        self._first: Signs | None = None
+        self._recent: deque[Signs] = deque(maxlen=MEMORY)
+
+    def look(self, stats: Mapping[str, Any], circumstances: Circumstances = UNKNOWN) -> list[Diagnosis]:
+        """What is wrong in the next step of the run and was not told of an earlier one."""
+        signs = Signs.of(stats)
+        self._first = self._first or signs
+        self._recent.append(signs)
+        self._steps += 1
+        told = {finding.diagnosis.name for finding in self.findings}
+        new = [d for d in diagnose(self._first, tuple(self._recent), circumstances) if d.name not in told]
+        self.findings += [Finding(self._steps, diagnosis) for diagnosis in new]
+        return new
+
+
+def diagnose(first: Signs, recent: Sequence[Signs], circumstances: Circumstances = UNKNOWN) -> list[Diagnosis]:
+    """What is wrong in the last step of `recent`.
+
+    Args:
+        first: of the run's first step
+        recent: of the last steps, oldest first, up to `MEMORY` of them; at least one
+        circumstances: of the last step
+    """
+    return [*_kl(first, recent, circumstances), *_policy(first, recent, circumstances), *_scores(recent),
+            *_value_head(recent), *_ends(recent, circumstances)]  # fmt: skip
+
+
+def _for_long(flags: Sequence[bool], steps: int) -> bool:
+    return len(flags) >= steps and all(flags[-steps:])
+
+
+# --- a divergence below 0 ----------------------------------------------------------------------------------------
+
+
+def _kl(first: Signs, recent: Sequence[Signs], circumstances: Circumstances) -> Iterator[Diagnosis]:
+    now = recent[-1]
+    if not (now.kl < KL_FLOOR or _for_long([signs.kl < KL_DRIFT for signs in recent], PATIENCE)):
+        return
+    finding = (
+        f"the KL divergence to the reference is {now.kl:.2f} nats per sample, and a divergence cannot be negative: the "
+        "responses were not sampled from the policy whose log-probs are taken"
+    )
+    yield Diagnosis("negative KL", finding, _cause_of_negative_kl(first, now, circumstances))
+
+
+def _cause_of_negative_kl(first: Signs, now: Signs, seen: Circumstances) -> str:
+    sharper = now.surprise < (1 - LAW_TOLERANCE) * now.entropy
+    flatter = now.surprise > (1 + LAW_TOLERANCE) * now.entropy
+    surprise = f"(surprise {now.surprise:.2f}, the policy's entropy {now.entropy:.2f} nats per token)"
+    if abs(first.kl) > KL_AT_START:
+        return (
+            f"reference: before any update the KL was {first.kl:.2f}, so the reference is not the model that training "
+            "started from. Pass ref_model=None, or load ref_model from the policy's own checkpoint with the same "
+            "dtype, and sample from the policy"
+        )
+    if seen.sampling_settings:
+        return (
+            f"temperature or truncation in sampling: generate ran with {', '.join(seen.sampling_settings)}. Sample "
+            "with top_k=0, top_p=1.0 and nothing ruled out, and set PPOConfig.temperature to the temperature that you "
+            "sample at"
+        )
+    if seen.dropout and not seen.sampled_by_trainer and not sharper:
+        return (
+            f"dropout in sampling: the model is in train mode with a dropout rate of {seen.dropout:g}, and the "
+            "responses did not come from trainer.generate, which switches dropout off. Call trainer.generate, or "
+            "model.eval() before model.generate"
+        )
+    if seen.pads_right and not seen.sampled_by_trainer and not sharper:
+        return (
+            "padding side: the tokenizer pads prompts on the right, so a decoder-only model continues padding in "
+            'place of the shorter prompts. Call trainer.generate, or set tokenizer.padding_side = "left" for your own '
+            "sampling"
+        )
+    if sharper:
+        return (
+            f"temperature or truncation in sampling: the responses are likelier than the policy's own {surprise}. "
+            "Sample with temperature=1.0 (or set PPOConfig.temperature to yours), top_k=0 and top_p=1.0"
+        )
+    if flatter:
+        return (
+            f"another law in sampling: the responses are less likely than the policy's own {surprise}. Look for a "
+            "temperature above PPOConfig.temperature, dropout (model.eval() before sampling), prompts padded on the "
+            "right, or responses of other or older weights, for which step takes old_logprobs"
+        )
+    return (
+        "look for settings of generate that rule tokens out (min_length, min_new_tokens, bad_words_ids, "
+        "suppress_tokens, repetition_penalty, top_k, top_p), a temperature other than PPOConfig.temperature, dropout "
+        "or right padding in sampling, and queries or responses that were cut or decoded and encoded again"
+    )
+
+
+# --- the policy --------------------------------------------------------------------------------------------------
+
+
+def _policy(first: Signs, recent: Sequence[Signs], seen: Circumstances) -> Iterator[Diagnosis]:
+    now = recent[-1]
+    if now.ratio_error > RATIO_ERROR:
+        yield Diagnosis(
+            "first ratio",
+            f"the ratio of policy and old policy is off by {now.ratio_error:.3f} on average in the first mini-batch, "
+            "before any update, where it should be 1",
+            "the old_logprobs given to step are not those of this policy under PPOConfig.temperature; leave them out, "
+            "or have the sampler use the current weights and return log-probs before any truncation"
+            if seen.given_logprobs
+            else "two passes of the same weights disagree. Look for randomness in an overridden batched_forward_pass "
+            "or in a module that model.eval() does not switch off, and for a precision that is too low "
+            '(accelerator_kwargs={"mixed_precision": "no"} or float32 weights tell)',
+        )
+    if now.entropy < ENTROPY_FLOOR or now.entropy < ENTROPY_SHARE * first.entropy:
+        yield Diagnosis(
+            "entropy collapse",
+            f"the policy's entropy fell to {now.entropy:.3f} nats per token, from {first.entropy:.3f} in the first "
+            "step: it writes nearly the same response each time",
+            "raise init_kl_coef or lower target, lower learning_rate or ppo_epochs, and read some responses: a reward "
+            "that one fixed text satisfies has to change",
+        )
+    if _for_long([signs.clipped > CLIPPED_SHARE for signs in recent], CLIP_PATIENCE):
+        yield Diagnosis(
+            "clipping",
+            f"the clip decided for {now.clipped:.0%} of the tokens, for {CLIP_PATIENCE} steps above half: most of the "
+            "batch has no gradient any more",
+            "lower learning_rate or ppo_epochs, set max_grad_norm or early_stopping=True, or take larger mini-batches "
+            "(mini_batch_size, gradient_accumulation_steps)",
+        )
+
+
+# --- scores, value head, ends ------------------------------------------------------------------------------------
+
+
+def _scores(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
+    score = recent[-1].mean_score
+    same = [abs(signs.mean_score - score) <= 1e-6 * abs(score) and signs.std_score <= 1e-6 for signs in recent]
+    if _for_long(same, SCORE_PATIENCE):
+        yield Diagnosis(
+            "constant scores",
+            f"every score of the last {SCORE_PATIENCE} steps was {score:g}: there is nothing to learn but the KL "
+            "penalty",
+            "look at what the reward function is given (decoded responses, without special tokens?) and at score_clip, "
+            "which may cut all scores to one value",
+        )
+
+
+def _value_head(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
+    if _for_long([signs.explained < 0 for signs in recent], CRITIC_PATIENCE):
+        yield Diagnosis(
+            "value head",
+            f"the explained variance was below 0 for {CRITIC_PATIENCE} steps (now {recent[-1].explained:.2f}): the "
+            "value head predicts returns worse than their mean would",
+            "raise vf_coef or learning_rate, scale the scores into a range near 1 (use_score_scaling, use_score_norm), "
+            "raise cliprange_value, and see that a model that goes on was loaded with its value head",
+        )
+
+
+def _ends(recent: Sequence[Signs], seen: Circumstances) -> Iterator[Diagnosis]:
+    none_ended = [signs.ended == 0 for signs in recent]
+    ids = f" ({', '.join(map(str, seen.end_tokens))})" if seen.end_tokens else ""
+    lost = [none and signs.length_deviation > 0 for none, signs in zip(none_ended, recent, strict=True)]
+    if seen.known and not seen.sampled_by_trainer and _for_long(lost, LOST_END_PATIENCE):
+        yield Diagnosis(
+            "no end token",
+            f"the responses differ in length, but in {LOST_END_PATIENCE} steps none ended with an end-of-sequence token"
+            f"{ids}",
+            "leave that token at the end of the responses that are given to step (skip_special_tokens=True and cutting "
+            "at the end token lose it), or the policy never learns to stop; and see that tokenizer.eos_token and the "
+            "model's generation_config.eos_token_id name the token that it ends with",
+        )
+    elif _for_long(none_ended, END_PATIENCE):
+        yield Diagnosis(
+            "no end token",
+            f"no response of the last {END_PATIENCE} steps ended with an end-of-sequence token{ids}: all were cut",
+            "raise max_new_tokens, drop min_length and min_new_tokens, and see that tokenizer.eos_token is the token "
+            "that the model ends with. Give unfinished responses a price (trl_step.extras.MissingEosPenalty), unless "
+            "they are meant to be cut",
+        )

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.tiny import batch, trainer
+from tests.trainer.wandb_file import history, settings
+from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, PER_TOKEN, STATS, explain
 
 COLUMNS = {"query": [f"q{i}" for i in range(8)], "response": [f"r{i}" for i in range(8)], "length": list(range(8))}
 
@@ -98,25 +101,74 @@ def test_without_a_tracker_nothing_is_needed() -> None:
     assert ours.current_step == 1
 
 
-def test_wandb_gets_the_statistics_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def offline_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    ours = trainer("gpt2", log_with="wandb", tracker_kwargs={"wandb": {"dir": str(tmp_path), "name": "mine"}})
-    (tracker,) = ours.accelerator.trackers
-    logged: list[dict[str, Any]] = []
-    plain = tracker.run.log
-    monkeypatch.setattr(tracker.run, "log", lambda values, **kwargs: (logged.append(values), plain(values, **kwargs)))
-    queries, responses, scores = batch()
-    stats = ours.step(queries, responses, scores)
-    ours.log_stats(stats, COLUMNS, scores, columns_to_log=["query", "response", "length"])
-    assert tracker.run.config["trl_ppo_trainer_config"]["learning_rate"] == 1e-3
+
+
+def test_wandb_and_tensorboard_at_once_hold_the_same(tmp_path: Path, offline_wandb: None) -> None:
+    ours = trainer(
+        "gpt2",
+        log_with=["wandb", "tensorboard"],
+        tracker_kwargs={"wandb": {"dir": str(tmp_path / "wandb"), "name": "mine"}},
+        project_kwargs={"logging_dir": str(tmp_path / "tensorboard")},
+        log_arrays=True,
+    )
+    logged = []
+    for step in range(2):
+        queries, responses, scores = batch(seed=step)
+        logged.append(ours.step(queries, responses, scores))
+        ours.log_stats(logged[-1], COLUMNS, scores, columns_to_log=["query", "response", "length"])
     ours.accelerator.end_training()
-    assert logged[0]["ppo/loss/total"] == stats["ppo/loss/total"]
-    assert logged[0]["env/reward_mean"] == pytest.approx(sum(scores) / 8)
-    written = json.loads(next(tmp_path.rglob("game_log*.table.json")).read_text())
-    assert written["columns"] == ["query", "response", "length", "reward"]
-    assert written["data"][3] == ["q3", "r3", 3, pytest.approx(scores[3])]
+    rows, board = history(tmp_path / "wandb"), events(tmp_path / "tensorboard")
+    assert len(rows) == 2
+    for key in [key for key, value in logged[0].items() if isinstance(value, float)]:
+        assert [row[key] for row in rows] == pytest.approx([stats[key] for stats in logged], rel=1e-6), key
+        assert [event.value for event in board.Scalars(key)] == pytest.approx([row[key] for row in rows], rel=1e-5)
+    assert rows[1]["env/reward_mean"] == pytest.approx(sum(batch(seed=1)[2]) / 8)
+    for key in PER_TOKEN:
+        count = logged[1][key].numel()
+        assert sum(rows[1][f"{key}/values"]) == board.Histograms(key)[1].histogram_value.num == count, key
+    table = json.loads(
+        (next(tmp_path.rglob("media")) / Path(rows[1]["game_log/path"]).relative_to("media")).read_text()
+    )
+    assert table["columns"] == ["query", "response", "length", "reward"]
+    assert table["data"][3] == ["q3", "r3", 3, pytest.approx(scores[3])]
+    text = board.Tensors("game_log/text_summary")[1].tensor_proto.string_val[0].decode().splitlines()
+    assert text[5] == f"| q3 | r3 | 3 | {scores[3]:.3f} |"
+    assert settings(tmp_path / "wandb")["trl_ppo_trainer_config"]["learning_rate"] == 1e-3
+    assert "learning_rate: 0.001" in next(tmp_path.rglob("hparams.yml")).read_text()
+
+
+def test_values_per_token_are_returned_as_tensors_and_logged_on_request_only(
+    tmp_path: Path, offline_wandb: None
+) -> None:
+    ours = trainer("gpt2", log_with="wandb", tracker_kwargs={"wandb": {"dir": str(tmp_path)}})
+    stats = ours.step(*batch())
+    ours.log_stats(stats, COLUMNS, batch()[2])
+    ours.accelerator.end_training()
+    (row,) = history(tmp_path)
+    assert "objective/kl_dist" in row
+    for key in PER_TOKEN:
+        assert isinstance(stats[key], torch.Tensor)
+        assert not [name for name in row if name == key or name.startswith(f"{key}/")]
+    # what scripts of release 0.7 do with them
+    logprobs, ref_logprobs = stats["objective/logprobs"], stats["objective/ref_logprobs"]
+    np.testing.assert_allclose((np.asarray(logprobs) - np.asarray(ref_logprobs)).sum(-1), stats["objective/kl_dist"])
+
+
+def test_the_keys_are_explained_from_the_one_table(with_tensorboard: tuple[Any, Path]) -> None:
+    ours, folder = with_tensorboard
+    ours.accelerator.end_training()
+    (written,) = events(folder).Tensors("keys/text_summary")
+    lines = written.tensor_proto.string_val[0].decode().splitlines()
+    assert len(lines) == 2 + len(STATS) + len(LOGGED_BY_LOG_STATS)
+    assert "| ppo/learning_rate | learning rate that this step used |" in lines
+    assert explain("env/reward_dist") == "the rewards of all processes"
+    with pytest.raises(KeyError, match="mine"):
+        explain("mine")
 
 
 def test_a_tracker_of_ones_own_gets_the_numbers() -> None:

@@ -88,6 +88,19 @@ LOGGED_BY_LOG_STATS: tuple[Stat, ...] = (
     Stat("env/reward_dist", "the rewards of all processes", "[all samples]"),
 )
 
+PER_TOKEN = ("objective/logprobs", "objective/ref_logprobs", "ppo/policy/advantages", "ppo/policy/ratio")
+"""Keys with a value per token. `step` returns them as tensors; they are logged on request only."""
+
+
+def explain(key: str) -> str:
+    """What a logged key is, with its formula.
+
+    Raises:
+        KeyError: nothing of that name is logged.
+    """
+    return {stat.key: stat.formula for stat in (*STATS, *LOGGED_BY_LOG_STATS)}[key]
+
+
 VARIANCES = {"returns/var": "returns/mean", "val/var": "val/mean"}
 """Training statistics that are variances of tokens, and the mean that belongs to each."""
 ARRAYS = ("policy/advantages", "policy/ratio")
@@ -187,7 +200,9 @@ def rollout_statistics(
 __all__ = [
     "STATS",
     "LOGGED_BY_LOG_STATS",
+    "PER_TOKEN",
     "Stat",
+    "explain",
     "join_minibatch_statistics",
     "mean_and_std",
     "mean_over",

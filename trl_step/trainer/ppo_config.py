@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Optional, Union, get_args
 import tyro
 
 from trl_step.core import flatten_dict
-from trl_step.import_utils import is_tensorboard_available, is_wandb_available
+from trl_step.import_utils import is_rich_available, is_tensorboard_available, is_wandb_available
 from trl_step.ppo.kl import KL_PENALTIES
 
 JSONDict = Annotated[Union[dict, str, None], tyro.conf.arg(metavar="JSON", constructor=json.loads)]
@@ -48,6 +48,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "forward_tokens": (1, _INF, True),
     "generation_tokens": (1, _INF, True),
     "pad_max_len": (2, _INF, True),
+    "num_sample_generations": (0, _INF, True),
 }
 _FLAGS = (
     "remove_unused_columns",
@@ -60,6 +61,8 @@ _FLAGS = (
     "exact_v07",
     "pad_for_acceleration",
     "use_habana",
+    "log_arrays",
+    "progress_bar",
 )
 _WHOLE_NUMBERS = (
     "steps",
@@ -72,6 +75,7 @@ _WHOLE_NUMBERS = (
     "forward_tokens",
     "generation_tokens",
     "pad_max_len",
+    "num_sample_generations",
 )
 
 
@@ -91,7 +95,7 @@ class PPOConfig:
     seed: Optional[int] = 0
     """seeds python, NumPy and torch when a trainer is built; None leaves the process's random state alone"""
     log_with: Optional[Literal["wandb", "tensorboard"]] = None
-    """tracker that `log_stats` writes to"""
+    """tracker that `log_stats` writes to; a script may give a list of several"""
     task_name: Optional[str] = None
     """name of the task, for the tracker only"""
     model_name: Optional[str] = "gpt2"
@@ -203,6 +207,12 @@ class PPOConfig:
     """the fixed length in tokens, query and response together, for `pad_for_acceleration`"""
     use_habana: bool = False
     """train on an `hpu` device; needs the package habana_frameworks"""
+    log_arrays: bool = False
+    """`log_stats` writes the statistics with a value per token as well, as histograms"""
+    progress_bar: bool = False
+    """show the steps with reward, KL, entropy and tokens per second"""
+    num_sample_generations: int = 0
+    """tables of samples that are printed in the course of `steps`, at even distances; needs the package rich"""
 
     def __post_init__(self) -> None:
         self._take_json()
@@ -284,6 +294,10 @@ class PPOConfig:
         for tracker in self.trackers:
             if not _TRACKERS[tracker]():
                 raise ImportError(f'log_with="{tracker}" needs the package {tracker}: pip install {tracker}')
+        if self.num_sample_generations and not is_rich_available():
+            raise ImportError(
+                f"num_sample_generations={self.num_sample_generations} needs the package rich: pip install rich"
+            )
         if self.use_habana and importlib.util.find_spec("habana_frameworks") is None:
             raise ImportError(
                 "use_habana=True needs the package habana_frameworks: pip install habana-torch-plugin, on a machine "

@@ -27,10 +27,11 @@ from trl_step.ppo.diagnosis import Checkup, Circumstances
 from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
 from trl_step.ppo.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
-from trl_step.ppo.stats import STATS, rollout_statistics
+from trl_step.ppo.stats import PER_TOKEN, STATS, rollout_statistics
 from trl_step.trainer import hub, trackers
 from trl_step.trainer.accelerate_state import detach, make_accelerator
 from trl_step.trainer.base import BaseTrainer
+from trl_step.trainer.callbacks import Callback, StepReport, configured_callbacks
 from trl_step.trainer.checks import (
     check_arguments,
     check_behind_first_token,
@@ -144,9 +145,12 @@ class PPOTrainer(BaseTrainer):
         self.kl_ctl = make_kl_controller(config)
         self.running = RunningMoments(self.accelerator)
         self.current_step = 0
+        self.steps_done = 0
+        """calls of `step` that made an update, those of the run that `load_state` went on with included"""
         self._training = False
         self._last_step: Optional[StepFacts] = None
         self._sampling = SamplingWatch(config.temperature)
+        self._callbacks = configured_callbacks(self)
         if config.push_to_hub_if_best_kwargs:
             self.push_to_hub_kwargs = config.push_to_hub_if_best_kwargs
             self.compare_step = 0
@@ -387,10 +391,22 @@ class PPOTrainer(BaseTrainer):
         self.kl_ctl.update(stats["objective/kl"], int(self._reduce_sum(torch.tensor(float(len(queries))))))
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
+        self.steps_done += 1
         timing["time/ppo/total"] = time.perf_counter() - start
         self._last_step = StepFacts.of(rollout, epochs_run, timing["time/ppo/total"])
         self._sampling.saw_step(stats, self._circumstances(queries, given), self.accelerator.is_main_process)
-        return stats | timing
+        stats |= timing
+        for callback in self._callbacks:
+            callback(StepReport(self, self.steps_done, stats, queries, responses, raw_scores))
+        return stats
+
+    def on_step(self, callback: Callback) -> Callback:
+        """Call `callback` with a `StepReport` behind every step from now on, on every process; the callback itself.
+
+        What it raises comes out of `step`, whose update is done by then.
+        """
+        self._callbacks.append(callback)
+        return callback
 
     def step_cost(self) -> StepCost:
         """Arithmetic of the last step, and how far from the machine's limit it was.
@@ -780,10 +796,7 @@ def _without_losses(stats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _readable(stats: dict[str, Any]) -> dict[str, Any]:
     """Scalars as floats, small arrays as NumPy; what holds a value per token stays a tensor until it is read."""
     heavy = {
-        key: value.detach()
-        for key, value in stats.items()
-        if isinstance(value, torch.Tensor)
-        and key in ("objective/logprobs", "objective/ref_logprobs", "ppo/policy/advantages", "ppo/policy/ratio")
+        key: value.detach() for key, value in stats.items() if isinstance(value, torch.Tensor) and key in PER_TOKEN
     }
     arrays = {stat.key for stat in STATS if stat.shape != "scalar"}
     readable = stats_to_np({key: value for key, value in stats.items() if key not in heavy})

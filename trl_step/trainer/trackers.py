@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from trl_step.ppo.stats import mean_and_std
+from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, PER_TOKEN, STATS, mean_and_std
 from trl_step.trainer.ppo_config import PPOConfig
+
+_PLAIN = (int, float, str, bool)
 
 
 def start(accelerator: Accelerator, config: PPOConfig) -> None:
     """Open the trackers named in `config.log_with`, with the settings as the run's hyperparameters."""
     if not config.trackers:
         return
-    settings: dict[str, Any] = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str, bool))}
-    if "tensorboard" not in config.trackers:
-        settings = {"trl_ppo_trainer_config": config.to_dict()}
-    accelerator.init_trackers(config.tracker_project_name, config=settings, init_kwargs=config.tracker_kwargs)
+    accelerator.init_trackers(config.tracker_project_name, init_kwargs=config.tracker_kwargs)
+    settings = config.to_dict()
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":  # takes scalars and texts only
+            tracker.store_init_configuration({k: v for k, v in settings.items() if isinstance(v, _PLAIN)})
+            if accelerator.is_main_process:
+                keys = [(stat.key, stat.formula) for stat in (*STATS, *LOGGED_BY_LOG_STATS)]
+                tracker.writer.add_text("keys", _markdown_table(("key", "formula"), keys))
+        else:
+            tracker.store_init_configuration({"trl_ppo_trainer_config": settings})
 
 
 def log_step(
@@ -41,19 +51,29 @@ def log_step(
         return
     everyone = torch.tensor(gathered, dtype=torch.float32)
     mean, std = mean_and_std(everyone)
+    trainer.current_step += 1
+    left_out = () if trainer.config.log_arrays else PER_TOKEN
     logs: dict[str, Any] = {
-        **{k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.bfloat16 else v for k, v in stats.items()},
+        **{key: _plain(value) for key, value in stats.items() if key not in left_out},
         "env/reward_mean": float(mean),
         "env/reward_std": float(std),
         "env/reward_dist": everyone.numpy(),
     }
-    trainer.current_step += 1
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
             tracker.log(logs | _wandb_table(table, gathered))
         else:
             tracker.log({k: v for k, v in logs.items() if isinstance(v, (int, float))}, step=trainer.current_step)
             _tensorboard_extras(tracker, logs, table, gathered, trainer.current_step)
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as NumPy arrays, those of one element as numbers; the rest stays."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu()
+    value = value.float() if value.dtype == torch.bfloat16 else value
+    return value.item() if value.dim() == 0 else value.numpy()
 
 
 def _has_columns(batch: dict[str, Any], columns: tuple[str, ...]) -> bool:
@@ -95,17 +115,22 @@ def _wandb_table(table: dict[str, list[Any]], rewards: list[float]) -> dict[str,
 def _tensorboard_extras(
     tracker: Any, logs: dict[str, Any], table: dict[str, list[Any]], rewards: list[float], step: int
 ) -> None:
-    """Histograms of the small arrays, and the table of samples as Markdown text."""
+    """Histograms of the arrays, and the table of samples as Markdown text."""
     if tracker.name != "tensorboard":
         return
     for key, value in logs.items():
-        if getattr(value, "ndim", 0) == 1 and not isinstance(value, torch.Tensor):
-            tracker.writer.add_histogram(key, value, step)
+        finite = value[np.isfinite(value)] if isinstance(value, np.ndarray) else ()
+        if len(finite):
+            tracker.writer.add_histogram(key, finite, step)
     if table:
-        header = [*table, "reward"]
         rows = zip(*table.values(), (f"{reward:.3f}" for reward in rewards), strict=True)
-        lines = [header, ["---"] * len(header), *(map(_markdown_cell, row) for row in rows)]
-        tracker.writer.add_text("game_log", "\n".join("| " + " | ".join(line) + " |" for line in lines), step)
+        tracker.writer.add_text("game_log", _markdown_table((*table, "reward"), rows), step)
+
+
+def _markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    names = list(header)
+    lines = [names, ["---"] * len(names), *(map(_markdown_cell, row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _markdown_cell(value: Any) -> str:

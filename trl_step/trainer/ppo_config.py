@@ -214,6 +214,9 @@ class PPOConfig:
     num_sample_generations: int = 0
     """tables of samples that are printed in the course of `steps`, at even distances; needs the package rich"""
 
+    save_dir: Optional[str] = None
+    """folder in which `load_state("latest")` looks for the run's states"""
+
     def __post_init__(self) -> None:
         self._take_json()
         self._take_deprecated()

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import datasets
@@ -28,7 +29,7 @@ from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
 from trl_step.ppo.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
 from trl_step.ppo.stats import PER_TOKEN, STATS, rollout_statistics
-from trl_step.trainer import hub, trackers
+from trl_step.trainer import hub, run_state, trackers
 from trl_step.trainer.accelerate_state import detach, make_accelerator
 from trl_step.trainer.base import BaseTrainer
 from trl_step.trainer.callbacks import Callback, StepReport, configured_callbacks
@@ -40,6 +41,7 @@ from trl_step.trainer.checks import (
     with_decoder_start,
 )
 from trl_step.trainer.cost import StepCost, StepFacts, cost_of
+from trl_step.trainer.dataloader import positioned
 from trl_step.trainer.epochs import run_epochs
 from trl_step.trainer.forward import TokenForward
 from trl_step.trainer.forward_size import ForwardSize
@@ -179,6 +181,7 @@ class PPOTrainer(BaseTrainer):
             self.model, optimizer, self.dataloader, lr_scheduler
         )
         detach(self.accelerator, self.optimizer, self.lr_scheduler, self.dataloader)
+        self.dataloader = positioned(self.dataloader)
         if self.ref_model is not None:
             self.ref_model = place_reference(self.ref_model, self.current_device)
         self._updater = Updater(self.accelerator, self.model, self.optimizer, self.model_params, self.config)
@@ -782,6 +785,42 @@ class PPOTrainer(BaseTrainer):
     def save_pretrained(self, save_directory: str, **push_kwargs: Any) -> None:
         """Save policy, value head, tokenizer and model card; `push_to_hub=True` and `repo_id` push them as well."""
         hub.save(self, save_directory, **push_kwargs)
+
+    def save_state(self, folder: Union[str, Path]) -> None:
+        """Write all that the next step depends on into `folder`, for `load_state`; every process calls it.
+
+        Policy and value head (of a PEFT model all but the frozen base weights), optimizer, scheduler, KL coefficient,
+        running score moments, random streams, counters, the place in `trainer.dataloader`, and the best score so far.
+        The reference is not in it. Files are safetensors and JSON, and a state that is already in `folder` stays
+        until the new one is complete on the disk.
+
+        Raises:
+            TypeError: the optimizer or scheduler keeps something that these formats do not hold.
+            OSError: the files could not be written; `folder` is as it was.
+        """
+        run_state.save(self, Path(folder))
+
+    def load_state(self, folder: Union[str, Path], *, may_differ: Sequence[str] = ()) -> int:
+        """Go on, bit for bit on a CPU, from what `save_state` wrote; every process calls it.
+
+        Build the trainer as it was built for the run that was saved, then call this in front of the loop. The next
+        pass over `trainer.dataloader` is the rest of the one that was under way.
+
+        Args:
+            folder: of the state; "latest" takes the newest complete state in `config.save_dir`, and does nothing if
+                there is none yet
+            may_differ: names of settings that were changed on purpose, such as ("cliprange",); what is in force is
+                `config`, but for the learning rate: that is the optimizer's and comes with the state
+
+        Returns:
+            the steps that the run has made, 0 if there was no state
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: the state is incomplete or damaged, or it is of a run of another model, optimizer, data set,
+                configuration or number of processes. All differences are named, and nothing was changed.
+        """
+        return run_state.load(self, folder, may_differ)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload what `save_pretrained` writes; the address of the commit. `kwargs`: see `hub.push`."""

@@ -1,0 +1,145 @@
+"""Saving a run and going on with it: everything that the next step depends on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trl_step.trainer import random_streams, state_folder
+from trl_step.trainer.dataloader import PositionedLoader
+from trl_step.trainer.run_identity import differences, identity, packages
+from trl_step.trainer.state_codec import cloned, read_tree, write_tree
+
+if TYPE_CHECKING:
+    from trl_step.trainer.ppo_trainer import PPOTrainer
+
+LATEST = "latest"
+
+
+def collect(trainer: PPOTrainer) -> dict[str, Any]:
+    """The run as it is now, as trees. Tensors are the trainer's own, not copies: write them before the next step."""
+    scaler = trainer.accelerator.scaler
+    return {
+        "policy": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "run": {
+            "steps_done": trainer.steps_done,
+            "current_step": trainer.current_step,
+            "scheduler": None if trainer.lr_scheduler is None else trainer.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "kl_coef": trainer.kl_ctl.value,
+            "running": trainer.running.state_dict(),
+            "best": _best(trainer),
+            "packages": packages(),
+        },
+        _process(trainer): {
+            "streams": random_streams.capture(),
+            "data": _position(trainer),
+            "most_samples": trainer._forward_size.most_samples,
+        },
+    }
+
+
+def save(trainer: PPOTrainer, folder: Path, collected: dict[str, Any] | None = None) -> None:
+    """Write the run as it is now, or as it was `collected`, into `folder`; see `PPOTrainer.save_state`."""
+    trees = collect(trainer) if collected is None else collected
+    own = [_process(trainer)]
+    if trainer.accelerator.is_main_process:
+        trees["identity"] = identity(trainer)
+        own = list(trees)
+
+    def write_files(data: Path) -> list[str]:
+        return [file for name in own for file in write_tree(data, name, trees[name])]
+
+    state_folder.write(folder, trainer.accelerator, write_files)
+
+
+def load(trainer: PPOTrainer, folder: str | Path, may_differ: Sequence[str]) -> int:
+    """Go on from the state in `folder`; see `PPOTrainer.load_state`."""
+    accelerator = trainer.accelerator
+    # the checksums of all files are compared once, by one process
+    found = state_folder.together(accelerator, lambda: _find(trainer, folder) if accelerator.is_main_process else None)
+    data = found[0]
+    if data is None:
+        return 0
+    trees: dict[str, Any] = {}
+    state_folder.together(accelerator, lambda: trees.update(_read(trainer, data, may_differ)))
+    _apply(trainer, trees)
+    accelerator.wait_for_everyone()
+    return trainer.steps_done
+
+
+def _find(trainer: PPOTrainer, folder: str | Path) -> Path | None:
+    if str(folder) != LATEST:
+        return state_folder.checked(Path(folder))
+    save_dir = trainer.config.save_dir
+    if save_dir is None:
+        raise ValueError('load_state("latest") looks in config.save_dir, which is None: set it, or name a folder')
+    return state_folder.newest(Path(save_dir))
+
+
+def _read(trainer: PPOTrainer, data: Path, may_differ: Sequence[str]) -> dict[str, Any]:
+    """All trees of this process, of a state that fits; nothing is changed."""
+    lines = differences(read_tree(data, "identity"), identity(trainer), may_differ)
+    if lines:
+        raise ValueError(
+            f"the state in {data.parent} is not one of this run, and nothing was changed:\n  " + "\n  ".join(lines)
+        )
+    return {name: read_tree(data, name) for name in ("policy", "optimizer", "run", _process(trainer))}
+
+
+@torch.no_grad()
+def _apply(trainer: PPOTrainer, trees: dict[str, Any]) -> None:
+    for name, tensor in trainer.accelerator.unwrap_model(trainer.model).state_dict().items():
+        tensor.copy_(trees["policy"][name])
+    trainer.optimizer.load_state_dict(cloned(trees["optimizer"]))
+    run, process = trees["run"], trees[_process(trainer)]
+    if trainer.lr_scheduler is not None:
+        trainer.lr_scheduler.load_state_dict(run["scheduler"])
+    if trainer.accelerator.scaler is not None and run["scaler"] is not None:
+        trainer.accelerator.scaler.load_state_dict(run["scaler"])
+    trainer.kl_ctl.value = run["kl_coef"]
+    trainer.running.load_state_dict(run["running"])
+    if hasattr(trainer, "highest_reward") and run["best"] is not None:
+        trainer.highest_reward, trainer.compare_step = run["best"]["reward"].clone(), run["best"]["compare_step"]
+    trainer.steps_done, trainer.current_step = run["steps_done"], run["current_step"]
+    trainer._forward_size.most_samples = process["most_samples"]
+    if process["data"] is not None:
+        trainer.dataloader.go_on_from(cloned(process["data"]))
+    random_streams.restore(process["streams"])
+    other = [f"{name} {was}" for name, was in run["packages"].items() if was != packages()[name]]
+    if other:
+        warnings.warn(
+            f"the state was saved with {', '.join(other)}: the last bits of the run's numbers may differ from now on",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _process(trainer: PPOTrainer) -> str:
+    return f"process-{trainer.accelerator.process_index}"
+
+
+def _best(trainer: PPOTrainer) -> dict[str, Any] | None:
+    if not hasattr(trainer, "highest_reward"):
+        return None
+    return {"reward": trainer.highest_reward, "compare_step": trainer.compare_step}
+
+
+def _position(trainer: PPOTrainer) -> dict[str, Any] | None:
+    loader = trainer.dataloader
+    # a prepared loader says that it is of the class of what it wraps
+    if isinstance(loader, PositionedLoader):
+        return loader.position()
+    if loader is not None:
+        warnings.warn(
+            f"where trainer.dataloader stands is not saved: it is a {type(loader).__name__}, whose position is not "
+            "known. Behind load_state, skip the batches that were seen",
+            UserWarning,
+            stacklevel=5,
+        )
+    return None

@@ -1,0 +1,182 @@
+"""The text of an old script: what is changed, and that nothing else is."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from trl_step.port.command_line import main
+from trl_step.port.edits import Edit, applied, read_source
+from trl_step.port.names import missing_names
+from trl_step.port.rewrite import rewritten
+
+CHANGES = [
+    ("import trl", "import trl_step as trl"),
+    ("import trl as t", "import trl_step as t"),
+    ("import os, trl.core", "import os, trl_step as trl, trl_step.core"),
+    ("import trl.core as c", "import trl_step.core as c"),
+    ("from trl import PPOTrainer  # trl", "from trl_step import PPOTrainer  # trl"),
+    ("from  trl.core  import LengthSampler", "from  trl_step.core  import LengthSampler"),
+    ("from peft import prepare_model_for_int8_training",
+     "from peft import prepare_model_for_kbit_training as prepare_model_for_int8_training"),
+    ("from transformers import load_tool", "from trl_step.port.tools import load_tool"),
+    ("TrainingArguments('o', evaluation_strategy = 'no')", "TrainingArguments('o', eval_strategy = 'no')"),
+    ("TrainingArguments('o', no_cuda=(a), ray_scope=1)", "TrainingArguments('o', use_cpu=(a))"),
+    ("TrainingArguments(ray_scope=1)", "TrainingArguments()"),
+    ("TrainingArguments(ray_scope=1, seed=2)", "TrainingArguments(seed=2)"),
+    ("TrainingArguments(\n    'o',\n    ray_scope=1,  # x\n    seed=2,\n)",
+     "TrainingArguments(\n    'o',\n    seed=2,\n)"),
+    ("TrainingArguments(\n    'o',\n    ray_scope=1)", "TrainingArguments(\n    'o')"),
+    ("TrainingArguments(ray_scope=1, past_index=2)", "TrainingArguments()"),
+    ("TrainingArguments(adafactor=a or b)", 'TrainingArguments(optim="adafactor" if (a or b) else "adamw_torch")'),
+    ("Trainer(m, tokenizer=t)", "Trainer(m, processing_class=t)"),
+    ("g = {'top_k': 0.0, 'x': (1)}\nm.generate(q, **g)", "g = {'top_k': 0, 'x': (1)}\nm.generate(q, **g)"),
+    ("g = dict(min_length=-1)\nm.generate(**g)", "g = dict(min_length=0)\nm.generate(**g)"),
+    ("self.g = {'min_length': (-1)}\nm.generate(**self.g)", "self.g = {'min_length': 0}\nm.generate(**self.g)"),
+    ("g['top_k'] = 0.0\nm.generate(**g)", "g[\"top_k\"] = 0\nm.generate(**g)"),
+    ("g.update({'top_k': 0.0})\nm.generate(**g)", "g.update({'top_k': 0})\nm.generate(**g)"),
+    ("k['return_all_scores'] = True\np(x, **k)", "k.update(top_k=None, sort_scores=False)\np(x, **k)"),
+    ("TextEnvironment(m, generation_kwargs={'top_k': 0.0})", "TextEnvironment(m, generation_kwargs={'top_k': 0})"),
+    ("load_dataset('d', use_auth_token=True, task='x')", "load_dataset('d', token=True)"),
+    ("tok.encode_plus(t, padding=True)", "tok(t, padding=True)"),
+    ("class R(Trainer):\n    def compute_loss(self, m, i, o=False):\n        pass",
+     "class R(Trainer):\n    def compute_loss(self, m, i, o=False, num_items_in_batch=None):\n        pass"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES)
+def test_change(old: str, new: str) -> None:
+    got, edits = rewritten(old.encode())
+    assert got.decode() == new
+    assert edits
+    assert rewritten(got) == (got, [])
+
+
+LEFT_ALONE = [
+    "import trlx\nfrom trlx.core import x\nfrom . import trl\nfrom .trl import y",
+    "BitsAndBytesConfig(load_in_8bit=True)",
+    "from trl_step import AutoModelForCausalLMWithValueHead as A\nA.from_pretrained('x', load_in_8bit=True)",
+    "def score(return_all_scores=True): pass\nscore(return_all_scores=True)",
+    "m.generate(q, top_k=50, min_length=5)",
+    "other(top_k=0.0, min_length=-1, tokenizer=t)",
+    "options = {'top_k': 0.0}\nsearch(**options)",
+    "class A(Base):\n    def compute_loss(self, m): pass\nclass R(Trainer):\n    def compute_loss(self, m, **k): pass",
+    "A.from_pretrained('x', device_map='auto')\nA.from_pretrained('x', device_map={'': 'cpu'})",
+]
+
+
+@pytest.mark.parametrize("source", LEFT_ALONE)
+def test_left_alone(source: str) -> None:
+    assert rewritten(source.encode()) == (source.encode(), [])
+
+
+def test_quantization() -> None:
+    old = b"""from transformers import AutoModelForCausalLM as A
+A.from_pretrained("x", load_in_8bit=a.x)
+A.from_pretrained("x", load_in_8bit=False)
+A.from_pretrained("x", load_in_8bit=a, load_in_4bit=b)
+pipeline("t", model_kwargs={"load_in_8bit": True})
+"""
+    assert (
+        rewritten(old)[0].decode()
+        == """from transformers import AutoModelForCausalLM as A
+from transformers import BitsAndBytesConfig
+A.from_pretrained("x", quantization_config=BitsAndBytesConfig(load_in_8bit=True) if a.x else None)
+A.from_pretrained("x")
+A.from_pretrained("x", quantization_config=BitsAndBytesConfig(load_in_8bit=a, load_in_4bit=b) if a or b else None)
+pipeline("t", model_kwargs={"quantization_config": BitsAndBytesConfig(load_in_8bit=True)})
+"""
+    )
+
+
+def test_pipelines_that_give_all_scores() -> None:
+    old = b"""from __future__ import annotations
+from transformers import pipeline
+p = pipeline("sentiment-analysis", model=("m"))
+q = pipeline("text-generation", model="m")
+p(texts, return_all_scores=True)
+"""
+    assert (
+        rewritten(old)[0].decode()
+        == """from __future__ import annotations
+from transformers import pipeline
+from trl_step.extras.all_scores import AllScoresPipeline
+p = pipeline("sentiment-analysis", model=("m"), pipeline_class=AllScoresPipeline)
+q = pipeline("text-generation", model="m")
+p(texts, top_k=None, sort_scores=False)
+"""
+    )
+
+
+@pytest.mark.parametrize("script", sorted((Path(__file__).parent / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_lines_without_a_report_are_kept(script: Path) -> None:
+    data, _ = read_source(script)
+    new, edits = rewritten(data)
+    reported = {edit.line for edit in edits}
+    kept = [line for number, line in enumerate(data.splitlines(keepends=True), start=1) if number not in reported]
+    lines = iter(new.splitlines(keepends=True))
+    assert all(line in lines for line in kept), "a line changed that no report names, or moved"
+    ast.parse(new)
+
+
+def test_file_keeps_encoding_line_ends_and_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, head, encoding in (
+        ("latin.py", "# -*- coding: latin-1 -*-\r\n", "latin-1"),
+        ("mark.py", "", "utf-8-sig"),
+        ("utf.py", "", "utf-8"),
+    ):
+        path = tmp_path / name
+        old = head + "x = 'é'; import trl  # ünder\r\ny = 'é'\t\r\n\x0c\r\nfrom trl import PPOTrainer"
+        path.write_bytes(old.encode(encoding))
+        assert main(["--write", str(path)]) == 0
+        new = old.replace("import trl ", "import trl_step as trl ").replace("from trl ", "from trl_step ")
+        assert path.read_bytes() == new.encode(encoding)
+    capsys.readouterr()
+
+
+def test_check_reports_line_by_line_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "old.py"
+    path.write_text("import trl\n\nload_dataset('d', use_auth_token='secret')\n")
+    before = path.read_bytes()
+    assert main(["--check", str(path)]) == 1
+    told = capsys.readouterr().out
+    assert f"{path}:1: " in told
+    assert f"{path}:3: use_auth_token='secret' -> token='secret'" in told
+    assert "\n-import trl\n" in told
+    assert "\n+import trl_step as trl\n" in told
+    assert path.read_bytes() == before
+    assert main(["--write", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["--check", str(path)]) == 0
+    assert "nothing to change" in capsys.readouterr().out
+
+
+def test_names_that_are_gone_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = b"""from trl import PPOTrainer, DDPOTrainer
+from trl.models.modeling_sd_base import X
+from transformers import AutoTokenizer, AutoModelWithLMHead, load_tool
+import datasets
+"""
+    assert missing_names(source) == [
+        (1, "trl_step has no DDPOTrainer"),
+        (2, "there is no module trl_step.models.modeling_sd_base"),
+        (3, "transformers has no AutoModelWithLMHead"),
+    ]
+    path = tmp_path / "old.py"
+    path.write_bytes(source)
+    assert main(["--write", str(path)]) == 1
+    assert "DDPOTrainer: to be done by hand" in capsys.readouterr().out
+
+
+def test_of_two_edits_that_overlap_the_first_is_made() -> None:
+    first, second = Edit(0, 3, "x", 1, ""), Edit(2, 4, "y", 1, "")
+    assert applied(b"abcde", [second, first]) == (b"xde", [first])
+
+
+def test_syntax_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "old.py"
+    path.write_text("print 'x'\n")
+    with pytest.raises(SystemExit, match=r"old\.py:1: "):
+        main(["--check", str(path)])

@@ -1,0 +1,218 @@
+"""What a running script sees, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import trl_step
+from tests.markdown_pages import ROOT, write_tiny_models
+from trl_step.extras.all_scores import AllScoresPipeline
+from trl_step.port.aliases import trl_is_trl_step
+from trl_step.port.patches import translated, wrapped_functions
+from trl_step.port.tools import load_tool
+
+
+def run(source: str, told: list[str] | None = None) -> dict[str, object]:
+    """The names of `source` after it ran as an old script."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    with trl_is_trl_step(), translated((told if told is not None else []).append):
+        exec(compile(source, "old.py", "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        torch.manual_seed(0)
+        write_tiny_models()
+    return str(folder / "lvwerra/distilbert-imdb")
+
+
+def test_trl_is_the_same_package_and_the_same_modules() -> None:
+    names = run("""
+import sys
+import trl, trl.core, trl.trainer.ppo_config
+from trl import PPOTrainer
+from trl.models.modeling_value_head import AutoModelForCausalLMWithValueHead
+from trl.trainer import ppo_config
+modules = [name for name in sys.modules if name.partition(".")[0] == "trl"]
+""")
+    assert names["trl"] is trl_step
+    assert names["PPOTrainer"] is trl_step.PPOTrainer
+    assert names["ppo_config"] is sys.modules["trl_step.trainer.ppo_config"]
+    assert names["AutoModelForCausalLMWithValueHead"] is trl_step.AutoModelForCausalLMWithValueHead
+    assert "trl.core" in names["modules"]
+    for name in ("trl_step", "trl_step.core", "trl_step.trainer.ppo_config"):
+        assert sys.modules[name].__name__ == name
+        assert sys.modules[name].__spec__.name == name
+
+
+def test_a_trl_that_is_there_is_put_aside_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    other, its_core = types.ModuleType("trl"), types.ModuleType("trl.core")
+    monkeypatch.setitem(sys.modules, "trl", other)
+    monkeypatch.setitem(sys.modules, "trl.core", its_core)
+    finders = list(sys.meta_path)
+    assert run("import trl.core")["trl"] is trl_step
+    assert sys.modules["trl"] is other
+    assert sys.modules["trl.core"] is its_core
+    assert sys.meta_path == finders
+
+
+def test_a_module_without_a_counterpart_is_said() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"there is no module trl_step\.models\.modeling_sd_base"):
+        run("import trl.models.modeling_sd_base")
+
+
+def test_every_patch_is_taken_off_also_behind_an_error() -> None:
+    before = {(repr(owner), name): vars(owner)[name] for owner, name, _ in wrapped_functions()}
+    before_methods = set(dir(transformers.PreTrainedTokenizerBase))
+    with pytest.raises(ZeroDivisionError):
+        run("1 / 0")
+    assert {(repr(owner), name): vars(owner)[name] for owner, name, _ in wrapped_functions()} == before
+    assert set(dir(transformers.PreTrainedTokenizerBase)) == before_methods
+    assert "load_tool" not in vars(transformers)
+
+
+def test_calls_without_old_keywords_are_left_alone_and_nothing_is_told() -> None:
+    told: list[str] = []
+    run("from transformers import GenerationConfig\nGenerationConfig(top_k=5, min_length=2)", told)
+    assert told == []
+
+
+def test_each_translation_is_told_once_with_its_place_and_without_secrets() -> None:
+    told: list[str] = []
+    run(
+        """
+from transformers import TrainingArguments, GenerationConfig
+for _ in range(3):
+    arguments = TrainingArguments("out", evaluation_strategy="no", push_to_hub_token="hf_secret", report_to="none")
+    assert str(arguments.eval_strategy) == "IntervalStrategy.NO" or arguments.eval_strategy == "no"
+    assert arguments.hub_token == "hf_secret"
+    assert GenerationConfig(top_k=0.0).top_k == 0
+""",
+        told,
+    )
+    assert len(told) == 3
+    assert all(line.startswith("old.py:4: __init__(") for line in told[:2])
+    assert told[2].startswith("old.py:7: __init__(top_k=0.0) -> top_k=0 (")
+    assert "hf_secret" not in "".join(told)
+
+
+def test_all_scores_come_in_the_order_of_the_labels(classifier: str) -> None:
+    names = run(f"""
+from transformers import pipeline
+pipe = pipeline("sentiment-analysis", model={classifier!r})
+texts = ["a film", "another one", "well"]
+many = pipe(texts, return_all_scores=True, function_to_apply="none", batch_size=2)
+one = pipe("a film", return_all_scores=True)
+best = pipe(texts)
+ordered = pipe(texts, top_k=None)
+given = pipeline("text-classification", model={classifier!r}, return_all_scores=True)(texts)
+""")
+    labels = ["NEGATIVE", "POSITIVE"]
+    assert [[entry["label"] for entry in scores] for scores in names["many"]] == [labels] * 3
+    assert [[entry["label"] for entry in scores] for scores in names["given"]] == [labels] * 3
+    assert [entry["label"] for entry in names["one"][0]] == labels
+    assert all(set(entry) == {"label", "score"} for entry in names["best"])
+    assert all(first["score"] >= second["score"] for first, second in names["ordered"])
+
+
+def test_sort_scores_goes_with_all_of_them(classifier: str) -> None:
+    pipe = transformers.pipeline("sentiment-analysis", model=classifier, pipeline_class=AllScoresPipeline)
+    with pytest.raises(ValueError, match="goes with top_k=None"):
+        pipe(["a"], sort_scores=False, top_k=1)
+
+
+def test_loading_in_8_bits_becomes_a_configuration(classifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, object]] = []
+
+    def load(cls: type, name: str, *args: object, **keywords: object) -> None:
+        seen.append(keywords)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", classmethod(load))
+    told: list[str] = []
+    run(
+        """
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained("x", load_in_8bit=True, load_in_4bit=False, use_auth_token="t", device_map="auto")
+AutoModelForCausalLM.from_pretrained("x", load_in_8bit=False)
+""",
+        told,
+    )
+    assert seen[0].pop("quantization_config").load_in_8bit is True
+    assert seen == [{"token": "t", "device_map": "auto"}, {}]
+
+
+def test_old_overrides_of_a_trainer_train(tmp_path: Path) -> None:
+    told: list[str] = []
+    names = run(
+        f"""
+import torch
+from transformers import Trainer, TrainingArguments
+
+class Old(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False):
+        return (model(inputs["x"]) - 1).pow(2).mean()
+
+class New(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(inputs["x"]).sum()
+
+model = torch.nn.Linear(2, 1)
+arguments = TrainingArguments({str(tmp_path)!r}, evaluation_strategy="no", no_cuda=True, overwrite_output_dir=True,
+    max_steps=2, report_to="none", per_gpu_train_batch_size=2, remove_unused_columns=False)
+steps = Old(model, arguments, train_dataset=[dict(x=torch.ones(2))] * 4, tokenizer=None).train().global_step
+""",
+        told,
+    )
+    assert names["steps"] == 2
+    assert sum("Old.compute_loss" in line for line in told) == 1
+    assert not any("New.compute_loss" in line for line in told)
+
+
+def test_names_and_methods_that_moved(classifier: str, tmp_path: Path) -> None:
+    names = run(f"""
+from peft import prepare_model_for_int8_training
+from transformers import AutoTokenizer, load_tool, top_k_top_p_filtering
+tokenizer = AutoTokenizer.from_pretrained({classifier!r}, use_auth_token=True)
+batch = tokenizer.batch_encode_plus(["ab", "c"], padding=True)
+one = tokenizer.encode_plus("ab")
+""")
+    assert len(names["batch"]["input_ids"]) == 2
+    assert names["one"]["input_ids"] == names["batch"]["input_ids"][0]
+    assert names["load_tool"] is load_tool
+
+
+def test_tools_are_loaded_from_folders_alone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not fetched, since loading one runs its code"):
+        load_tool("someone/simple-calculator")
+    (tmp_path / "tool_config.json").write_text(json.dumps({"tool_class": "gone.Calculator"}))
+    with pytest.raises(FileNotFoundError, match=r"gone\.py"):
+        load_tool(str(tmp_path))
+
+
+def test_module_runs_a_script_with_its_arguments_and_its_neighbours(tmp_path: Path) -> None:
+    """A process of its own, because the interpreter's own start is part of it."""
+    (tmp_path / "neighbour.py").write_text("from trl.core import LengthSampler as Sampler\n")
+    (tmp_path / "old.py").write_text(
+        "import sys, pickle\nfrom dataclasses import dataclass\nfrom neighbour import Sampler\nimport trl\n"
+        "@dataclass\nclass Settings:\n    x: int = 1\n"
+        "assert __name__ == '__main__' and pickle.loads(pickle.dumps(Settings())) == Settings()\n"
+        "print(sys.argv, Sampler(2, 3)() == 2, trl.__name__)\nsys.exit(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "trl_step.port", str(tmp_path / "old.py"), "--check", "-x"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout.strip() == f"{[str(tmp_path / 'old.py'), '--check', '-x']} True trl_step"
+    assert done.returncode == 3

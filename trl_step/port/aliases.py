@@ -1,0 +1,68 @@
+"""`import trl` gives trl_step: every `trl.<name>` is the very module `trl_step.<name>`, loaded once."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+OLD, NEW = "trl", "trl_step"
+
+
+def new_name(module: str) -> str:
+    """ "trl.core" -> "trl_step.core"; other names stay."""
+    return NEW + module[len(OLD) :] if module == OLD or module.startswith(OLD + ".") else module
+
+
+class AliasFinder(MetaPathFinder):
+    """Finds `trl` and its submodules."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Raises ModuleNotFoundError for a module of TRL that has no counterpart: a `trl` on disk is never taken."""
+        name = new_name(fullname)
+        if name == fullname:
+            return None
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"{fullname} is not part of trl_step: there is no module {name}", name=fullname)
+        return ModuleSpec(fullname, AliasLoader(name), is_package=True)
+
+
+class AliasLoader(Loader):
+    """Hands out a module that is there already."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        self.module = importlib.import_module(self.name)
+        self.spec = self.module.__spec__
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec  # the import system has put the alias's spec there
+
+
+@contextmanager
+def trl_is_trl_step() -> Iterator[None]:
+    """Inside, `trl` is an alias; afterwards `sys.meta_path` and `sys.modules` are as before, for what is named trl."""
+    finder = AliasFinder()
+    before = _take_old_modules()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        _take_old_modules()
+        sys.modules.update(before)
+
+
+def _take_old_modules() -> dict[str, ModuleType]:
+    """Remove what is named trl from `sys.modules` and return it."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if new_name(name) != name}

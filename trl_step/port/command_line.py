@@ -1,0 +1,58 @@
+"""The command line of the porting kit."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from trl_step.port.edits import read_source, write_source
+from trl_step.port.names import missing_names
+from trl_step.port.rewrite import rewritten
+from trl_step.port.run import run_script
+
+DESCRIPTION = """Run a script written for TRL 0.7 as it stands: trl is trl_step, and what today's packages
+no longer take is translated and told. --check tells what would change in the text, --write changes it."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status: 0, or 1 where `--check` found something, or where something is left to be done by hand."""
+    parser = argparse.ArgumentParser(prog="trl_step port", description=DESCRIPTION)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="report line by line what would change, and change nothing")
+    mode.add_argument("--write", action="store_true", help="make the changes in the file")
+    parser.add_argument("script", help="the old script; with --check and --write also more scripts behind it")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
+    options = parser.parse_args(arguments)
+    if not options.check and not options.write:
+        run_script(options.script, options.arguments)
+        return 0
+    return max(port_file(Path(name), options.write) for name in [options.script, *options.arguments])
+
+
+def port_file(path: Path, write: bool) -> int:
+    """Report the changes of one script, and make them with `write`; returns the exit status.
+
+    Raises:
+        SystemExit: it is no Python of the running version.
+    """
+    try:
+        data, encoding = read_source(path)
+        new, edits = rewritten(data)
+    except SyntaxError as error:
+        raise SystemExit(f"{path}:{error.lineno}: {error.msg}") from error
+    for edit in edits:
+        print(f"{path}:{edit.line}: {edit.note}")
+    missing = missing_names(data)
+    for line, what in missing:
+        print(f"{path}:{line}: {what}: to be done by hand")
+    if write and edits:
+        write_source(path, new, encoding)
+        print(f"{path}: {len(edits)} changes written")
+    elif edits:
+        old_lines, new_lines = (text.decode().splitlines() for text in (data, new))
+        print("\n".join(difflib.unified_diff(old_lines, new_lines, str(path), f"{path} (ported)", lineterm="", n=0)))
+    elif not missing:
+        print(f"{path}: nothing to change")
+    return int(bool(missing) or (bool(edits) and not write))

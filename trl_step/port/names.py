@@ -1,0 +1,57 @@
+"""Names that a script imports and that are not there any more, found without running the script."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from trl_step.port.aliases import new_name
+from trl_step.port.rules import MOVED
+
+PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate")
+
+
+class Missing(NamedTuple):
+    """What `line` imports in vain."""
+
+    line: int
+    what: str
+
+
+def missing_names(data: bytes) -> list[Missing]:
+    """Imports from trl and the packages below it that fail today and that no rewriting mends."""
+    return sorted(_missing(ast.parse(data)))
+
+
+def _missing(tree: ast.AST) -> Iterator[Missing]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if _is_ours(alias.name) and _module(new_name(alias.name)) is None:
+                    yield Missing(node.lineno, f"there is no module {new_name(alias.name)}")
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and _is_ours(node.module):
+            name = new_name(node.module)
+            module = _module(name)
+            if module is None:
+                yield Missing(node.lineno, f"there is no module {name}")
+                continue
+            for alias in node.names:
+                if (node.module, alias.name) in MOVED or alias.name == "*":
+                    continue
+                if not hasattr(module, alias.name) and _module(f"{name}.{alias.name}") is None:
+                    yield Missing(alias.lineno, f"{name} has no {alias.name}")
+
+
+def _is_ours(module: str) -> bool:
+    package = new_name(module).partition(".")[0]
+    return package in PACKAGES and importlib.util.find_spec(package) is not None
+
+
+def _module(name: str) -> object | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None

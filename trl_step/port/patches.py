@@ -1,0 +1,161 @@
+"""Calls of a running old script are translated: `translated(told)` wraps the functions of `wrapped_functions`.
+
+A wrapper looks for keywords of `rules.CALLS`. A call without any of them goes through untouched, so code inside the
+libraries, which is of today, sees no difference. Everything is taken off again when the script ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from trl_step.models.notices import PACKAGE
+from trl_step.port.replacing import replaced
+from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, TEXT_CLASSIFICATION
+
+Tell = Callable[[str], None]
+
+
+def wrapped_functions() -> Iterator[tuple[Any, str, str]]:
+    """Every patch of a call: the owner, the name of its function, and the kind of call in `CALLS`."""
+    import accelerate
+    import datasets
+    import transformers
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    from trl_step.extras.all_scores import AllScoresPipeline
+    from trl_step.models import PreTrainedModelWrapper
+
+    yield transformers, "pipeline", "pipeline"
+    yield transformers.pipelines, "pipeline", "pipeline"
+    yield AllScoresPipeline, "__call__", "pipe"
+    for auto_class in _BaseAutoModelClass.__subclasses__():
+        if "from_pretrained" in vars(auto_class):
+            yield auto_class, "from_pretrained", "from_pretrained"
+    for owner in (transformers.PreTrainedModel, transformers.AutoTokenizer, PreTrainedTokenizerBase,
+                  transformers.AutoConfig, transformers.PreTrainedConfig):  # fmt: skip
+        yield owner, "from_pretrained", "from_pretrained"
+    yield PreTrainedModelWrapper, "from_pretrained", "value_head.from_pretrained"
+    yield transformers.GenerationMixin, "generate", "generate"
+    yield transformers.GenerationConfig, "__init__", "generate"
+    yield datasets, "load_dataset", "load_dataset"
+    yield transformers.TrainingArguments, "__init__", "TrainingArguments"
+    yield transformers.Seq2SeqTrainingArguments, "__init__", "TrainingArguments"
+    yield transformers.Trainer, "__init__", "Trainer"
+    yield accelerate.Accelerator, "__init__", "Accelerator"
+
+
+@contextmanager
+def translated(tell: Tell) -> Iterator[None]:
+    """Inside, old keywords and names work; `tell` gets a line for each translation, once."""
+    translator = Translator(tell)
+    with ExitStack() as stack:
+        for owner, name, kind in wrapped_functions():
+            original = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+            stack.enter_context(replaced(owner, name, translator.wrap(original, name, kind)))
+        for (module, name), (new_module, new_name) in MOVED.items():
+            if importlib.util.find_spec(module) is not None:
+                value = getattr(importlib.import_module(new_module), new_name)
+                stack.enter_context(replaced(importlib.import_module(module), name, value))
+        for name, new_name in RENAMED_METHODS.items():
+            stack.enter_context(replaced(PreTrainedTokenizerBase, name, getattr(PreTrainedTokenizerBase, new_name)))
+        stack.enter_context(replaced(Trainer, "__init_subclass__", classmethod(translator.adapt_overrides)))
+        yield
+
+
+class Translator:
+    """Wraps functions and tells what it translates: each set of keywords once for each kind of call.
+
+    Args:
+        tell: gets one line of text.
+    """
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+        self.told: set[tuple[str, str]] = set()
+
+    def wrap(self, function: Any, name: str, kind: str) -> Any:
+        """A function, or a class method, that takes the old keywords of this `kind` of call."""
+        if isinstance(function, classmethod):
+            return classmethod(self.wrap(function.__func__, name, kind))
+
+        @functools.wraps(function)
+        def call(*args: Any, **keywords: Any) -> Any:
+            if kind == "pipeline":
+                _take_all_scores(args, keywords)
+            return function(*args, **self.translate(kind, keywords, name))
+
+        return call
+
+    def translate(self, kind: str, keywords: dict[str, Any], name: str) -> dict[str, Any]:
+        """`keywords` of a call as today's packages take them; the same dictionary where nothing is to be done."""
+        for rule in CALLS[kind]:
+            given = {old: keywords[old] for old in rule.old if old in keywords}
+            values = rule.values(given) if given else None
+            if values is None:
+                continue
+            keywords = {key: value for key, value in keywords.items() if key not in given} | values
+            self.tell_once(f"{name}({_shown(given)})", f"{_shown(values) or 'left out'} ({rule.why})")
+        if isinstance(keywords.get("model_kwargs"), dict):
+            loading = self.translate("from_pretrained", keywords["model_kwargs"], "model_kwargs")
+            keywords = {**keywords, "model_kwargs": loading}
+        return keywords
+
+    def adapt_overrides(self, trainer_class: type[Trainer]) -> None:
+        """The old methods of a new subclass of Trainer are not given what they do not know."""
+        for name, parameter in NEW_PARAMETERS.items():
+            method = vars(trainer_class).get(name)
+            if method is not None and not takes(method, parameter):
+                setattr(trainer_class, name, _without(method, parameter))
+                self.tell_once(f"{trainer_class.__name__}.{name}", f"is not given {parameter}, which it does not take")
+
+    def tell_once(self, old: str, new: str) -> None:
+        """One line, with the place of the call outside this package."""
+        if (old, new) in self.told:
+            return
+        self.told.add((old, new))
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+            frame = frame.f_back
+        self.tell(f"{frame.f_code.co_filename}:{frame.f_lineno}: {old} -> {new}")
+
+
+def takes(function: Callable[..., Any], parameter: str) -> bool:
+    """Whether `function` can be given this keyword."""
+    parameters = inspect.signature(function).parameters
+    return parameter in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def _without(function: Callable[..., Any], parameter: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        keywords.pop(parameter, None)
+        return function(*args, **keywords)
+
+    return call
+
+
+def _shown(keywords: Mapping[str, Any]) -> str:
+    """Numbers, truth values and None; of anything else the type: it may be long, or a secret."""
+    plain = (bool, int, float, type(None))
+    return ", ".join(
+        f"{name}={value!r}" if isinstance(value, plain) else f"{name}=<{type(value).__name__}>"
+        for name, value in keywords.items()
+    )
+
+
+def _take_all_scores(args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """`return_all_scores` comes when the pipeline is called: whoever classifies texts gets the class that can do it."""
+    from trl_step.extras.all_scores import AllScoresPipeline
+
+    task = args[0] if args else keywords.get("task")
+    if task in TEXT_CLASSIFICATION and keywords.get("pipeline_class") is None:
+        keywords["pipeline_class"] = AllScoresPipeline

@@ -1,0 +1,331 @@
+"""What has to change in the text of an old script, found in its syntax tree.
+
+Calls are known by the name that is called (`kind_of`). Arguments in a dictionary are followed by the dictionary's name:
+`sent_kwargs = {...}` belongs to the call that says `**sent_kwargs`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from trl_step.port.aliases import new_name
+from trl_step.port.edits import Edit, Script, applied
+from trl_step.port.rules import (
+    ALL_SCORES,
+    CALLS,
+    MOVED,
+    NEW_PARAMETERS,
+    RENAMED_METHODS,
+    TEXT_CLASSIFICATION,
+    Rule,
+    Source,
+)
+
+KINDS = {"Seq2SeqTrainingArguments": "TrainingArguments", "GenerationConfig": "generate"}
+"""Names that are called and are not themselves a kind of `CALLS`."""
+DICTIONARIES = {"generation_kwargs": "generate", "model_kwargs": "from_pretrained"}
+"""Keywords whose dictionary holds the arguments of another call."""
+ATOMS = (ast.Name, ast.Attribute, ast.Constant, ast.Call, ast.Subscript, ast.Dict, ast.List)
+MOST_PASSES = 8
+ALL_SCORES_IMPORT = "from trl_step.extras.all_scores import AllScoresPipeline"
+NEW_PACKAGE = "the package is trl_step"
+
+
+def rewritten(data: bytes) -> tuple[bytes, list[Edit]]:
+    """The source with every change made, and the changes, in the order of the lines.
+
+    Arguments inside of arguments are changed in later passes, so the result has nothing left to change.
+
+    Raises:
+        SyntaxError: it is no Python of the running version.
+    """
+    made: list[Edit] = []
+    needed: dict[str, str] = {}
+    for _ in range(MOST_PASSES):
+        rewriter = Rewriter(Script(data))
+        data, edits = applied(data, rewriter.edits())
+        needed |= rewriter.needed
+        if not edits:
+            break
+        made += edits
+    data, edits = applied(data, import_edits(Script(data), needed))
+    made += edits
+    return data, sorted(made, key=lambda edit: edit.line)
+
+
+class Item(NamedTuple):
+    """One `name=value` of a call, or one `"name": value` of a dictionary, which has a `quote`."""
+
+    name: str
+    start: int
+    end: int
+    value: ast.expr
+    quote: str = ""
+
+    def written(self, name: str, source: str) -> str:
+        return f"{self.quote}{name}{self.quote}: {source}" if self.quote else f"{name}={source}"
+
+
+class Rewriter:
+    """Finds the edits of one script."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.nodes = list(ast.walk(script.tree))
+        self.own_functions = {node.name for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        self.ours = {"trl"}
+        """Names in the script that stand for trl or for something of it."""
+        self.known: set[str] = set()
+        """Names that an import binds."""
+        for node in self.nodes:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                module = getattr(node, "module", None) or node.names[0].name
+                names = {alias.asname or alias.name for alias in node.names}
+                self.known |= names
+                self.ours |= names if new_name(module).startswith("trl_step") else set()
+        self.needed: dict[str, str] = {}
+        """Names that the edits need, and the statements that import them."""
+
+    def edits(self) -> list[Edit]:
+        """All edits but new imports, in no order; they may overlap."""
+        return [*self._import_edits(), *self._call_edits(), *self._dictionary_edits(), *self._method_edits()]
+
+    # --- imports ---------------------------------------------------------------------------------------------
+
+    def _import_edits(self) -> Iterator[Edit]:
+        for node in self.nodes:
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    if new_name(alias.name) != alias.name:
+                        yield self.script.edit(self.script.span(alias), _import_of(alias), NEW_PACKAGE)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                if new_name(node.module) != node.module:
+                    start = self.script.data.index(node.module.encode(), self.script.span(node)[0] + len("from"))
+                    yield self.script.edit((start, start + len(node.module)), new_name(node.module), NEW_PACKAGE)
+                for alias in node.names:
+                    if (node.module, alias.name) in MOVED:
+                        yield self._moved_name(node, alias)
+
+    def _moved_name(self, node: ast.ImportFrom, alias: ast.alias) -> Edit:
+        module, name = MOVED[str(node.module), alias.name]
+        bound = alias.asname or alias.name
+        text = name if name == bound else f"{name} as {bound}"
+        note = f"{alias.name} is gone from {node.module}"
+        if module == node.module:
+            return self.script.edit(self.script.span(alias), text, note)
+        if len(node.names) == 1:
+            return self.script.edit(self.script.span(node), f"from {module} import {text}", note)
+        self.known.discard(bound)
+        self._need(f"from {module} import {text}", bound)
+        return self.script.edit(self.script.removal(*self.script.span(alias)), "", note)
+
+    def _need(self, statement: str, name: str) -> None:
+        if name not in self.known:
+            self.needed[name] = statement
+
+    # --- calls -----------------------------------------------------------------------------------------------
+
+    def kind_of(self, call: ast.Call) -> str | None:
+        """The kind in `CALLS`; "pipe" for whatever else is called, which may be a pipeline."""
+        function = call.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        if name in self.own_functions:
+            return None
+        if name == "from_pretrained" and isinstance(function, ast.Attribute):
+            owner = self.script.text(function.value).partition(".")[0]
+            return "value_head.from_pretrained" if owner in self.ours else name
+        kind = KINDS.get(name, name)
+        return kind if kind in CALLS else "pipe"
+
+    def _call_edits(self) -> Iterator[Edit]:
+        all_scores = b"return_all_scores" in self.script.data
+        for call in self.nodes:
+            if isinstance(call, ast.Call) and (kind := self.kind_of(call)) is not None:
+                yield from self._item_edits(kind, self._keywords(call))
+                if kind == "pipeline" and all_scores and _may_classify_texts(call):
+                    yield self._pipeline_class(call)
+
+    def _pipeline_class(self, call: ast.Call) -> Edit:
+        """The class that knows `sort_scores`, as the last argument."""
+        arguments: list[ast.expr | ast.keyword] = [*call.args, *call.keywords]
+        last = self._end(max(arguments, key=lambda item: self.script.span(item)[1]), self.script.span(call)[1] - 1)
+        self._need(ALL_SCORES_IMPORT, "AllScoresPipeline")
+        return self.script.edit((last, last), ", pipeline_class=AllScoresPipeline", f"pipeline_class: {ALL_SCORES.why}")
+
+    def _keywords(self, call: ast.Call) -> list[Item]:
+        return [
+            Item(keyword.arg, *self.script.span(keyword), keyword.value)
+            for keyword in call.keywords
+            if keyword.arg is not None
+        ]
+
+    def _item_edits(self, kind: str, items: Iterable[Item]) -> Iterator[Edit]:
+        """The edits of a call's arguments or of a dictionary's entries."""
+        by_name = {item.name: item for item in items}
+        for rule in CALLS[kind]:
+            given = [by_name[old] for old in rule.old if old in by_name]
+            new = rule.sources({item.name: self._source(item.value) for item in given}) if given else None
+            if new is None:
+                continue
+            first, *others = given
+            text = ", ".join(first.written(name, source) for name, source in new.items())
+            note = self._note(rule, given, text)
+            self._need_of(rule, text)
+            quote = len(first.quote)
+            if list(new.values()) == [self.script.text(first.value)]:
+                start = first.start + quote
+                yield self.script.edit((start, start + len(first.name)), next(iter(new)), note)
+            elif new:
+                yield self.script.edit((first.start, first.end), text, note)
+            else:
+                yield self.script.edit(self.script.removal(first.start, first.end), "", note)
+            for item in others:
+                yield self.script.edit(self.script.removal(item.start, item.end), "", f"{item.name}: see {first.name}")
+
+    def _source(self, value: ast.expr) -> Source:
+        text = self.script.text(value)
+        try:
+            return Source(text, ast.literal_eval(value))
+        except ValueError:
+            return Source(text if isinstance(value, ATOMS) else f"({text})")
+
+    def _note(self, rule: Rule, given: Iterable[Item], text: str) -> str:
+        old = ", ".join(" ".join(self.script.data[item.start : item.end].decode().split()) for item in given)
+        return f"{old} -> {text or 'left out'} ({rule.why})"
+
+    def _need_of(self, rule: Rule, text: str) -> None:
+        name = rule.imports.rpartition(" ")[2]
+        if name and re.search(rf"\b{name}\b", text):
+            self._need(rule.imports, name)
+
+    def _end(self, node: ast.expr | ast.keyword, limit: int) -> int:
+        """Behind `node` and the brackets around it; `limit` is in front of the bracket that closes all arguments."""
+        end = self.script.span(node)[1]
+        while match := re.compile(rb"\s*\)").match(self.script.data, end, limit):
+            end = match.end()
+        return end
+
+    # --- dictionaries ----------------------------------------------------------------------------------------
+
+    def _dictionary_edits(self) -> Iterator[Edit]:
+        kinds = self._dictionary_kinds()
+        for node in self.nodes:
+            if isinstance(node, ast.Call):
+                for keyword in node.keywords:
+                    if keyword.arg in DICTIONARIES:
+                        yield from self._entry_edits(DICTIONARIES[keyword.arg], keyword.value)
+                if isinstance(node.func, ast.Attribute) and node.func.attr == "update":
+                    for kind in kinds[self.script.text(node.func.value)]:
+                        yield from self._item_edits(kind, self._keywords(node))
+                        for argument in node.args:
+                            yield from self._entry_edits(kind, argument)
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                for kind in kinds[self.script.text(target)]:
+                    yield from self._entry_edits(kind, node.value)
+                if isinstance(target, ast.Subscript):
+                    for kind in kinds[self.script.text(target.value)]:
+                        yield from self._assigned_entry(kind, node, target, node.value)
+
+    def _dictionary_kinds(self) -> defaultdict[str, set[str]]:
+        """For the names of dictionaries: the kinds of the calls that they are arguments of."""
+        kinds: defaultdict[str, set[str]] = defaultdict(set)
+        for call in self.nodes:
+            if isinstance(call, ast.Call):
+                for keyword in call.keywords:
+                    kind = DICTIONARIES.get(keyword.arg) if keyword.arg else self.kind_of(call)
+                    if kind is not None:
+                        kinds[self.script.text(keyword.value)].add(kind)
+        return kinds
+
+    def _entry_edits(self, kind: str, value: ast.expr) -> Iterator[Edit]:
+        if isinstance(value, ast.Dict):
+            yield from self._item_edits(kind, self._entries(value))
+        elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "dict":
+            yield from self._item_edits(kind, self._keywords(value))
+
+    def _entries(self, dictionary: ast.Dict) -> Iterator[Item]:
+        limit = self.script.span(dictionary)[1] - 1
+        for key, value in zip(dictionary.keys, dictionary.values, strict=True):
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                start = self.script.span(key)[0]
+                yield Item(key.value, start, self._end(value, limit), value, self.script.text(key)[0])
+
+    def _assigned_entry(
+        self, kind: str, node: ast.Assign | ast.AnnAssign, target: ast.Subscript, value: ast.expr
+    ) -> Iterator[Edit]:
+        """`kwargs["old"] = value` becomes `kwargs["new"] = value`, or an update with several."""
+        if not isinstance(target.slice, ast.Constant) or not isinstance(target.slice.value, str):
+            return
+        item = Item(target.slice.value, *self.script.span(node), value)
+        for rule in CALLS[kind]:
+            new = rule.sources({item.name: self._source(value)}) if item.name in rule.old else None
+            if new is not None:
+                given, owner = list(new.items()), self.script.text(target.value)
+                text = f"{owner}.update({', '.join(map('='.join, given))})"
+                if len(given) == 1:
+                    text = f'{owner}["{given[0][0]}"] = {given[0][1]}'
+                yield self.script.edit((item.start, item.end), text, self._note(rule, [item], text))
+                self._need_of(rule, text)
+
+    # --- methods ---------------------------------------------------------------------------------------------
+
+    def _method_edits(self) -> Iterator[Edit]:
+        for node in self.nodes:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in RENAMED_METHODS
+            ):
+                end = self.script.span(node.func)[1]
+                start = self.script.data.rindex(b".", 0, end)
+                yield Edit(start, end, "", node.func.end_lineno or node.lineno, f"{node.func.attr} is the call itself")
+            elif isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Trainer") for base in node.bases):
+                yield from self._override_edits(node)
+
+    def _override_edits(self, node: ast.ClassDef) -> Iterator[Edit]:
+        """A further parameter for the methods of `NEW_PARAMETERS`."""
+        for method in node.body:
+            parameter = NEW_PARAMETERS.get(getattr(method, "name", ""))
+            if parameter is None or not isinstance(method, ast.FunctionDef):
+                continue
+            given = [*method.args.posonlyargs, *method.args.args, *method.args.kwonlyargs]
+            if method.args.kwarg is None and parameter not in [argument.arg for argument in given]:
+                parts: list[ast.arg | ast.expr] = [*given, *method.args.defaults]
+                end = max(self.script.span(part)[1] for part in parts)
+                note = f"{method.name} is given {parameter} as well"
+                yield self.script.edit((end, end), f", {parameter}=None", note)
+
+
+def import_edits(script: Script, needed: Mapping[str, str]) -> list[Edit]:
+    """Import statements behind the first one from transformers, whose names most of them go with."""
+    imports = [node for node in script.tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    of_transformers = [node for node in imports if "transformers" in ast.unparse(node)]
+    must_be_first = [node for node in imports if getattr(node, "module", "") == "__future__"]
+    docstring = script.tree.body[:1] if ast.get_docstring(script.tree) is not None else []
+    anchors = of_transformers[:1] or must_be_first[-1:] or docstring
+    line = anchors[0].end_lineno or 0 if anchors else 0
+    place = script.line_starts[line] if line < len(script.line_starts) else len(script.data)
+    newline = "\r\n" if b"\r\n" in script.data else "\n"
+    statements = "".join(statement + newline for statement in needed.values())
+    return [script.edit((place, place), statements, "; ".join(needed.values()))] if needed else []
+
+
+def _import_of(alias: ast.alias) -> str:
+    """`import trl.core` binds `trl`, so both are imported."""
+    name = new_name(alias.name)
+    if alias.asname:
+        return f"{name} as {alias.asname}"
+    return "trl_step as trl" if alias.name == "trl" else f"trl_step as trl, {name}"
+
+
+def _may_classify_texts(call: ast.Call) -> bool:
+    """Whether the task of `pipeline(task, ...)` is, or may be, text classification, and no class was chosen."""
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    task = call.args[0] if call.args else keywords.get("task")
+    is_other = isinstance(task, ast.Constant) and task.value not in TEXT_CLASSIFICATION
+    return not is_other and "pipeline_class" not in keywords and bool(call.args or call.keywords)

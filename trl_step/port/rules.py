@@ -1,0 +1,309 @@
+"""What changed between the packages of TRL 0.7's time (transformers 4, datasets 2, PEFT 0.8) and today's.
+
+One table, `CALLS`: for each kind of call, the keywords that are gone and what stands in their place. Every rule says it
+twice: `values` for a call that is under way (`patches.py`), `sources` for the text of a script (`rewrite.py`); the
+tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+UNKNOWN: Any = object()
+"""The value of an expression that is no literal."""
+
+
+TEXT_CLASSIFICATION = ("sentiment-analysis", "text-classification")
+"""The two names of the task whose pipeline took `return_all_scores`."""
+
+
+class Source(NamedTuple):
+    """The expression that a keyword is given in a script.
+
+    Attributes:
+        text: as written; in brackets where something could be put behind it that binds more tightly.
+        value: what it is, or UNKNOWN.
+    """
+
+    text: str
+    value: Any = UNKNOWN
+
+
+class Rule(Protocol):
+    """Keywords `old` of one call and what becomes of those that are `given`; None where they stay as they are."""
+
+    @property
+    def old(self) -> tuple[str, ...]: ...
+
+    @property
+    def why(self) -> str: ...
+
+    @property
+    def imports(self) -> str: ...
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None: ...
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str] | None: ...
+
+
+@dataclass(frozen=True)
+class Rename:
+    """Another name for the same value."""
+
+    name: str
+    new: str
+    why: str = "it was renamed"
+    imports: str = ""
+
+    @property
+    def old(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.new: given[self.name]}
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str]:
+        return {self.new: given[self.name].text}
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Nothing takes the keyword's place."""
+
+    name: str
+    why: str
+    imports: str = ""
+
+    @property
+    def old(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str]:
+        return {}
+
+
+@dataclass(frozen=True)
+class WholeNumber:
+    """A number of tokens: an int, and not below `least`."""
+
+    name: str
+    why: str
+    least: int = 0
+    imports: str = ""
+
+    @property
+    def old(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        value = given[self.name]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or (isinstance(value, int) and value >= self.least):
+            return None
+        return {self.name: max(int(value), self.least)}
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str] | None:
+        new = None if given[self.name].value is UNKNOWN else self.values({self.name: given[self.name].value})
+        return new and {name: as_source(value) for name, value in new.items()}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A truth value in place of which other keywords are given; `off` empty: nothing is given where it is false."""
+
+    name: str
+    on: Mapping[str, Any]
+    off: Mapping[str, Any]
+    why: str
+    default: Mapping[str, Any] = field(default_factory=dict)
+    """What stands for `off` in a conditional expression, where `off` is empty."""
+    imports: str = ""
+
+    @property
+    def old(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self.on if given[self.name] else self.off)
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str]:
+        text, value = given[self.name]
+        if value is not UNKNOWN:
+            return {name: as_source(new) for name, new in self.values({self.name: value}).items()}
+        off = {**self.default, **self.off}
+        return {name: f"{as_source(new)} if {text} else {as_source(off[name])}" for name, new in self.on.items()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Keywords that became entries of one dictionary."""
+
+    old: tuple[str, ...]
+    new: str
+    why: str
+    imports: str = ""
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.new: dict(given)}
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str]:
+        entries = ", ".join(f'"{name}": {source.text}' for name, source in given.items())
+        return {self.new: f"{{{entries}}}"}
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """Settings of data loaders that became fields of a `DataLoaderConfiguration`."""
+
+    old: tuple[str, ...] = ("dispatch_batches", "even_batches", "use_seedable_sampler")
+    why: str = "accelerate's settings of data loaders are in one object"
+    imports: str = "from accelerate import DataLoaderConfiguration"
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        from accelerate import DataLoaderConfiguration
+
+        return {"dataloader_config": DataLoaderConfiguration(**given)}
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str]:
+        options = ", ".join(f"{name}={source.text}" for name, source in given.items())
+        return {"dataloader_config": f"DataLoaderConfiguration({options})"}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """`load_in_8bit`, `load_in_4bit` became a `quantization_config`."""
+
+    old: tuple[str, ...] = ("load_in_8bit", "load_in_4bit")
+    why: str = "transformers 5 takes a quantization_config"
+    imports: str = "from transformers import BitsAndBytesConfig"
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        from transformers import BitsAndBytesConfig
+
+        on = {name: True for name, value in given.items() if value}
+        return {"quantization_config": BitsAndBytesConfig(**on)} if on else {}
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str]:
+        maybe = {name: source for name, source in given.items() if source.value is UNKNOWN or source.value}
+        if not maybe:
+            return {}
+        sure = any(source.value is not UNKNOWN for source in maybe.values())
+        options = ", ".join(f"{name}={'True' if len(maybe) == 1 else source.text}" for name, source in maybe.items())
+        condition = "" if sure else f" if {' or '.join(source.text for source in maybe.values())} else None"
+        return {"quantization_config": f"BitsAndBytesConfig({options}){condition}"}
+
+
+@dataclass(frozen=True)
+class DeviceMap:
+    """`device_map={"": 0}` names a GPU; where there is none, the old packages went on, today's raise."""
+
+    old: tuple[str, ...] = ("device_map",)
+    why: str = "a machine without a GPU has only its CPU"
+    imports: str = "import torch"
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        import torch
+
+        places = given["device_map"]
+        on_gpu = isinstance(places, dict) and not {"cpu", "disk"}.issuperset(map(str, places.values()))
+        return {"device_map": None} if on_gpu and not torch.accelerator.is_available() else None
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str] | None:
+        text, value = given["device_map"]
+        names_one_place = re.search(r"""\{\s*(""|'')\s*:""", text)
+        if not names_one_place or value == {"": "cpu"} or "accelerator.is_available" in text:
+            return None
+        return {"device_map": f"{text} if torch.accelerator.is_available() else None"}
+
+
+def as_source(value: Any) -> str:
+    """A literal, with double quotes."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+TOKEN = Rename("use_auth_token", "token")
+LOADING: tuple[Rule, ...] = (
+    TOKEN,
+    DeviceMap(),
+    Drop("resume_download", "downloads always resume"),
+    Flag("use_flash_attention_2", {"attn_implementation": "flash_attention_2"}, {}, "attention is chosen by its name",
+         default={"attn_implementation": None}),
+)  # fmt: skip
+ALL_SCORES = Flag(
+    "return_all_scores",
+    {"top_k": None, "sort_scores": False},
+    {},
+    "transformers 5 ignores it; top_k=None sorts by score unless AllScoresPipeline is told not to",
+    default={"top_k": "", "sort_scores": True},
+)
+UNUSED_IN_TRAINING = "transformers 5 has no such setting"
+TRAINING: tuple[Rule, ...] = (
+    Rename("evaluation_strategy", "eval_strategy"),
+    Rename("per_gpu_train_batch_size", "per_device_train_batch_size"),
+    Rename("per_gpu_eval_batch_size", "per_device_eval_batch_size"),
+    Rename("no_cuda", "use_cpu"),
+    Rename("warmup_ratio", "warmup_steps", "a number below 1 is a share of all steps"),
+    Rename("push_to_hub_token", "hub_token"),
+    Rename("push_to_hub_model_id", "hub_model_id"),
+    Rename("include_tokens_per_second", "include_num_input_tokens_seen"),
+    Rename("torchdynamo", "torch_compile_backend"),
+    Flag("adafactor", {"optim": "adafactor"}, {}, "the optimizer is chosen by its name", {"optim": "adamw_torch"}),
+    Flag("group_by_length", {"train_sampling_strategy": "group_by_length"}, {}, "sampling is chosen by its name",
+         {"train_sampling_strategy": "random"}),
+    Group(("dispatch_batches", "split_batches"), "accelerator_config", "accelerate's settings are in one dictionary"),
+    Drop("overwrite_output_dir", "a run never refuses its output folder"),
+    Drop("save_safetensors", "nothing else is written"),
+    Drop("logging_dir", "set the environment variable TENSORBOARD_LOGGING_DIR"),
+    Drop("use_mps_device", "a device that is there is used"),
+    *(Drop(name, UNUSED_IN_TRAINING) for name in (
+        "fp16_opt_level", "half_precision_backend", "fp16_backend", "tpu_num_cores", "tpu_metrics_debug", "past_index",
+        "jit_mode_eval", "use_ipex", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap", "mp_parameters",
+        "use_legacy_prediction_loop", "ray_scope", "push_to_hub_organization",
+    )),
+)  # fmt: skip
+SAMPLING: tuple[Rule, ...] = (
+    WholeNumber("top_k", "a number of tokens is an int; 0 switches it off"),
+    WholeNumber("min_length", "a number of tokens; 0 is no least length, as -1 was"),
+)
+
+CALLS: Mapping[str, tuple[Rule, ...]] = {
+    "pipeline": (*LOADING, ALL_SCORES, Drop("framework", "there is torch alone")),
+    "pipe": (ALL_SCORES,),
+    "from_pretrained": (*LOADING, Quantization()),
+    "value_head.from_pretrained": LOADING,  # it takes load_in_8bit itself
+    "generate": SAMPLING,
+    "load_dataset": (
+        TOKEN,
+        Drop("trust_remote_code", "datasets 4 runs no code of a data set"),
+        Flag("ignore_verifications", {"verification_mode": "no_checks"}, {}, "checks are chosen by their name",
+             default={"verification_mode": "basic_checks"}),
+        Drop("task", "datasets 4 has no task templates"),
+    ),
+    "TrainingArguments": TRAINING,
+    "Trainer": (Rename("tokenizer", "processing_class"),),
+    "Accelerator": (
+        Rename("logging_dir", "project_dir"),
+        LoaderSettings(),
+    ),
+}  # fmt: skip
+
+MOVED: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("peft", "prepare_model_for_int8_training"): ("peft", "prepare_model_for_kbit_training"),
+    ("transformers", "top_k_top_p_filtering"): ("trl_step.core", "top_k_top_p_filtering"),
+    ("transformers", "load_tool"): ("trl_step.port.tools", "load_tool"),
+    ("transformers", "Tool"): ("trl_step.port.tools", "Tool"),
+}
+"""(module, name) that is gone, and where the same function is today."""
+
+RENAMED_METHODS: Mapping[str, str] = {"batch_encode_plus": "__call__", "encode_plus": "__call__"}
+"""Methods of a tokenizer that are gone; the call itself does the same."""
+
+NEW_PARAMETERS: Mapping[str, str] = {"compute_loss": "num_items_in_batch"}
+"""Methods that subclasses of Trainer override, and what they are called with today beside what they took."""

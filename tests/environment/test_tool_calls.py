@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from trl_step.environment import tool_calls
+from trl_step.environment import side_by_side
+from trl_step.environment.side_by_side import SideBySide
 from trl_step.environment.tool_calls import (
-    ToolCall,
-    ToolRunner,
     control_pattern,
     escape,
     find_tool_call,
     shorten,
+    tool_replies,
     tools_by_name,
 )
 
@@ -80,8 +81,8 @@ def test_shorten(most: int, want: str) -> None:
     assert shorten("0123456789", most) == want
 
 
-def call_all(runner: ToolRunner, tool, *queries: str) -> list[str]:
-    return runner.run([ToolCall(tool, query) for query in queries])
+def call_all(runner: SideBySide, tool, *queries: str) -> list[str]:
+    return tool_replies(runner, [partial(tool, query) for query in queries])
 
 
 def test_replies_keep_the_order_of_the_calls() -> None:
@@ -89,13 +90,13 @@ def test_replies_keep_the_order_of_the_calls() -> None:
         time.sleep(0.05 / (int(query) + 1))
         return query * 2
 
-    assert call_all(ToolRunner(), tool, "0", "1", "2", "3") == ["00", "11", "22", "33"]
-    assert ToolRunner().run([]) == []
+    assert call_all(SideBySide(), tool, "0", "1", "2", "3") == ["00", "11", "22", "33"]
+    assert tool_replies(SideBySide(), []) == []
 
 
 def test_calls_run_side_by_side() -> None:
     barrier = threading.Barrier(4, timeout=5)
-    assert call_all(ToolRunner(workers=4), lambda _: barrier.wait() >= 0, "a", "b", "c", "d") == ["True"] * 4
+    assert call_all(SideBySide(workers=4), lambda _: barrier.wait() >= 0, "a", "b", "c", "d") == ["True"] * 4
 
 
 def test_no_more_calls_than_workers_at_once() -> None:
@@ -110,7 +111,7 @@ def test_no_more_calls_than_workers_at_once() -> None:
             running[0] -= 1
         return query
 
-    assert call_all(ToolRunner(workers=2), tool, *"abcdefg") == list("abcdefg")
+    assert call_all(SideBySide(workers=2), tool, *"abcdefg") == list("abcdefg")
     assert most[0] == 2
 
 
@@ -123,7 +124,7 @@ def test_late_calls_give_their_place_to_the_next() -> None:
             release.wait(20)
         return query
 
-    replies = call_all(ToolRunner(workers=1, timeout=0.1), tool, "a", "hang", "b", "hang", "c")
+    replies = call_all(SideBySide(workers=1, timeout=0.1), tool, "a", "hang", "b", "hang", "c")
     release.set()
     late = "Tool error: no reply within 0.1 seconds"
     assert replies == ["a", late, "b", late, "c"]
@@ -142,11 +143,11 @@ def test_a_late_reply_is_not_taken_for_another() -> None:
         time.sleep(0.02)
         return query
 
-    assert call_all(ToolRunner(workers=1, timeout=0.3), tool, "slow", "next")[1] == "next"
+    assert call_all(SideBySide(workers=1, timeout=0.3), tool, "slow", "next")[1] == "next"
 
 
 def test_calls_that_hang_are_bounded(monkeypatch) -> None:
-    monkeypatch.setattr(tool_calls, "MOST_ABANDONED", 2)
+    monkeypatch.setattr(side_by_side, "MOST_ABANDONED", 2)
     release, started = threading.Event(), []
 
     def tool(query: str) -> str:
@@ -154,7 +155,7 @@ def test_calls_that_hang_are_bounded(monkeypatch) -> None:
         release.wait(20)
         return query
 
-    runner = ToolRunner(workers=1, timeout=0.05)
+    runner = SideBySide(workers=1, timeout=0.05)
     replies = call_all(runner, tool, "a", "b", "c")
     assert started == ["a", "b"]
     assert "2 earlier calls hang" in replies[2]
@@ -166,8 +167,8 @@ def test_calls_that_hang_are_bounded(monkeypatch) -> None:
 
 def test_workers_zero_stays_in_the_callers_thread() -> None:
     thread = threading.get_ident()
-    assert call_all(ToolRunner(workers=0), lambda _: threading.get_ident() == thread, "a", "b") == ["True", "True"]
-    assert call_all(ToolRunner(workers=1), lambda _: threading.get_ident() == thread, "a") == ["False"]
+    assert call_all(SideBySide(workers=0), lambda _: threading.get_ident() == thread, "a", "b") == ["True", "True"]
+    assert call_all(SideBySide(workers=1), lambda _: threading.get_ident() == thread, "a") == ["False"]
 
 
 class Mute(Exception):
@@ -191,14 +192,14 @@ def test_whatever_a_tool_raises_is_a_reply(workers: int, error: BaseException, w
             raise error
         return query
 
-    assert call_all(ToolRunner(workers), tool, "a", "bad", "b") == ["a", want, "b"]
+    assert call_all(SideBySide(workers), tool, "a", "bad", "b") == ["a", want, "b"]
 
 
 def test_even_an_interrupt_inside_a_tool_is_a_reply() -> None:
     def tool(query: str) -> str:
         raise KeyboardInterrupt("stop")
 
-    assert call_all(ToolRunner(timeout=5), tool, "a") == ["Tool error: stop"]
+    assert call_all(SideBySide(timeout=5), tool, "a") == ["Tool error: stop"]
 
 
 def test_a_tool_sees_the_callers_context() -> None:
@@ -206,10 +207,10 @@ def test_a_tool_sees_the_callers_context() -> None:
 
     variable = contextvars.ContextVar("variable", default="unset")
     variable.set("set")
-    assert call_all(ToolRunner(), lambda _: variable.get(), "a") == ["set"]
+    assert call_all(SideBySide(), lambda _: variable.get(), "a") == ["set"]
 
 
 @pytest.mark.parametrize(("workers", "timeout"), [(-1, 1.0), (1, 0.0), (1, -1.0), (1, float("nan"))])
 def test_bad_settings_are_named(workers: int, timeout: float) -> None:
-    with pytest.raises(ValueError, match="tool_"):
-        ToolRunner(workers, timeout)
+    with pytest.raises(ValueError, match=r"workers=-1|timeout="):
+        SideBySide(workers, timeout)

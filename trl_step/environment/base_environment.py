@@ -5,36 +5,31 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 
+from trl_step.environment.rewards import RewardError, set_rewards
+from trl_step.environment.side_by_side import SideBySide
 from trl_step.environment.stop_strings import StringStoppingCriteria
 from trl_step.environment.text_history import TextHistory
 from trl_step.environment.tool_calls import (
     Tool,
     ToolCall,
-    ToolRunner,
     control_pattern,
     escape,
     find_tool_call,
     shorten,
+    special_tokens,
+    tool_replies,
     tools_by_name,
 )
-from trl_step.models.generation import all_eos_ids, generate_batched, padding_id
+from trl_step.environment.turns import TurnWriter, device_of, is_encoder_decoder
 
 __all__ = ["RewardError", "StringStoppingCriteria", "TextEnvironment", "TextHistory"]
 
 Episode = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[Any], list[TextHistory]]
-
-
-class RewardError(ValueError):
-    """The reward function's answer cannot be used. The finished episodes are in `histories`: nothing is lost."""
-
-    def __init__(self, message: str, histories: Sequence[TextHistory]) -> None:
-        super().__init__(message)
-        self.histories = list(histories)
 
 
 class TextEnvironment:
@@ -97,16 +92,24 @@ class TextEnvironment:
         self.max_turns = max_turns
         self.max_tool_response = max_tool_reponse if max_tool_response is None else max_tool_response
         self.generation_kwargs = {} if generation_kwargs is None else generation_kwargs
-        self.tool_runner = ToolRunner(tool_workers, tool_timeout)
+        self.tool_runner = SideBySide(tool_workers, tool_timeout)
 
-        inner = self._inner_model()
-        base = getattr(inner, "pretrained_model", inner)
-        config = getattr(base, "config", None)
-        self.is_encoder_decoder = bool(
-            getattr(inner, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False)
-        )
-        self.current_device = getattr(base, "device", torch.device("cpu"))
+        self.is_encoder_decoder = is_encoder_decoder(model)
+        self.current_device = device_of(model)
         self._control: tuple[tuple[str, ...], re.Pattern[str]] | None = None
+
+    @property
+    def _writer(self) -> TurnWriter:
+        """Made anew each time, as all of its settings may be changed."""
+        return TurnWriter(
+            self.model,
+            self.tokenizer,
+            self.is_encoder_decoder,
+            self.current_device,
+            self.generation_kwargs,
+            self.max_length,
+            (self.call_token, self.submit_token),
+        )
 
     # --- a run ---------------------------------------------------------------------------------------------------
 
@@ -148,11 +151,11 @@ class TextEnvironment:
             if not isinstance(task, str):
                 raise TypeError(f"task {i} is a {type(task).__name__}; tasks are strings")
             text = (self.prompt or "") + task
-            tokens = self._tokenize(text)
+            tokens = self._writer.tokenize(text)
             if len(tokens) == 0:
                 raise ValueError(f"task {i} has no tokens; give it, or `prompt`, some text")
             histories.append(TextHistory(text, tokens, system=True))
-        full = [i for i, history in enumerate(histories) if self._room(history) < 1]
+        full = [i for i, history in enumerate(histories) if self._writer.room(history) < 1]
         if full:
             warnings.warn(
                 f"the prompts of tasks {full} leave no room within max_length={self.max_length}: these episodes end "
@@ -169,14 +172,14 @@ class TextEnvironment:
         token.
         """
         for history in histories:
-            if not history.completed and self._room(history) < 1:
-                self._close_full(history)
+            if not history.completed and self._writer.room(history) < 1:
+                self._writer.close_full(history)
         active = [history for history in histories if not history.completed]
         if not active:
             return histories
         responses = self._generate_batched([history.tokens for history in active])
         for history, response in zip(active, responses, strict=True):
-            self._append_model_turn(history, response)
+            self._writer.append_turn(history, response)
         return histories
 
     def step(self, history: TextHistory) -> TextHistory:
@@ -186,7 +189,7 @@ class TextEnvironment:
         """
         call = self._next_call(history)
         if call is not None:
-            self._append_reply(history, call if isinstance(call, str) else self.tool_runner.run([call])[0])
+            self._append_reply(history, call if isinstance(call, str) else tool_replies(self.tool_runner, [call])[0])
         return history
 
     def _step_all(self, histories: list[TextHistory]) -> list[TextHistory]:
@@ -194,7 +197,8 @@ class TextEnvironment:
         if type(self).step is not _OWN_STEP or "step" in vars(self):
             return [self.step(history) for history in histories]
         calls = [self._next_call(history) for history in histories]
-        replies = iter(self.tool_runner.run([call for call in calls if isinstance(call, ToolCall)]))
+        asked = [call for call in calls if call is not None and not isinstance(call, str)]
+        replies = iter(tool_replies(self.tool_runner, asked))
         for history, call in zip(histories, calls, strict=True):
             if call is not None:
                 self._append_reply(history, call if isinstance(call, str) else next(replies))
@@ -213,21 +217,7 @@ class TextEnvironment:
         Raises:
             RewardError: wrong number of rewards, or one that is no finite number.
         """
-        if self.reward_fn is None or not histories:
-            return histories
-        answer = self.reward_fn([history.last_text_segment for history in histories], **reward_kwargs)
-        try:
-            rewards = list(answer)
-        except TypeError:
-            raise RewardError(f"reward_fn returned {answer!r}; it must return one reward per text", histories) from None
-        if len(rewards) != len(histories):
-            # differs from v0.7: it went on with the rewards that were there
-            raise RewardError(f"reward_fn returned {len(rewards)} rewards for {len(histories)} texts", histories)
-        for i, reward in enumerate(rewards):
-            if not _is_finite(reward):
-                raise RewardError(f"reward_fn returned {reward!r} for episode {i}; rewards are numbers", histories)
-        for history, reward in zip(histories, rewards, strict=True):
-            history.reward = reward
+        set_rewards(histories, [history.last_text_segment for history in histories], self.reward_fn, reward_kwargs)
         return histories
 
     # --- when an episode ends ------------------------------------------------------------------------------------
@@ -260,55 +250,15 @@ class TextEnvironment:
         if (by_model or model_turn) and self.submit_token in text:
             return False, True
         if model_turn and not (self.request_token in text and self.call_token in text):
-            return self._room(history) < 1, True  # without room it was cut off, not finished
+            return self._writer.room(history) < 1, True  # without room it was cut off, not finished
         return False, False
 
     def _has_end_token(self, tokens: torch.Tensor) -> bool:
         # differs from v0.7: it looked for the end token's text anywhere in the episode, the prompt included
         written = tokens[1:] if self.is_encoder_decoder else tokens
-        ends = all_eos_ids(self._inner_model(), self._tokenizer_eos(), self.generation_kwargs)
-        return not set(ends).isdisjoint(written.tolist())
+        return not self._writer.end_ids().isdisjoint(written.tolist())
 
-    def _inner_model(self) -> Any:
-        return None if self.model is None else extract_model_from_parallel(self.model)
-
-    def _tokenizer_eos(self) -> list[int]:
-        eos = self.tokenizer.eos_token_id
-        return [] if eos is None else [eos]
-
-    def _room(self, history: TextHistory) -> float:
-        """Tokens that still fit into the episode."""
-        return float("inf") if self.max_length is None else self.max_length - len(history.tokens)
-
-    # --- segments ------------------------------------------------------------------------------------------------
-
-    def _tokenize(self, text: str, special_tokens: bool = True) -> torch.Tensor:
-        ids = self.tokenizer(text, add_special_tokens=special_tokens).input_ids
-        return torch.tensor(ids, dtype=torch.long, device=self.current_device)
-
-    def _append_model_turn(self, history: TextHistory, tokens: torch.Tensor) -> None:
-        """Add what the model wrote; text and tokens of a turn are never empty."""
-        start = tokens[:1] if self.is_encoder_decoder else tokens[:0]
-        written = tokens[len(start) :]
-        if len(written) == 0:
-            written = self._end_token(tokens)
-        text = self.tokenizer.decode(written)
-        if not text:
-            text = "".join(str(token) for token in self.tokenizer.convert_ids_to_tokens(written.tolist()))
-        history.append_segment(text, torch.cat((start, written)), system=False)
-        if self.is_encoder_decoder:
-            history.token_masks[history.token_spans[-1][0]] = 0  # the start token is given, not written
-
-    def _close_full(self, history: TextHistory) -> None:
-        """Complete an episode without room; one without an answer gets a masked end token for a response."""
-        if len(history.text_spans) == 1:
-            token = self._end_token(history.tokens)
-            history.append_segment(self.tokenizer.decode(token) or "</s>", token, system=True)
-        history.complete(truncated=True)
-
-    def _end_token(self, like: torch.Tensor) -> torch.Tensor:
-        """An end-of-sequence id, int64 [1], on the device of `like`."""
-        return like.new_tensor([(*self._tokenizer_eos(), padding_id(self.tokenizer))[0]], dtype=torch.long)
+    # --- replies -------------------------------------------------------------------------------------------------
 
     def _next_call(self, history: TextHistory) -> ToolCall | str | None:
         """What the last segment asks for: a call, a reply that needs no tool, or nothing (then it is completed)."""
@@ -322,25 +272,19 @@ class TextEnvironment:
             return f"Unknown tool call: {history.last_text_segment}"
         if name not in self.tools:
             return f"Unknown tool {name}."
-        return ToolCall(self.tools[name], query)
+        return partial(self.tools[name], query)
 
     def _append_reply(self, history: TextHistory, reply: str) -> None:
         """Add a tool's reply, made harmless and short; one that leaves no room ends the episode instead."""
         # differs from v0.7: a reply could submit, call, or end the sequence, and began with the tokenizer's BOS
         text = shorten(escape(reply, self._control_pattern()), self.max_tool_response) + self.response_token
-        tokens = self._tokenize(text, special_tokens=False)
-        if len(tokens) >= self._room(history):
-            history.complete(truncated=True)
-        else:
-            history.append_segment(text, tokens, system=True)
+        self._writer.append_given(history, text, self._writer.tokenize(text, special_tokens=False))
 
     def _control_pattern(self) -> re.Pattern[str]:
         """Matches the protocol's tokens and all special tokens of the tokenizer; made anew when the former change."""
         protocol = (self.request_token, self.call_token, self.response_token, self.submit_token)
         if self._control is None or self._control[0] != protocol:
-            added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-            special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
-            self._control = protocol, control_pattern({*protocol, *special})
+            self._control = protocol, control_pattern({*protocol, *special_tokens(self.tokenizer)})
         return self._control[1]
 
     # --- generation ----------------------------------------------------------------------------------------------
@@ -349,49 +293,7 @@ class TextEnvironment:
         self, query_tensors: Sequence[torch.Tensor], batch_size: int = 16, pad_to_multiple_of: int | None = None
     ) -> list[torch.Tensor]:
         """One turn per query [Q_i]: int64 tensors [R_i] that end at a stop string, an end token or the limit."""
-        if self.model is None:
-            raise ValueError("this environment has no model; give one, or override `generate`")
-        options = dict(self.generation_kwargs)
-        pad_token_id = padding_id(self.tokenizer, options.pop("pad_token_id", None))
-        asked = options.pop("max_new_tokens", None)
-        criteria = list(options.pop("stopping_criteria", None) or [])
-        criteria.append(StringStoppingCriteria([self.call_token, self.submit_token], self.tokenizer))
-        return generate_batched(
-            self.model,
-            query_tensors,
-            pad_token_id=pad_token_id,
-            eos_token_ids=self._tokenizer_eos(),
-            is_encoder_decoder=self.is_encoder_decoder,
-            device=self.current_device,
-            batch_size=batch_size,
-            max_new_tokens=asked if self.max_length is None else self._limits(query_tensors, asked, options),
-            return_prompt=False,
-            pad_to_multiple_of=pad_to_multiple_of,
-            stopping_criteria=criteria,
-            **options,
-        )
-
-    def _limits(self, query_tensors: Sequence[torch.Tensor], asked: int | None, options: dict[str, Any]) -> list[int]:
-        """New tokens for each query: what was asked for, within the room that `max_length` leaves."""
-        config = options.get("generation_config")
-        asked = asked if asked is not None else getattr(config, "max_new_tokens", None)
-        total = options.pop("max_length", None) or getattr(config, "max_length", None)
-        limits = []
-        for query in query_tensors:
-            limit = self.max_length - len(query)
-            if asked is not None:
-                limit = min(limit, asked)
-            elif total is not None:
-                limit = min(limit, total - len(query))
-            limits.append(limit)
-        return limits
+        return self._writer.generate(query_tensors, batch_size, pad_to_multiple_of)
 
 
 _OWN_STEP = TextEnvironment.step
-
-
-def _is_finite(reward: Any) -> bool:
-    try:
-        return bool(torch.isfinite(torch.as_tensor(reward, dtype=torch.float64)).all())
-    except (TypeError, ValueError, RuntimeError):
-        return False

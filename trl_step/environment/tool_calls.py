@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import contextvars
 import inspect
-import math
-import queue
 import re
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-MOST_ABANDONED = 64
-"""Tool calls that ran out of time and still run, before no further call is started. A thread cannot be killed."""
+from trl_step.environment.side_by_side import SideBySide
 
-Tool = Callable[[str], Any]
-
-
-class ToolCall(NamedTuple):
-    """One call that the model asked for."""
-
-    tool: Tool
-    query: str
+Tool = Callable[..., Any]
+ToolCall = Callable[[], Any]
+"""One call that the model asked for: a tool with its arguments."""
 
 
 def tools_by_name(tools: Mapping[str, Tool] | Sequence[Tool] | None) -> dict[str, Tool]:
@@ -45,7 +33,7 @@ def tools_by_name(tools: Mapping[str, Tool] | Sequence[Tool] | None) -> dict[str
             named[name] = tool
     for name, tool in named.items():
         if not callable(tool):
-            raise TypeError(f"tool {name!r} is a {type(tool).__name__}; a tool is called with the query string")
+            raise TypeError(f"tool {name!r} is a {type(tool).__name__}; give a function or another callable")
     return named
 
 
@@ -73,6 +61,12 @@ def control_pattern(control_tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
+def special_tokens(tokenizer: Any) -> set[str]:
+    """The texts of all special tokens that the tokenizer knows."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+
+
 def escape(text: str, control: re.Pattern[str]) -> str:
     """`text` without control tokens: the first character of each is written as an HTML entity (`&lt;submit>`)."""
     previous = None
@@ -98,94 +92,7 @@ def shorten(text: str, most_characters: int) -> str:
 # --- running ---------------------------------------------------------------------------------------------------
 
 
-class ToolRunner:
-    """Runs the tool calls of one turn side by side.
-
-    Args:
-        workers: calls that run at the same time; 0 runs them one by one in the caller's thread, without a time
-            limit (for tools that may only be used from the thread that made them).
-        timeout: seconds that one call may take from its own start; None waits for ever.
-
-    A call that runs out of time is answered and left behind: Python cannot stop a thread. It gives its place to the
-    next call at once. Run what may hang or do harm in a process of its own.
-    """
-
-    def __init__(self, workers: int = 16, timeout: float | None = 60.0) -> None:
-        if workers < 0:
-            raise ValueError(f"tool_workers={workers} must not be negative")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"tool_timeout={timeout} must be a positive number of seconds, or None")
-        self.workers = workers
-        self.timeout = timeout
-        self._abandoned: list[threading.Thread] = []
-
-    def run(self, calls: Sequence[ToolCall]) -> list[str]:
-        """The reply to each call, in order. Whatever a tool raises or returns becomes a string."""
-        if self.workers == 0:
-            return [reply_of(call) for call in calls]
-        replies: dict[int, str] = {}
-        waiting = deque(enumerate(calls))
-        running: dict[int, tuple[threading.Thread, float]] = {}
-        finished: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
-        while waiting or running:
-            while waiting and len(running) < self.workers:
-                i, call = waiting.popleft()
-                if self._still_hanging() >= MOST_ABANDONED:
-                    replies[i] = f"Tool error: {MOST_ABANDONED} earlier calls hang, no further call is started"
-                else:
-                    running[i] = (_start(i, call, finished), time.monotonic() + (self.timeout or math.inf))
-            for i, reply in self._next_replies(running, finished):
-                replies[i] = reply
-                del running[i]
-        return [replies[i] for i in range(len(calls))]
-
-    def _next_replies(
-        self, running: Mapping[int, tuple[threading.Thread, float]], finished: queue.SimpleQueue[tuple[int, str]]
-    ) -> list[tuple[int, str]]:
-        """Wait until a call is done or out of time."""
-        if not running:
-            return []
-        patience = min(deadline for _, deadline in running.values()) - time.monotonic()
-        try:
-            i, reply = finished.get(timeout=min(max(0.0, patience), threading.TIMEOUT_MAX))
-            return [(i, reply)] if i in running else []  # else: late, already answered
-        except queue.Empty:
-            now = time.monotonic()
-            late = [i for i, (_, deadline) in running.items() if deadline <= now]
-            self._abandoned += [running[i][0] for i in late]
-            return [(i, f"Tool error: no reply within {self.timeout:g} seconds") for i in late]
-
-    def _still_hanging(self) -> int:
-        self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
-        return len(self._abandoned)
-
-
-def _start(index: int, call: ToolCall, finished: queue.SimpleQueue[tuple[int, str]]) -> threading.Thread:
-    # a daemon: a call that hangs must not keep the program from ending
-    context = contextvars.copy_context()
-
-    def work() -> None:
-        try:
-            reply = context.run(reply_of, call)
-        except BaseException as error:  # nobody else would hear of it, and the turn would wait
-            reply = f"Tool error: {_message(error)}"
-        finished.put((index, reply))
-
-    thread = threading.Thread(target=work, name=f"tool-call-{index}", daemon=True)
-    thread.start()
-    return thread
-
-
-def reply_of(call: ToolCall) -> str:
-    """The tool's reply as a string; an exception is a reply too, so that one tool never loses the batch."""
-    try:
-        return str(call.tool(call.query))
-    except (Exception, SystemExit) as error:
-        return f"Tool error: {_message(error)}"
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error) or type(error).__name__
-    except Exception:
-        return type(error).__name__
+def tool_replies(runner: SideBySide, calls: Sequence[ToolCall]) -> list[str]:
+    """The reply to each call, in order. Whatever a tool raises or returns becomes a string."""
+    outcomes = runner.run([lambda call=call: str(call()) for call in calls])  # type: ignore[misc]
+    return [f"Tool error: {error}" if error is not None else value for value, error in outcomes]

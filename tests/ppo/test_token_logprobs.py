@@ -51,10 +51,35 @@ def plain_logits(hidden, head):
 def test_logprobs_and_entropy_against_the_definition(kind, temperature):
     hidden, labels, head = make(kind)
     log_p = torch.log_softmax(plain_logits(hidden, head) / temperature, dim=-1).detach()
-    result = token_logprobs(hidden, labels, head, temperature, with_entropy=True)
-    torch.testing.assert_close(result.logprobs, log_p[torch.arange(N), labels])
-    torch.testing.assert_close(result.entropy, -(log_p.exp() * log_p).sum(-1))
-    assert not result.logprobs.requires_grad
+    logprobs = token_logprobs(hidden, labels, head, temperature)
+    torch.testing.assert_close(logprobs, log_p[torch.arange(N), labels])
+    assert not logprobs.requires_grad
+    trained = policy_gradient_rows(hidden, labels, head, lambda rows, chunk: chunk, temperature)
+    assert torch.equal(trained.logprobs, logprobs)
+    torch.testing.assert_close(trained.entropy, -(log_p.exp() * log_p).sum(-1))
+
+
+def test_entropy_where_it_is_small_and_the_logits_are_large():
+    """The expected logit is taken relative to the label's: logits around 1000 cost no digits."""
+    weight = torch.tensor([[1000.0, 0.0], [1000.0, 1.0], [1000.0, -30.0]])
+    hidden = torch.tensor([[1.0, 2.0], [1.0, 0.0]])
+    log_p = torch.log_softmax(hidden.double() @ weight.double().T, dim=-1)
+    rows = policy_gradient_rows(hidden, torch.tensor([1, 0]), OutputHead(weight), lambda rows, chunk: chunk)
+    torch.testing.assert_close(rows.entropy, -(log_p.exp() * log_p).sum(-1).float(), rtol=0, atol=2e-4)
+
+
+def test_buffers_are_used_again_and_given_back():
+    hidden, labels, head = make("plain")
+    buffers = module.ChunkBuffers()
+    with buffers.kept():
+        first = buffers.rows("policy", 10, head.weight)
+        token_logprobs(hidden, labels, head, buffers=buffers)
+        assert buffers.rows("policy", 7, head.weight).data_ptr() == first.data_ptr()
+        assert buffers.rows("policy", 11, head.weight).data_ptr() != first.data_ptr()
+        assert buffers.rows("reference", 7, head.weight).data_ptr() != first.data_ptr()
+        assert buffers.rows("policy", 7, head.weight.double()).dtype == torch.float64
+    one, other = (buffers.rows("policy", 7, head.weight) for _ in range(2))
+    assert one.data_ptr() != other.data_ptr()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -89,7 +114,7 @@ def test_gradients_against_finite_differences(kind):
         @staticmethod
         def forward(ctx, h, w):
             ctx.save_for_backward(h, w)
-            return (weights * token_logprobs(h, labels, head._replace(weight=w)).logprobs ** 2).sum()
+            return (weights * token_logprobs(h, labels, head._replace(weight=w)) ** 2).sum()
 
         @staticmethod
         def backward(ctx, upstream):
@@ -113,7 +138,7 @@ def test_a_frozen_head_gets_no_gradient():
 
 def test_under_autocast_the_product_is_bfloat16_and_the_gradients_float32():
     hidden, labels, head = make("plain")
-    exact = token_logprobs(hidden, labels, head).logprobs
+    exact = token_logprobs(hidden, labels, head)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rows = policy_gradient_rows(hidden, labels, head, lambda rows, chunk: torch.ones_like(chunk))
     rows.anchor.backward()

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
+from trl_step.models.modes import replaced_forward
 
 logger = logging.getLogger(__name__)
 
@@ -105,16 +106,8 @@ def resuming(cut: TrunkCut, states: torch.Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(cut.layers[cut.depth].register_forward_pre_hook(put, with_kwargs=True).remove)
         for layer in cut.layers[: cut.depth]:
-            stack.callback(_restore_forward, layer, layer.__dict__.get("forward"))
-            layer.forward = hand_through  # type: ignore[method-assign]
+            stack.enter_context(replaced_forward(layer, hand_through))
         yield
-
-
-def _restore_forward(layer: nn.Module, own: Any) -> None:
-    if own is None:
-        del layer.forward
-    else:
-        layer.forward = own  # type: ignore[method-assign]
 
 
 def _layers(model: nn.Module) -> list[nn.Module] | None:

@@ -12,6 +12,7 @@ the logits in the backward pass would take four.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +20,42 @@ import torch.nn.functional as F
 
 from trl_step.ppo.kl import kl_penalty
 
-CHUNK_ELEMENTS = 1 << 23
-"""Logits of one chunk: 8 Mi numbers, 32 MiB in float32."""
+CHUNK_ELEMENTS = 1 << 24
+"""Logits of one chunk: 16 Mi numbers, 64 MiB in float32."""
 MIN_CHUNK_ROWS = 128
 """Fewer rows starve the matrix product."""
+
+
+class ChunkBuffers:
+    """The buffers that chunks of logits are computed in.
+
+    Inside `kept` one call hands them to the next: on a CPU the pages of a fresh buffer cost as much as a pass over it.
+    """
+
+    def __init__(self) -> None:
+        self._keep = False
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Buffers live until the end of this context."""
+        self._keep = True
+        try:
+            yield
+        finally:
+            self._keep = False
+            self._buffers.clear()
+
+    def rows(self, name: str, rows: int, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised [rows, V] in the dtype and on the device of `like` [V, D]; `name` tells buffers apart that are
+        in use at the same time."""
+        buffer = self._buffers.get(name)
+        fits = buffer is not None and buffer.shape[1] == len(like) and len(buffer) >= rows
+        if buffer is None or not fits or (buffer.dtype, buffer.device) != (like.dtype, like.device):
+            buffer = like.new_empty((rows, len(like)))
+        if self._keep:
+            self._buffers[name] = buffer
+        return buffer[:rows]
 
 
 class OutputHead(NamedTuple):
@@ -39,13 +72,6 @@ class OutputHead(NamedTuple):
         """[N, D] -> [N, V], all at once: the definition, for when memory does not matter."""
         product = F.linear(hidden, self.weight, self.bias) * self.scale
         return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
-
-
-class TokenLogprobs(NamedTuple):
-    """Both [N], float32 (float64 for such a head), without a gradient; `entropy` in nats, None if not asked for."""
-
-    logprobs: torch.Tensor
-    entropy: torch.Tensor | None
 
 
 def _compute_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -70,20 +96,27 @@ class _Chunk(NamedTuple):
     tanh: torch.Tensor | None
     """[n, V]: logits / softcap, for the derivative of the soft cap."""
 
+    def of(self, labels: torch.Tensor) -> torch.Tensor:
+        """The log-probs [n] of the chunk's own among `labels` [N]."""
+        return self.logprobs.gather(1, labels[self.rows].unsqueeze(1)).squeeze(1)
+
 
 def _vocabulary_logprobs(
-    hidden: torch.Tensor, weight: torch.Tensor, head: OutputHead, temperature: float
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    head: OutputHead,
+    temperature: float,
+    buffers: ChunkBuffers,
+    name: str = "policy",
 ) -> Iterator[_Chunk]:
     """Walk over hidden [N, D] and yield each chunk's log-probs of the whole vocabulary.
 
     `hidden` and `weight` have the dtype of the product; everything behind the product is float32 at least.
     """
-    rows = _chunk_rows(weight.shape[0])
-    buffer: torch.Tensor | None = None
-    for start in range(0, hidden.shape[0], rows):
-        chunk = hidden[start : start + rows]
-        if buffer is None:
-            buffer = chunk.new_empty((chunk.shape[0], weight.shape[0]))
+    most = _chunk_rows(weight.shape[0])
+    buffer = buffers.rows(name, min(most, len(hidden)), weight)
+    for start in range(0, hidden.shape[0], most):
+        chunk = hidden[start : start + most]
         logits = torch.mm(chunk, weight.t(), out=buffer[: chunk.shape[0]])
         if head.bias is not None:
             logits = logits.add_(head.bias)
@@ -105,32 +138,23 @@ def token_logprobs(
     labels: torch.Tensor,
     head: OutputHead,
     temperature: float = 1.0,
-    with_entropy: bool = False,
-) -> TokenLogprobs:
-    """log p(label) and the entropy of p for each row, where p = softmax(logits / temperature). No gradient.
+    buffers: ChunkBuffers | None = None,
+) -> torch.Tensor:
+    """log p(label) of each row, where p = softmax(logits / temperature): [N] float32 (float64 for such a head).
 
     Args:
         hidden: [N, D], what enters the output embedding
         labels: [N] int64
         temperature: the sampling temperature under which the log-probs are taken
+        buffers: to be used again; None: fresh ones
     """
     dtype = _compute_dtype(head.weight)
     logprobs = torch.empty(labels.shape, dtype=_wide(dtype), device=hidden.device)
-    entropy = torch.empty_like(logprobs) if with_entropy else None
     with torch.autocast(hidden.device.type, enabled=False):
-        for chunk in _vocabulary_logprobs(hidden.to(dtype), head.weight.to(dtype), head, temperature):
-            logprobs[chunk.rows] = chunk.logprobs.gather(1, labels[chunk.rows].unsqueeze(1)).squeeze(1)
-            if entropy is not None:
-                entropy[chunk.rows] = _entropy(chunk.logprobs, chunk.logprobs.exp())
-    return TokenLogprobs(logprobs, entropy)
-
-
-def _entropy(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """-sum p log p per row: [n, V], [n, V] -> [n], without a third tensor of that size on a CPU."""
-    if probabilities.device.type == "cpu" and len(probabilities):
-        # dot products row by row read each number once; as one batched product they take ten times as long there
-        return -torch.stack([torch.dot(p, log_p) for p, log_p in zip(probabilities, logprobs, strict=True)])
-    return -torch.linalg.vecdot(probabilities, logprobs)
+        rows, weight = hidden.to(dtype), head.weight.to(dtype)
+        for chunk in _vocabulary_logprobs(rows, weight, head, temperature, buffers or ChunkBuffers()):
+            logprobs[chunk.rows] = chunk.of(labels)
+    return logprobs
 
 
 class Divergence(NamedTuple):
@@ -149,25 +173,26 @@ def exact_divergence(
     head: OutputHead,
     ref_head: OutputHead,
     temperature: float = 1.0,
+    buffers: ChunkBuffers | None = None,
 ) -> Divergence:
     """KL(policy || reference) over the whole vocabulary, row by row, without two [N, V] tensors.
 
     Args:
         hidden, ref_hidden: [N, D], of policy and reference; their widths may differ, their vocabularies may not
         labels: [N] int64
-        temperature: as in `token_logprobs`
+        temperature, buffers: as in `token_logprobs`
     """
+    buffers = buffers or ChunkBuffers()
     dtype = _compute_dtype(head.weight)
     columns = [torch.empty(labels.shape, dtype=_wide(dtype), device=hidden.device) for _ in range(3)]
     with torch.autocast(hidden.device.type, enabled=False):
         ours, theirs = (
-            _vocabulary_logprobs(rows.to(dtype), one.weight.to(dtype), one, temperature)
-            for rows, one in ((hidden, head), (ref_hidden, ref_head))
+            _vocabulary_logprobs(rows.to(dtype), one.weight.to(dtype), one, temperature, buffers, name)
+            for rows, one, name in ((hidden, head, "policy"), (ref_hidden, ref_head, "reference"))
         )
         for chunk, ref_chunk in zip(ours, theirs, strict=True):
-            label = labels[chunk.rows].unsqueeze(1)
-            columns[0][chunk.rows] = chunk.logprobs.gather(1, label).squeeze(1)
-            columns[1][chunk.rows] = ref_chunk.logprobs.gather(1, label).squeeze(1)
+            columns[0][chunk.rows] = chunk.of(labels)
+            columns[1][chunk.rows] = ref_chunk.of(labels)
             columns[2][chunk.rows] = kl_penalty(chunk.logprobs, ref_chunk.logprobs, "full")
     return Divergence(*columns)
 
@@ -177,7 +202,16 @@ LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]
 
 
 class _PolicyGradientRows(torch.autograd.Function):
-    """Returns 0 with the gradients of a loss that is a sum of functions of single log-probs."""
+    """Returns 0 with the gradients of a loss that is a sum of functions of single log-probs.
+
+    With p the distribution of a row, y its label, h its hidden state, c = scale / temperature and g = d loss / d log
+    p(y): d loss / d logits = g (onehot(y) - p), so with the row e = p - onehot(y)
+
+        d loss / d h = -g c (e @ weight),    d loss / d weight = -c sum over rows of g outer(e, h)
+
+    g and c multiply rows of width D, never of width V. The entropy needs no pass over the vocabulary either, as the
+    expected logit comes with the first product: H = -log p(y) - c (h . (e @ weight) + e . bias).
+    """
 
     @staticmethod
     def forward(
@@ -190,38 +224,44 @@ class _PolicyGradientRows(torch.autograd.Function):
         temperature: float,
         gradient_of: LogprobGradient,
         dtype: torch.dtype,
+        buffers: ChunkBuffers,
+        take_gradient: Callable[[torch.Tensor], None] | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows_in, weight_in = hidden.to(dtype), weight.to(dtype)
-        logprobs = torch.empty(labels.shape, dtype=_wide(dtype), device=hidden.device)
+        rows_in, weight_in, factor = hidden.to(dtype), weight.to(dtype), head.scale / temperature
+        wide = _wide(dtype)
+        logprobs = torch.empty(labels.shape, dtype=wide, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        d_hidden = torch.empty_like(rows_in) if ctx.needs_input_grad[0] else None
-        d_weight = torch.empty_like(weight, dtype=_wide(dtype)) if ctx.needs_input_grad[1] else None
+        d_hidden = torch.empty_like(rows_in)
+        d_weight = torch.empty_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         if d_weight is not None and len(labels) == 0:
             d_weight.zero_()
-        d_bias = torch.zeros_like(bias, dtype=_wide(dtype)) if bias is not None and ctx.needs_input_grad[2] else None
-        buffer: torch.Tensor | None = None
-        for chunk in _vocabulary_logprobs(rows_in, weight_in, head, temperature):
-            rows, label = chunk.rows, labels[chunk.rows].unsqueeze(1)
-            logprobs[rows] = chunk.logprobs.gather(1, label).squeeze(1)
-            buffer = torch.empty_like(chunk.logprobs) if buffer is None else buffer
-            d_logits = torch.exp(chunk.logprobs, out=buffer[: len(label)])
-            entropy[rows] = _entropy(chunk.logprobs, d_logits)
-            # d log p(label) / d logits = onehot(label) - p, times d loss / d log p, the head's scale and 1/temperature
-            slope = (gradient_of(rows, logprobs[rows]) * (head.scale / temperature)).unsqueeze(1)
-            d_logits.mul_(-slope).scatter_add_(1, label, slope)
+        d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
+        for chunk in _vocabulary_logprobs(rows_in, weight_in, head, temperature, buffers):
+            rows = chunk.rows
+            logprobs[rows] = chunk.of(labels)
+            slope = -factor * gradient_of(rows, logprobs[rows]).unsqueeze(1)
+            error = chunk.logprobs.exp_()
+            error.scatter_add_(1, labels[rows].unsqueeze(1), error.new_full(slope.shape, -1.0))
             if chunk.tanh is not None:
-                d_logits.mul_(1 - chunk.tanh.square())
-            d_product = d_logits.to(dtype)
-            if d_hidden is not None:
-                torch.mm(d_product, weight_in, out=d_hidden[rows])
+                surplus = torch.linalg.vecdot(error, chunk.tanh) * (head.softcap / temperature)
+                error.mul_(1 - chunk.tanh.square())
+            narrow = error.to(dtype)
+            product = torch.mm(narrow, weight_in, out=d_hidden[rows])
+            if chunk.tanh is None:
+                surplus = factor * torch.linalg.vecdot(rows_in[rows].to(wide), product.to(wide))
+                if bias is not None:
+                    surplus += factor * (error @ bias.to(wide))
+            # the expected logit over that of the label is what the entropy has over -log p(label)
+            entropy[rows] = -logprobs[rows] - surplus
+            product.mul_(slope)
             if d_weight is not None:
-                _add_product(d_weight, d_product, rows_in[rows], first=rows.start == 0)
+                _add_product(d_weight, narrow, (rows_in[rows] * slope).to(dtype), first=rows.start == 0)
             if d_bias is not None:
-                d_bias.add_(d_logits.sum(dim=0))
+                d_bias.add_(slope.squeeze(1) @ error)
         ctx.gradients = d_hidden, d_weight, d_bias
-        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.dtypes, ctx.take_gradient = (hidden.dtype, weight.dtype), take_gradient
         ctx.mark_non_differentiable(logprobs, entropy)
-        return hidden.new_zeros((), dtype=_wide(dtype)), logprobs, entropy
+        return hidden.new_zeros((), dtype=wide), logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -236,7 +276,9 @@ class _PolicyGradientRows(torch.autograd.Function):
             None if gradient is None else gradient.to(dtype)
             for gradient, dtype in ((d_hidden, hidden_dtype), (d_weight, weight_dtype), (d_bias, weight_dtype))
         ]
-        return (*gradients, None, None, None, None, None)
+        if gradients[1] is not None and ctx.take_gradient is not None:
+            ctx.take_gradient(gradients[1])
+        return (*gradients, *[None] * 7)
 
 
 def _add_product(total: torch.Tensor, d_product: torch.Tensor, rows: torch.Tensor, first: bool) -> None:
@@ -263,6 +305,8 @@ def policy_gradient_rows(
     head: OutputHead,
     gradient_of: LogprobGradient,
     temperature: float = 1.0,
+    buffers: ChunkBuffers | None = None,
+    take_gradient: Callable[[torch.Tensor], None] | None = None,
 ) -> PolicyGradientRows:
     """Log-probs and entropies, and the gradient of a loss that is a sum of functions of single log-probs.
 
@@ -270,15 +314,14 @@ def policy_gradient_rows(
         hidden: [N, D], with its autograd history
         labels: [N] int64
         gradient_of: called once per chunk, gives d loss / d log-prob of its rows
-        temperature: as in `token_logprobs`
+        temperature, buffers: as in `token_logprobs`
+        take_gradient: called in the backward pass with the gradient of the weight [V, D] that is handed to autograd
 
     `anchor.backward()` (times any upstream factor) adds to hidden, weight and bias what the loss itself would.
     """
-    dtype = _compute_dtype(head.weight)
+    settings = temperature, gradient_of, _compute_dtype(head.weight), buffers or ChunkBuffers(), take_gradient
     with torch.autocast(hidden.device.type, enabled=False):
-        return PolicyGradientRows(
-            *_PolicyGradientRows.apply(hidden, head.weight, head.bias, head, labels, temperature, gradient_of, dtype)
-        )
+        return PolicyGradientRows(*_PolicyGradientRows.apply(hidden, head.weight, head.bias, head, labels, *settings))
 
 
 def logprobs_of_logits(logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

@@ -40,7 +40,7 @@ def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> tuple[Stats, int]:
     tokens: list[float] = []
     ratio_error = torch.zeros(())
     epochs_run = 0
-    with _in_training(trainer), training_without_dropout(trainer.model):
+    with _in_training(trainer), training_without_dropout(trainer.model), trainer._forward.buffers.kept():
         for _ in range(config.ppo_epochs):
             epochs_run += 1
             order = np.random.permutation(count)

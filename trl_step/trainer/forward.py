@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,10 @@ from trl_step.models.modeling_value_head import (
     AutoModelForSeq2SeqLMWithValueHead,
 )
 from trl_step.models.output_head import describe_output_head
+from trl_step.models.tied_embedding import JoinedGradient, joined_where_tied
 from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.token_logprobs import (
+    ChunkBuffers,
     Divergence,
     LogprobGradient,
     OutputHead,
@@ -71,6 +74,7 @@ class TokenForward:
         self.unwrap = unwrap
         self.layout = layout
         self.temperature = temperature
+        self.buffers = ChunkBuffers()
         self._heads: dict[int, _HeadAccess] = {}
 
     def register(self, model: PreTrainedModelWrapper) -> None:
@@ -133,11 +137,14 @@ class TokenForward:
         labels = self.labels(inputs, mask)
         access = self._head_access(model)
         if access.head is not None:
-            result, _, values = model(
-                **self.model_kwargs(model, inputs, left_padded),
-                rows=torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1),
-                head=self._head_function(access.head, labels, gradient_of),
-            )
+            joined = JoinedGradient()
+            trains = gradient_of is not None and access.head.weight.requires_grad
+            with joined_where_tied(self.unwrap(model).pretrained_model, joined) if trains else nullcontext():
+                result, _, values = model(
+                    **self.model_kwargs(model, inputs, left_padded),
+                    rows=torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1),
+                    head=self._head_function(access.head, labels, gradient_of, joined.put),
+                )
             logprobs, entropy, anchor = result
         else:
             logits, values = self._chosen_logits(model, access, inputs, chosen, left_padded)
@@ -171,6 +178,22 @@ class TokenForward:
         )
         return Rows(hidden, access.head._replace(weight=weight)), values
 
+    def divergence(self, rows: Rows, ref_rows: Rows, labels: torch.Tensor) -> Divergence:
+        """The exact divergence of two models at N positions; in chunks where both heads are plain products."""
+        if rows.head is not None and ref_rows.head is not None:
+            heads = rows.head, ref_rows.head
+            return exact_divergence(rows.states, ref_rows.states, labels, *heads, self.temperature, self.buffers)
+        ours, theirs = (
+            torch.log_softmax(
+                (r.states if r.head is None else r.head.logits(r.states)).float() / self.temperature, dim=-1
+            )
+            for r in (rows, ref_rows)
+        )
+        label = labels.unsqueeze(1)
+        return Divergence(
+            ours.gather(1, label).squeeze(1), theirs.gather(1, label).squeeze(1), kl_penalty(ours, theirs, "full")
+        )
+
     def _chosen_logits(
         self, model: Any, access: _HeadAccess, inputs: Inputs, chosen: torch.Tensor, left_padded: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,30 +207,21 @@ class TokenForward:
         return logits[rows], values[rows]
 
     def _head_function(
-        self, described: OutputHead, labels: torch.Tensor, gradient_of: LogprobGradient | None
+        self,
+        described: OutputHead,
+        labels: torch.Tensor,
+        gradient_of: LogprobGradient | None,
+        take_gradient: Callable[[torch.Tensor], None],
     ) -> Callable:
         def rows_to_logprobs(hidden: torch.Tensor, embedding: Any) -> tuple[torch.Tensor | None, ...]:
             head = described._replace(weight=embedding.weight)
             if gradient_of is None:
-                return token_logprobs(hidden, labels, head, self.temperature).logprobs, None, None
-            rows = policy_gradient_rows(hidden, labels, head, gradient_of, self.temperature)
+                return token_logprobs(hidden, labels, head, self.temperature, self.buffers), None, None
+            settings = self.temperature, self.buffers, take_gradient
+            rows = policy_gradient_rows(hidden, labels, head, gradient_of, *settings)
             return rows.logprobs, rows.entropy, rows.anchor
 
         return rows_to_logprobs
-
-
-def divergence_of(rows: Rows, ref_rows: Rows, labels: torch.Tensor, temperature: float) -> Divergence:
-    """The exact divergence of two models at N positions; in chunks where both heads are plain products."""
-    if rows.head is not None and ref_rows.head is not None:
-        return exact_divergence(rows.states, ref_rows.states, labels, rows.head, ref_rows.head, temperature)
-    ours, theirs = (
-        torch.log_softmax((r.states if r.head is None else r.head.logits(r.states)).float() / temperature, dim=-1)
-        for r in (rows, ref_rows)
-    )
-    label = labels.unsqueeze(1)
-    return Divergence(
-        ours.gather(1, label).squeeze(1), theirs.gather(1, label).squeeze(1), kl_penalty(ours, theirs, "full")
-    )
 
 
 def _plain_anchor(

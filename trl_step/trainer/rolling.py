@@ -35,7 +35,7 @@ def roll_forward(
     inputs = dict(trainer.prepare_model_inputs(queries, responses))
     full = trainer.config.kl_penalty == "full"
     own_penalty = full and trainer._overrides("compute_rewards", "_kl_penalty")
-    with torch.no_grad(), one_attention_kernel(trainer.model):
+    with torch.no_grad(), one_attention_kernel(trainer.model), trainer._forward.buffers.kept():
         if own_penalty or trainer._overrides("batched_forward_pass"):
             rolled = _by_hook(trainer, queries, responses, inputs, response_masks)
         else:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from trl_step.models.frozen_trunk import FrozenTrunk
-from trl_step.trainer.forward import TokenForward, divergence_of
+from trl_step.trainer.forward import TokenForward
 from trl_step.trainer.forward_size import ForwardSize
 from trl_step.trainer.layout import Inputs
 
@@ -112,7 +112,7 @@ def paired_sweep(
             rows, values = forward.rows(policy, piece.inputs, piece.masks, piece.left_padded)
         with as_reference(), trunk.reference(*piece.place):
             ref_rows, _ = forward.rows(reference, piece.inputs, piece.masks, piece.left_padded)
-        found = divergence_of(rows, ref_rows, forward.labels(piece.inputs, piece.masks), forward.temperature)
+        found = forward.divergence(rows, ref_rows, forward.labels(piece.inputs, piece.masks))
         samples, positions = piece.masks.bool().nonzero(as_tuple=True)
         place = (piece.samples[samples], positions + piece.predicted.start)
         for target, flat in zip(outputs, (found.logprobs, values, found.ref_logprobs, found.divergence), strict=True):

@@ -57,6 +57,7 @@ def test_another_use_of_the_weight_is_not_lost(other_use):
     embedding = torch.nn.Embedding(4, 2, _weight=weight)
     embedding.weight = weight
     joined = JoinedGradient()
+    places = []
 
     class Head(torch.autograd.Function):
         @staticmethod
@@ -67,6 +68,7 @@ def test_another_use_of_the_weight_is_not_lost(other_use):
         def backward(ctx, upstream):
             gradient = torch.full((4, 2), 2.0)
             joined.put(gradient)
+            places.append(gradient.data_ptr())
             return torch.full((3, 2), 3.0), gradient
 
     class Model(torch.nn.Module):
@@ -86,6 +88,7 @@ def test_another_use_of_the_weight_is_not_lost(other_use):
     Head.apply(hidden, weight).backward()
     expected = torch.tensor([[2.0, 2.0], [8.0, 8.0], [7.0, 7.0] if other_use else [2.0, 2.0], [5.0, 5.0]])
     torch.testing.assert_close(weight.grad, expected)
+    assert (weight.grad.data_ptr() == places[0]) != other_use, "a copy was made"
 
 
 def test_padding_does_not_train():

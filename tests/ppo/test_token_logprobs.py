@@ -78,6 +78,7 @@ def test_buffers_are_used_again_and_given_back():
         assert buffers.rows("policy", 11, head.weight).data_ptr() != first.data_ptr()
         assert buffers.rows("reference", 7, head.weight).data_ptr() != first.data_ptr()
         assert buffers.rows("policy", 7, head.weight.double()).dtype == torch.float64
+        buffers.rows("policy", 7, head.weight)
     one, other = (buffers.rows("policy", 7, head.weight) for _ in range(2))
     assert one.data_ptr() != other.data_ptr()
 

@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # waiting threads sleep in place of spinning: on a busy machine a spinning one takes the core that it waits for
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-fast lint type format clean
+.PHONY: help demo test test-fast bench-quick lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ test: $(INSTALLED) ## run all tests
 
 test-fast: $(INSTALLED) ## run all tests that are not marked slow
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+BENCHMARKS := step generate scaling options demo_seeds
+bench-quick: $(INSTALLED) ## run every benchmark on a tiny case, to see that it works; times are not judged
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick; done
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(BIN)/ruff check .

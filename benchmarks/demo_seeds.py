@@ -1,6 +1,7 @@
 """The sentiment example with three seeds: what it claims about reward, KL, variety and time, as a table and JSON.
 
     python benchmarks/demo_seeds.py
+    python benchmarks/demo_seeds.py --quick    # two steps of a tiny model, only to see that it works
 
 The built-in model and data are built anew, in the first run; options behind `--` go to the example.
 Ends with status 1 if a run misses a bound.
@@ -11,18 +12,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from report import RESULTS, save, show
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "examples" / "sentiment" / "ppo_sentiment.py"
 COLUMNS = (
     "seed", "steps", "reward_first", "reward_last", "kl_last", "distinct_responses", "seconds", "cpu_seconds", "holds"
 )  # fmt: skip
+TINY = [
+    "--assets.train_reviews=40", "--assets.test_reviews=8", "--assets.vocabulary=400", "--assets.layers=1",
+    "--assets.width=16", "--assets.model_updates=2", "--assets.classifier_updates=2", "--batch_size=4",
+    "--mini_batch_size=2", "--steps=2", "--held_out=4", "--max_new_tokens=5",
+]  # fmt: skip
 
 
 def run_example(seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
@@ -51,35 +58,25 @@ def holds(run: dict[str, Any]) -> bool:
     )
 
 
-def print_table(runs: list[dict[str, Any]]) -> None:
-    """One line per run, columns aligned."""
-    rows = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in pick(run)] for run in runs]
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
-    for row in [list(COLUMNS), *rows]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-
-
-def pick(run: dict[str, Any]) -> list[Any]:
+def cells(run: dict[str, Any]) -> list[str]:
     """A run's values in the order of the columns."""
-    return [run[column] for column in COLUMNS]
+    return [f"{run[name]:.3f}" if isinstance(run[name], float) else str(run[name]) for name in COLUMNS]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "demo_seeds.json")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("options", nargs="*", help="options for the example, behind --")
     arguments = parser.parse_args()
+    seeds, options = (arguments.seeds[:1], TINY) if arguments.quick else (arguments.seeds, [])
     with tempfile.TemporaryDirectory() as folder:
-        runs = [run_example(seed, Path(folder), arguments.options) for seed in arguments.seeds]
-    print_table(runs)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    machine = {
-        "cores": os.cpu_count(),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-        "python": platform.python_version(),
-    }
-    arguments.out.write_text(json.dumps({"machine": machine, "runs": runs}, indent=2) + "\n", encoding="utf-8")
+        runs = [run_example(seed, Path(folder), [*options, *arguments.options]) for seed in seeds]
+    show("the sentiment example", COLUMNS, [cells(run) for run in runs])
+    if arguments.quick:
+        return 0
+    save("demo_seeds", {"threads": os.environ.get("OMP_NUM_THREADS"), "runs": runs}, arguments.output)
     return 0 if all(run["holds"] for run in runs) else 1
 
 

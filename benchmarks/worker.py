@@ -155,7 +155,7 @@ def main() -> None:
     library = importlib.import_module(job["library"])
     options = {"batch_size": case.samples, "mini_batch_size": case.mini_batch, "learning_rate": 1e-4}
     accelerator = {"cpu": True, **job.get("accelerator", {})}
-    config = library.PPOConfig(**options, accelerator_kwargs=accelerator, **job.get("config", {}))
+    config = library.PPOConfig(accelerator_kwargs=accelerator, **{**options, **job.get("config", {})})
     model = make_model(library, case)
     trainer = library.PPOTrainer(config, model, None, tokenizer(), num_shared_layers=case.shared_layers or None)
     np.random.seed(0)

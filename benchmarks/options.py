@@ -1,0 +1,79 @@
+"""What one setting costs beside the defaults: time and memory of a step, and how far its statistics move.
+
+    python benchmarks/options.py
+    python benchmarks/options.py --quick    # only to see that it works
+
+`bf16` is `mixed_precision: bf16`: it is faster than float32 on processors that have products in bfloat16 (AMX).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from cases import Case, quick
+from peers import run
+from report import RESULTS, save, show
+
+CASE = Case("options", layers=6, width=512, samples=16, query=(64, 64), response=(64, 64))
+OPTIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "kl_penalty='full'": {"config": {"kl_penalty": "full"}},
+    "mixed_precision='bf16'": {"accelerator": {"mixed_precision": "bf16"}},
+    "gradient_checkpointing=True": {"config": {"gradient_checkpointing": True}},
+    "forward_tokens=512": {"config": {"forward_tokens": 512}},
+    "mini_batch_size=1, accumulated": {"config": {"mini_batch_size": 1, "gradient_accumulation_steps": 4}},
+}
+COMPARED = ("ppo/loss/total", "ppo/policy/entropy", "ppo/val/vpred", "ppo/returns/mean", "objective/entropy")
+"""Statistics that no option should move; those that are near 0 (divergences, clip shares) have no relative error."""
+
+
+def moved(ours: dict[str, float], defaults: dict[str, float]) -> float:
+    """The largest relative difference among `COMPARED`."""
+    return max(abs(ours[key] - defaults[key]) / max(abs(defaults[key]), 1e-8) for key in COMPARED)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    case = CASE
+    if args.quick:
+        case, args.rounds, args.steps = quick(CASE), 1, 1
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in OPTIONS}
+    for _ in range(args.rounds):
+        for name, options in OPTIONS.items():
+            job = {"library": "trl_step", "case": case.arguments(), "steps": args.steps, "threads": args.threads}
+            runs[name].append(run(sys.executable, "worker.py", job | options))
+    found = {
+        name: {
+            "seconds": statistics.median([s for result in results for s in result["seconds"]]),
+            "cpu_seconds": statistics.median([s for result in results for s in result["cpu_seconds"]]),
+            "peak_mb": statistics.median([result["peak_mb"] for result in results]),
+            "saved_mb": results[0]["saved_mb"],
+            "moved": moved(results[0]["stats"], runs["defaults"][0]["stats"]),
+        }
+        for name, results in runs.items()
+    }
+    base = found["defaults"]
+    rows = [
+        [name, f"{r['seconds']:.2f}", f"{r['seconds'] / base['seconds']:.2f}",
+         f"{r['cpu_seconds'] / base['cpu_seconds']:.2f}", f"{r['peak_mb']:.0f}", f"{r['saved_mb']:.0f}",
+         f"{r['moved']:.1e}"]
+        for name, r in found.items()
+    ]  # fmt: skip
+    header = ["setting", "s/step", "time", "CPU time", "peak MB", "kept for backward MB", "statistics move by"]
+    show("one PPO step, a setting beside the defaults", header, rows)
+    if not args.quick:
+        save("options", {"case": case.arguments(), "settings": found}, args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,8 +25,10 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["trl_step", "trl_step.*"]),
-    package_data={"trl_step": ["py.typed"]},
+    packages=[*find_packages(include=["trl_step", "trl_step.*"]), "trl_step.examples.sentiment"],
+    package_dir={"trl_step.examples.sentiment": "examples/sentiment"},  # for `trl_step demo`
+    package_data={"trl_step": ["py.typed"], "trl_step.examples.sentiment": ["*.grammar"]},
+    entry_points={"console_scripts": ["trl_step = trl_step.commands:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

@@ -22,7 +22,7 @@ def run_script(script: str, arguments: Sequence[str] = ()) -> None:
     """
     if not Path(script).is_file():
         raise FileNotFoundError(f"there is no script {script}")
-    with trl_is_trl_step(), translated(tell), _command_line(script, arguments):
+    with trl_is_trl_step(), translated(tell), command_line(script, arguments):
         runpy.run_path(script, run_name="__main__")
 
 
@@ -32,8 +32,8 @@ def tell(line: str) -> None:
 
 
 @contextmanager
-def _command_line(script: str, arguments: Sequence[str]) -> Iterator[None]:
-    """`sys.argv` and the first entry of `sys.path` as the interpreter sets them."""
+def command_line(script: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Inside, `sys.argv` and the first entry of `sys.path` are as the interpreter sets them for a script."""
     argv, path = sys.argv[:], sys.path[:]
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))

@@ -1,0 +1,127 @@
+"""The console command: its list, the doctor's reading of saved runs, the facts for a report, the way to the demo."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import trl_step
+from tests.markdown_pages import ROOT
+from trl_step.commands import main, sentiment_demo
+from trl_step.commands.saved_runs import saved_runs
+
+SOUND = {"objective/kl": 0.4, "ppo/policy/entropy": 2.0, "ppo/mean_scores": 1.0, "ppo/std_scores": 0.5}
+NEGATIVE_KL = SOUND | {"objective/kl": -3.0}
+
+
+def write_lines(path: Path, steps: list[dict]) -> Path:
+    path.write_text("\n".join(json.dumps(step) for step in steps) + "\n\n")
+    return path
+
+
+def test_without_arguments_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    listed = re.findall(r"• (\w+)", capsys.readouterr().out)
+    assert listed == ["demo", "port", "doctor", "env"]
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == trl_step.__version__
+
+
+def test_port_takes_all_that_follows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "old.py"
+    script.write_text("import sys, trl\nprint(trl.__name__, sys.argv[1:])\n")
+    assert main(["port", str(script), "--check", "env"]) == 0
+    assert capsys.readouterr().out.strip() == "trl_step ['--check', 'env']"
+    assert main(["port", "--check", str(script)]) == 1
+
+
+# --- doctor --------------------------------------------------------------------------------------------------
+
+
+def test_doctor_reads_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sound = write_lines(tmp_path / "sound.jsonl", [SOUND | {"text": "x", "list": [1]}] * 3)
+    assert main(["doctor", str(sound)]) == 0
+    assert capsys.readouterr().out.startswith(f"{sound}: 3 steps\nnothing is wrong")
+    ill = write_lines(tmp_path / "ill.jsonl", [SOUND, NEGATIVE_KL])
+    assert main(["doctor", str(ill)]) == 1
+    assert "KL" in capsys.readouterr().out
+    assert main(["doctor", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert f"{sound}: 3 steps" in told
+    assert f"{ill}: 2 steps" in told
+
+
+def test_doctor_reads_tensorboard_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = SummaryWriter(str(tmp_path / "run"))
+    for step, stats in enumerate([SOUND, SOUND, NEGATIVE_KL], start=1):
+        for key, value in stats.items():
+            writer.add_scalar(key, value, step)
+    writer.add_hparams({"lr": 0.1}, {"x": 1.0})  # goes into a folder of its own, without statistics
+    writer.close()
+    ((_, steps),) = saved_runs(tmp_path)
+    assert [step["objective/kl"] for step in steps] == pytest.approx([0.4, 0.4, -3.0])
+    assert main(["doctor", str(tmp_path)]) == 1
+    assert "run: 3 steps" in capsys.readouterr().out
+    (file,) = (tmp_path / "run").glob("events*")
+    assert main(["doctor", str(file)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}\n{", r"run\.jsonl:2 is no JSON"), ("{}\n\n[1]", r"run\.jsonl:3 is a list"), (None, "holds neither")],
+)
+def test_doctor_says_what_it_cannot_read(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "run.jsonl").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        main(["doctor", str(tmp_path)])
+
+
+# --- env -----------------------------------------------------------------------------------------------------
+
+
+def test_facts_name_versions_and_hold_no_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
+    monkeypatch.setenv("WANDB_API_KEY", "verysecret")
+    monkeypatch.setenv("HOME", str(ROOT))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["env"]) == 0
+    told = capsys.readouterr().out
+    assert f"- trl_step: {trl_step.__version__} in ~/trl_step\n" in told
+    assert f"- torch: {torch.__version__}\n" in told
+    assert "- accelerators: " in told
+    assert "- LOCAL_RANK: 1\n" in told
+    assert "verysecret" not in told
+
+
+# --- demo ----------------------------------------------------------------------------------------------------
+
+
+def test_demo_of_a_clone_is_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["demo", "--help"])
+    told = capsys.readouterr().out
+    assert "ppo_sentiment.py" in told
+    assert "--init-kl-coef" in told.replace("_", "-")
+
+
+def test_demo_of_an_installed_package_is_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sentiment_demo, "PACKAGE", tmp_path)
+    with pytest.raises(FileNotFoundError, match="install trl_step with pip"):
+        main(["demo"])
+    script = tmp_path / "examples/sentiment/ppo_sentiment.py"
+    script.parent.mkdir(parents=True)
+    (script.parent / "neighbour.py").write_text("name = 'neighbour'\n")
+    script.write_text("import sys, neighbour\nprint(neighbour.name, *sys.argv[1:])\n")
+    assert main(["demo", "--seed=2"]) == 0
+    assert capsys.readouterr().out.strip() == f"neighbour --cache_dir={sentiment_demo.CACHE} --seed=2"

@@ -1,0 +1,73 @@
+"""The console command `trl_step`, also `python -m trl_step`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.extras import SubcommandApp
+
+import trl_step
+
+app = SubcommandApp()
+
+
+@app.command
+def demo(*arguments: str) -> int:
+    """Tune a small language model towards positive film reviews, without a network, in a few minutes.
+
+    `trl_step demo --help` lists the settings, PPOConfig's among them.
+    """
+    from trl_step.commands.sentiment_demo import run_demo
+
+    return run_demo(arguments)
+
+
+@app.command
+def port(*arguments: str) -> int:
+    """Run a script of TRL 0.7 as it stands; check or rewrite it with --check or --write.
+
+    `trl_step port [--check | --write] script.py [its own arguments]`
+    """
+    from trl_step.port.command_line import main as port_main
+
+    return port_main(arguments)
+
+
+@app.command
+def doctor(run: Annotated[Path, tyro.conf.Positional]) -> int:
+    """Say what is wrong with a run, the likely cause, and the setting to turn.
+
+    Args:
+        run: a file of statistics with one JSON object per line, a tensorboard log, or a folder with either.
+    """
+    from trl_step.commands.saved_runs import examine
+
+    return examine(run)
+
+
+@app.command
+def env() -> int:
+    """Print versions and devices for a report of a bug. There are no secrets in it."""
+    from trl_step.commands.facts import facts
+
+    print("\n".join(f"- {name}: {value}" for name, value in facts().items()))
+    return 0
+
+
+PASSED_ON = {"demo": demo, "port": port}
+"""Commands whose arguments belong to another command line, options included."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status; without arguments list the commands."""
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if words[0] in PASSED_ON:
+        return PASSED_ON[words[0]](*words[1:])
+    if words[0] == "--version":
+        print(trl_step.__version__)
+        return 0
+    return app.cli(prog="trl_step", description=trl_step.__doc__, args=words)

@@ -1,0 +1,34 @@
+"""`trl_step demo`: the sentiment example, from a clone or from an installed package."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+
+from trl_step.port.run import command_line
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SCRIPT = Path("examples", "sentiment", "ppo_sentiment.py")
+CACHE = Path("~/.cache/trl_step/sentiment").expanduser()
+
+
+def run_demo(arguments: Sequence[str]) -> int:
+    """Run the example as `python examples/sentiment/ppo_sentiment.py arguments...` would.
+
+    A package that was installed from a wheel holds a copy of it (see setup.py), and keeps what it builds in the user's
+    cache; a clone uses its own.
+
+    Raises:
+        FileNotFoundError: the package was copied here without its examples.
+    """
+    packaged, cloned = PACKAGE / SCRIPT, PACKAGE.parent / SCRIPT
+    if packaged.is_file():
+        script, options = packaged, [f"--cache_dir={CACHE}", *arguments]
+    elif cloned.is_file():
+        script, options = cloned, list(arguments)
+    else:
+        raise FileNotFoundError(f"the example is neither {packaged} nor {cloned}: install trl_step with pip")
+    with command_line(str(script), options):
+        runpy.run_path(str(script), run_name="__main__")
+    return 0

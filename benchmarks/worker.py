@@ -109,9 +109,10 @@ def fill(module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in named:
-            if "ln_" in name or name.endswith("bias"):
-                continue
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "ln_" not in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
 def batch(case: Case, seed: int):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.distributed.tensor import DTensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -134,5 +135,6 @@ def batch(
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of all parameters."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """A copy of all parameters; of a sharded model every process has to ask for them."""
+    whole = ((n, p.full_tensor() if isinstance(p, DTensor) else p) for n, p in model.named_parameters())
+    return {name: parameter.detach().clone() for name, parameter in whole}

@@ -22,6 +22,6 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, A
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "1.pt").exists():
-            launch(folder)
+            launch(folder, "ddp")
     one, two = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
     return one, two

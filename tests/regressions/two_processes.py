@@ -1,12 +1,15 @@
 """Training played on two processes, and the same on one process with the joined batch.
 
-`python two_processes.py FOLDER`, with the environment that torchrun sets, plays every case as one of two processes and
-writes what it saw to FOLDER; `launch(FOLDER)` starts both. `alone(name)` plays a case on this process.
+`launch(FOLDER, "ddp")` starts two processes of this file; each plays every case and writes what it saw to FOLDER.
+`alone(name)` plays a case on this process.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +30,7 @@ from trl_step import PPOTrainer, create_reference_model
 from trl_step.ppo.batch import mini_batches
 
 ROOT = Path(__file__).parents[2]
+CONFIGURATIONS = ROOT / "examples" / "accelerate_configs"
 
 
 @dataclass
@@ -205,6 +209,7 @@ def log_and_save(rank: int, folder: Path) -> dict[str, Any]:
     return {"pushes": pushes, "stats": stats, "logged": tracker.logged, "files": sorted(os.listdir(folder / "saved"))}
 
 
+@functools.cache
 def alone(name: str) -> dict[str, Any]:
     """The case on this one process, on the joined batch, in joined mini-batches."""
     case = CASES[name]
@@ -213,32 +218,40 @@ def alone(name: str) -> dict[str, Any]:
         return play(case, None)
 
 
-def launch(folder: Path) -> None:
-    """Play all cases on two processes, started as torchrun starts them, and told nothing about the CPU."""
+def launch(folder: Path, configuration: str, script: str = __file__) -> None:
+    """Run `script` with `folder` on two processes of this machine, as a user would, and told nothing about the CPU.
+
+    Args:
+        configuration: a file of examples/accelerate_configs, without .yaml
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment = {**os.environ, **world, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, folder],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(CONFIGURATIONS / f"{configuration}.yaml"),
     ]
+    options = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", str(port)]
+    process = subprocess.Popen(
+        [*command, *options, script, str(folder)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        outputs = [process.communicate(timeout=150)[0] for process in processes]
+        output = process.communicate(timeout=150)[0]
     finally:
-        for process in processes:
-            process.kill()
-    for rank, process in enumerate(processes):
-        if process.returncode:
-            raise RuntimeError(f"process {rank} failed:\n{outputs[rank][-4000:]}")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise RuntimeError(f"a process failed:\n{output[-6000:]}")
 
 
 def main(folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
 from trl_step.models.modes import replaced_forward
+from trl_step.models.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def find_cut(model: nn.Module) -> TrunkCut | None:
     """
     layers = _layers(model)
     if layers is None or any(parameter.requires_grad for parameter in layers[0].parameters()):
+        return None
+    if is_sharded(model):  # a layer that is left out would not gather its weights as the others expect
         return None
     try:
         cut = _deepest_frozen(model, layers)

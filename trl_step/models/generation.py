@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from trl_step.core import free_device_cache
 from trl_step.models.modes import eval_mode
 from trl_step.models.row_ends import Criterion, RowEnds
+from trl_step.models.sharding import gathered
 
 DEFAULT_NEW_TOKENS = 20
 """What transformers generates when no length is given at all; used to estimate the size of a batch."""
@@ -99,8 +100,9 @@ def generate_batched(
         ]
 
     sizes = [(len(query), DEFAULT_NEW_TOKENS if limits is None else limits[i]) for i, query in enumerate(queries)]
-    in_step = _ranks_stay_in_step(inner, generation_kwargs)
-    with sampling_mode(inner):
+    # whose weights stay apart, at the caller's wish, runs equally many batches on every process: cut by count alone
+    in_step = bool(generation_kwargs.get("synced_gpus"))
+    with sampling_mode(inner), ExitStack() if in_step else gathered(inner):
         return _run_batches(sample, sizes, batch_size, 0 if in_step else token_budget, may_shrink=not in_step)
 
 
@@ -157,22 +159,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
 
 
-def _ranks_stay_in_step(model: torch.nn.Module, generation_kwargs: Mapping[str, Any]) -> bool:
-    """Whether the weights are spread over processes, so that every rank must run equally many forwards.
-
-    Then batches are cut by count alone: ranks with equally many queries make equally many batches.
-    """
-    if generation_kwargs.get("synced_gpus") is not None:
-        return bool(generation_kwargs["synced_gpus"])
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
-    from transformers.integrations import is_deepspeed_zero3_enabled
-    from transformers.integrations.fsdp import is_fsdp_managed_module
-
-    sharded = is_deepspeed_zero3_enabled() or any(is_fsdp_managed_module(module) for module in model.modules())
-    return sharded and torch.distributed.get_world_size() > 1
-
-
 class _Batch(NamedTuple):
     input_ids: torch.Tensor  # [n, W] int64
     attention_mask: torch.Tensor  # [n, W] int64
@@ -225,7 +211,8 @@ class _Options(NamedTuple):
         remove_padding: bool,
         generation_kwargs: dict[str, Any],
     ) -> _Options:
-        arguments = dict(generation_kwargs)
+        # the weights are gathered: transformers would have the processes wait for each other's last token
+        arguments = {"synced_gpus": False, **generation_kwargs}
         given = arguments.pop("generation_config", None)
         stop_strings = arguments.pop("stop_strings", None) or getattr(given, "stop_strings", None)
         criteria = list(arguments.pop("stopping_criteria", None) or [])

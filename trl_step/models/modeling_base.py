@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from trl_step.models import adapters
 from trl_step.models.decoder_pass import run_decoder
-from trl_step.models.inner_model import is_peft_model
+from trl_step.models.inner_model import is_peft_model, plain_model
 from trl_step.models.loading import current_device
 from trl_step.models.policy import PolicyRequest, keep_reference, load_policy, own_tensors
 from trl_step.models.reference import LAYER_PATTERNS, create_reference_model
@@ -175,6 +175,11 @@ class PreTrainedModelWrapper(nn.Module):
     def post_init(self, *args: Any, **kwargs: Any) -> None:
         """Take over the tensors of our own modules from a checkpoint, as the last act of `from_pretrained`."""
         raise NotImplementedError
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of modules that sharding treats as units: the wrapped model's layers."""
+        return list(plain_model(self.pretrained_model)._no_split_modules or [])
 
     # --- what the wrapped model can do -----------------------------------------------------------------------
 

@@ -125,7 +125,8 @@ class _ValueHeadModel(PreTrainedModelWrapper):
         if not reads_cache and takes_argument(self.pretrained_model, "use_cache"):
             inputs.setdefault("use_cache", False)
         output = run_decoder(self.pretrained_model, inputs, rows, head)
-        values = self.v_head(output.hidden.to(self.v_head.summary.weight.device)).squeeze(-1)
+        # a sum, as FSDP must not be handed a view
+        values = self.v_head(output.hidden.to(self.v_head.summary.weight.device)).sum(dim=-1)
         logits = output.logits
         if head is None and logits.dtype.itemsize < torch.float32.itemsize:
             logits = logits.float()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ProjectConfiguration
 
 
 def make_accelerator(
@@ -39,6 +39,7 @@ def make_accelerator(
         )
         accelerator.state.__dict__ = dict(accelerator.state.__dict__)
         accelerator.gradient_state.__dict__ = dict(accelerator.gradient_state.__dict__)
+        _take_fsdp(accelerator, options.get("fsdp_plugin"))
     finally:
         for single, state in zip(singletons, before, strict=True):
             if state:  # what was there stays there; a first trainer leaves its own state behind, as accelerate does
@@ -46,6 +47,25 @@ def make_accelerator(
                 single._shared_state.update(state)
     _check_company(accelerator.num_processes)
     return accelerator
+
+
+def _take_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None) -> None:
+    """FSDP on a CPU as on accelerators, where accelerate itself falls back to DDP; and what cannot work is told."""
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        if plugin is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+            return
+        state.fsdp_plugin = plugin or FullyShardedDataParallelPlugin()
+        state.distributed_type = DistributedType.FSDP
+    if state.distributed_type != DistributedType.FSDP:
+        return
+    if state.fsdp_plugin.fsdp_version != 2:
+        raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2 in the configuration of accelerate")
+    if state.fsdp_plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading: true leaves the weights of all processes but the first one empty when a "
+            "script loads its model; set it to false in the configuration of accelerate"
+        )
 
 
 def _processes_started() -> int:
@@ -66,7 +86,8 @@ def _check_company(num_processes: int) -> None:
     # what `accelerate launch --cpu --num_processes 2` leaves behind: it starts several processes through mpirun alone
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         warnings.warn(
-            "accelerate launch was asked for several processes, but started one; on the CPU start them with "
+            "accelerate launch was asked for several processes, but started one: with --cpu it needs MPI. Start them "
+            "with accelerate launch --multi_gpu --num_processes, which works on a CPU as well, or with "
             "torchrun --nproc_per_node",
             UserWarning,
             stacklevel=5,

@@ -98,6 +98,8 @@ def _share(trainer: PPOTrainer, mean: torch.Tensor, tokens: float) -> torch.Tens
 def _train_fused(trainer: PPOTrainer, batch: Rollout) -> Stats:
     """The fast path: the policy's gradient is formed while its log-probs are, and no logits are kept."""
     lengths = trainer._layout.predicted_ids(batch.inputs)[1].sum(dim=1).tolist()
+    if trainer._updater.sharded:  # every part is exchanged between processes, so all make equally many
+        return _train_parts(trainer, batch, trainer._forward_size.split_alike(lengths, trainer._reduce_max))
     return trainer._forward_size.run(lengths, lambda parts: _train_parts(trainer, batch, parts))
 
 
@@ -114,7 +116,7 @@ def _train_parts(trainer: PPOTrainer, batch: Rollout, parts: list[np.ndarray]) -
             with nullcontext() if piece.trunk is None else piece.trunk.training(piece.trunk_states):
                 last = part is parts[-1]
                 # processes exchange gradients in the last backward pass
-                with nullcontext() if last else trainer.accelerator.no_sync(trainer.model):
+                with nullcontext() if last else trainer._updater.without_exchange():
                     outputs, loss = _forward(trainer, piece, count)
                     for whole, own in (
                         (logprobs, outputs.logprobs),

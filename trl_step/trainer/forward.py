@@ -171,12 +171,12 @@ class TokenForward:
         if access.head is None:
             logits, values = self._chosen_logits(model, access, inputs, chosen, left_padded)
             return Rows(logits, None), values
-        (hidden, weight), _, values = model(
+        (hidden, *parameters), _, values = model(
             **self.model_kwargs(model, inputs, left_padded),
             rows=torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1),
-            head=lambda hidden, embedding: (hidden, embedding.weight),
+            head=lambda hidden, embedding: (hidden, embedding.weight, embedding.bias),
         )
-        return Rows(hidden, access.head._replace(weight=weight)), values
+        return Rows(hidden, _with_parameters(access.head, *parameters)), values
 
     def divergence(self, rows: Rows, ref_rows: Rows, labels: torch.Tensor) -> Divergence:
         """The exact divergence of two models at N positions; in chunks where both heads are plain products."""
@@ -214,7 +214,7 @@ class TokenForward:
         take_gradient: Callable[[torch.Tensor], None],
     ) -> Callable:
         def rows_to_logprobs(hidden: torch.Tensor, embedding: Any) -> tuple[torch.Tensor | None, ...]:
-            head = described._replace(weight=embedding.weight)
+            head = _with_parameters(described, embedding.weight, embedding.bias)
             if gradient_of is None:
                 return token_logprobs(hidden, labels, head, self.temperature, self.buffers), None, None
             settings = self.temperature, self.buffers, take_gradient
@@ -222,6 +222,11 @@ class TokenForward:
             return rows.logprobs, rows.entropy, rows.anchor
 
         return rows_to_logprobs
+
+
+def _with_parameters(described: OutputHead, weight: torch.Tensor, bias: torch.Tensor | None) -> OutputHead:
+    """The head with the output embedding's parameters of this pass: sharded ones are other tensors each time."""
+    return described._replace(weight=weight, bias=described.bias if bias is None else bias)
 
 
 def _plain_anchor(

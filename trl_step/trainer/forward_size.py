@@ -38,6 +38,11 @@ class ForwardSize:
             parts[-1].append(i)
         return [np.array(part, dtype=np.int64) for part in parts]
 
+    def split_alike(self, lengths: Sequence[int], reduce_max: Callable[[int], int]) -> list[np.ndarray]:
+        """`split` into as many parts as the process with the most of them has; the last ones may be empty."""
+        parts = self.split(lengths)
+        return parts + [np.zeros(0, dtype=np.int64)] * (reduce_max(len(parts)) - len(parts))
+
     def _fits(self, samples: int, longest: int) -> bool:
         if self.most_samples is not None and samples > self.most_samples:
             return False

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from trl_step.models.sharding import is_sharded
 from trl_step.trainer.ppo_config import PPOConfig
 
 _CARD = """---
@@ -57,11 +58,16 @@ def write_model_card(path: str, model_name: str, config: PPOConfig) -> None:
 
 def save(trainer: Any, folder: str, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any) -> None:
     """Save on the main process; all processes wait for it."""
-    if trainer.accelerator.is_main_process:
-        trainer._save_pretrained(str(folder))
+    _write(trainer, str(folder))
     trainer.accelerator.wait_for_everyone()
     if push_to_hub:
         push(trainer, repo_id or Path(folder).name, **kwargs)
+
+
+def _write(trainer: Any, folder: str) -> None:
+    """Every process calls it; those that only lend their part of the weights write nothing."""
+    if trainer.accelerator.is_main_process or is_sharded(trainer.accelerator.unwrap_model(trainer.model)):
+        trainer._save_pretrained(folder)
 
 
 def push(
@@ -83,11 +89,11 @@ def push(
 
     address = ""
     try:
-        if trainer.accelerator.is_main_process:
-            api = HfApi(token=token)
-            repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            with tempfile.TemporaryDirectory() as folder:
-                trainer._save_pretrained(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            _write(trainer, folder)
+            if trainer.accelerator.is_main_process:
+                api = HfApi(token=token)
+                repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
                 address = api.upload_folder(
                     repo_id=repo,
                     folder_path=folder,

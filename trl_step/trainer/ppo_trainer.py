@@ -22,6 +22,7 @@ from trl_step.models.activations import fuse_activations
 from trl_step.models.adapters import without_adapter
 from trl_step.models.generation import all_eos_ids, generate_batched, padding_id
 from trl_step.models.modes import eval_mode
+from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.ppo.advantages import advantages_and_returns
 from trl_step.ppo.batch import Padded, padding_behind
 from trl_step.ppo.diagnosis import Checkup, Circumstances
@@ -51,7 +52,13 @@ from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.rolling import Given, roll_forward
 from trl_step.trainer.rollout import RolledForward, Rollout
 from trl_step.trainer.sampling import SamplingWatch, active_dropout
-from trl_step.trainer.setup import make_kl_controller, make_optimizer, place_reference, without_unused_columns
+from trl_step.trainer.setup import (
+    make_kl_controller,
+    make_optimizer,
+    place_reference,
+    shard_with_fsdp,
+    without_unused_columns,
+)
 from trl_step.trainer.sweeps import plain_sweep, sweep
 from trl_step.trainer.update import Updater
 
@@ -176,7 +183,8 @@ class PPOTrainer(BaseTrainer):
         trackers.start(self.accelerator, config)
 
     def _prepare(self, optimizer: torch.optim.Optimizer, lr_scheduler: Any) -> None:
-        """Place everything on the device and let accelerate wrap what is trained; the reference is never wrapped."""
+        """Place everything on the device and let accelerate wrap what is trained. The reference is never wrapped, but
+        sharded where the policy is."""
         self.model, self.optimizer, self.dataloader, self.lr_scheduler = self.accelerator.prepare(
             self.model, optimizer, self.dataloader, lr_scheduler
         )
@@ -184,6 +192,8 @@ class PPOTrainer(BaseTrainer):
         self.dataloader = positioned(self.dataloader)
         if self.ref_model is not None:
             self.ref_model = place_reference(self.ref_model, self.current_device)
+        if self.accelerator.is_fsdp2:
+            shard_with_fsdp(self)
         self._updater = Updater(self.accelerator, self.model, self.optimizer, self.model_params, self.config)
 
     def prepare_dataloader(
@@ -778,7 +788,12 @@ class PPOTrainer(BaseTrainer):
         hub.write_model_card(path, model_name or "TRL Model", self.config)
 
     def _save_pretrained(self, save_directory: str) -> None:
-        self.accelerator.unwrap_model(self.model).save_pretrained(save_directory)
+        policy, state = self.accelerator.unwrap_model(self.model), None
+        if is_sharded(policy):
+            state = whole_state_dict(policy, keep=self.accelerator.is_main_process)
+        if not self.accelerator.is_main_process:
+            return
+        policy.save_pretrained(save_directory, state_dict=state)
         self.tokenizer.save_pretrained(save_directory)
         self.create_model_card(save_directory)
 

@@ -9,6 +9,7 @@ import torch
 
 from trl_step.models.frozen_trunk import FrozenTrunk
 from trl_step.models.modes import eval_mode
+from trl_step.models.sharding import gathered
 from trl_step.ppo.batch import mini_batches, spread
 from trl_step.trainer.modes import one_attention_kernel
 from trl_step.trainer.rollout import RolledForward
@@ -65,7 +66,10 @@ def _by_hook(
     full = trainer.config.kl_penalty == "full"
 
     def ask(model: Any) -> Any:
-        return trainer.batched_forward_pass(model, queries, responses, inputs, return_logits=full, response_masks=masks)
+        with gathered(trainer.accelerator.unwrap_model(model)):
+            return trainer.batched_forward_pass(
+                model, queries, responses, inputs, return_logits=full, response_masks=masks
+            )
 
     def distribution(logits: torch.Tensor) -> torch.Tensor:
         return torch.log_softmax(logits.float() / trainer.config.temperature, dim=-1)
@@ -91,10 +95,12 @@ def _one_by_one(
     tools, size = (trainer._forward, trainer._forward_size), trainer.config.mini_batch_size
     trunk, first = _frozen_trunk(trainer), _first_mini_batch(trainer, len(masks))
     logprobs = ref_logprobs = values = torch.zeros(masks.shape, device=masks.device)
+    policy, reference = _unwrapped(trainer)
     if given.old_logprobs is None or given.values is None:
-        logprobs, _, values = sweep(*tools, trainer.model, inputs, masks, size, trunk.policy, first)
+        with gathered(policy):
+            logprobs, _, values = sweep(*tools, trainer.model, inputs, masks, size, trunk.policy, first)
     if given.ref_logprobs is None:
-        with trainer.optional_peft_ctx():
+        with gathered(reference), trainer.optional_peft_ctx():
             ref_logprobs, _, _ = sweep(*tools, trainer._reference, inputs, masks, size, trunk.reference, first)
     left_padded = trainer._layout.is_left_padded(inputs)
     return RolledForward(inputs, left_padded, masks, logprobs, values, ref_logprobs, trunk=trunk)
@@ -105,18 +111,20 @@ def _side_by_side(
 ) -> RolledForward:
     """Both models mini-batch by mini-batch, for the exact divergence; it needs both, whatever the caller has."""
     trunk = _frozen_trunk(trainer)
-    outputs = paired_sweep(
-        trainer._forward,
-        trainer._forward_size,
-        trainer.model,
-        trainer._reference,
-        trainer.optional_peft_ctx,
-        inputs,
-        masks,
-        trainer.config.mini_batch_size,
-        trunk,
-        _first_mini_batch(trainer, len(masks)),
-    )
+    policy, reference = _unwrapped(trainer)
+    with gathered(policy), gathered(reference):
+        outputs = paired_sweep(
+            trainer._forward,
+            trainer._forward_size,
+            trainer.model,
+            trainer._reference,
+            trainer.optional_peft_ctx,
+            inputs,
+            masks,
+            trainer.config.mini_batch_size,
+            trunk,
+            _first_mini_batch(trainer, len(masks)),
+        )
     left_padded = trainer._layout.is_left_padded(inputs)
     return RolledForward(
         inputs,
@@ -131,8 +139,12 @@ def _side_by_side(
 
 
 def _frozen_trunk(trainer: PPOTrainer) -> FrozenTrunk:
-    policy, reference = (trainer.accelerator.unwrap_model(m) for m in (trainer.model, trainer._reference))
+    policy, reference = _unwrapped(trainer)
     return FrozenTrunk(policy.pretrained_model, reference.pretrained_model, trainer.optional_peft_ctx)
+
+
+def _unwrapped(trainer: PPOTrainer) -> tuple[Any, Any]:
+    return trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator.unwrap_model(trainer._reference)
 
 
 def _with_given(rolled: RolledForward, given: Given, positions: torch.Tensor) -> RolledForward:

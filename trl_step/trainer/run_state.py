@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trl_step.models.sharding import is_sharded
 from trl_step.trainer import random_streams, state_folder
 from trl_step.trainer.dataloader import PositionedLoader
 from trl_step.trainer.run_identity import differences, identity, packages
@@ -21,7 +22,16 @@ LATEST = "latest"
 
 
 def collect(trainer: PPOTrainer) -> dict[str, Any]:
-    """The run as it is now, as trees. Tensors are the trainer's own, not copies: write them before the next step."""
+    """The run as it is now, as trees. Tensors are the trainer's own, not copies: write them before the next step.
+
+    Raises:
+        ValueError: the weights are spread over processes.
+    """
+    if is_sharded(trainer.accelerator.unwrap_model(trainer.model)):
+        raise ValueError(
+            "save_state does not hold weights that are spread over processes (FSDP, ZeRO-3): unset save_every, and "
+            "save the whole model with save_pretrained"
+        )
     scaler = trainer.accelerator.scaler
     return {
         "policy": trainer.accelerator.unwrap_model(trainer.model).state_dict(),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
+from trl_step.models.sharding import start_fsdp
 from trl_step.ppo.kl import AdaptiveKLController, FixedKLController
 from trl_step.trainer.ppo_config import PPOConfig
+
+if TYPE_CHECKING:
+    from trl_step.trainer.ppo_trainer import PPOTrainer
 
 LOGGED_COLUMNS = frozenset(("label", "query", "response"))
 """Columns of a data set that the model does not read, but scripts and logs do."""
@@ -44,6 +49,17 @@ def place_reference(reference: Any, device: torch.device) -> Any:
     placed = getattr(reference, "is_sequential_parallel", False)
     quantized = getattr(reference.pretrained_model, "quantization_method", None)
     return (reference if placed or quantized else reference.to(device)).eval()
+
+
+def shard_with_fsdp(trainer: PPOTrainer) -> None:
+    """Shard the reference as accelerate has sharded the policy, and make both ready for passes of their parts."""
+    trainer.model_params = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    models = [trainer.model]
+    if trainer.ref_model is not None:
+        trainer.ref_model = fsdp2_prepare_model(trainer.accelerator, trainer.ref_model).eval()
+        models.append(trainer.ref_model)
+    for model in models:
+        start_fsdp(model, trainer.is_encoder_decoder, trainer.current_device)
 
 
 def without_unused_columns(dataset: datasets.Dataset, model: torch.nn.Module) -> datasets.Dataset:

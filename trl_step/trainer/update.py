@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from trl_step.models.generation import is_out_of_memory
+from trl_step.models.sharding import is_sharded, release
 from trl_step.trainer.ppo_config import PPOConfig
 
 
@@ -43,6 +44,7 @@ class Updater:
         self.optimizer = optimizer
         self.parameters = parameters
         self.config = config
+        self.sharded = is_sharded(accelerator.unwrap_model(model))
         self.skipped = 0
         self._weight = 1.0
         self._last = True
@@ -60,11 +62,19 @@ class Updater:
         """
         self._weight, self._last = weight, last
         # processes exchange gradients only behind the last mini-batch
-        with nullcontext() if last else self.accelerator.no_sync(self.model):
+        with nullcontext() if last else self.without_exchange():
             try:
                 yield
             finally:
                 self._weight, self._last = 1.0, True
+
+    def without_exchange(self) -> AbstractContextManager[None]:
+        """Inside, gradients stay on their process, to be exchanged behind the last mini-batch.
+
+        Of sharded weights they are exchanged each time: kept whole they would take the memory that sharding saves,
+        and could not be taken back.
+        """
+        return nullcontext() if self.sharded else self.accelerator.no_sync(self.model)
 
     @contextmanager
     def in_parts(self) -> Iterator[None]:
@@ -108,11 +118,12 @@ class Updater:
             ValueError: the loss is not finite though the ratio is; weights and optimizer are untouched.
         """
         skip = self._verdict(loss.detach(), mean_ratio.detach())
-        distributed = self.accelerator.num_processes > 1
+        distributed = self.accelerator.num_processes > 1 and not self.sharded
         if skip or distributed:  # processes exchange the sum, so it must be complete before the last backward
             self._take_back(keep_new=not skip)
         if skip:
             self.skipped += 1
+            release(self.model)
             warnings.warn(
                 f"a mini-batch's mean ratio {float(mean_ratio):.4g} exceeds "
                 f"ratio_threshold={self.config.ratio_threshold:g} (on this or another process): it is skipped",
@@ -136,6 +147,7 @@ class Updater:
     def reset(self) -> None:
         """Forget gradients that an interrupted step left behind, and count skipped mini-batches from 0."""
         self._forget_gradients()
+        release(self.model)
         self.skipped = 0
 
     def _forget_gradients(self) -> None:

@@ -1,0 +1,110 @@
+"""Models whose weights are spread over processes: FSDP2 and DeepSpeed ZeRO-3.
+
+Passes that need no gradient run on gathered weights: they are exchanged once, and then each process makes as many
+passes as it has work for. Training passes stay sharded, so every process makes equally many of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+_GATHERED: WeakSet[nn.Module] = WeakSet()
+"""Models that are gathered at the moment."""
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether every process holds a part of the weights only."""
+    return bool(_fsdp_units(model)) or bool(_zero3_parameters(model))
+
+
+def _fsdp_units(model: nn.Module) -> list[Any]:
+    """The modules that FSDP2 gathers by themselves, the root first."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _zero3_parameters(model: nn.Module) -> list[nn.Parameter]:
+    # DeepSpeed marks the parameters that it has partitioned; their class stays nn.Parameter
+    return [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, each process has all weights of `model`, and its forward passes exchange nothing; no gradients.
+
+    Every process enters together. Does nothing for a model that is not sharded, or gathered already.
+    """
+    if model in _GATHERED or not is_sharded(model):
+        yield
+        return
+    _GATHERED.add(model)
+    try:
+        with _whole_fsdp(model) if _fsdp_units(model) else _whole_zero3(model):
+            yield
+    finally:
+        _GATHERED.discard(model)
+
+
+@contextmanager
+def _whole_fsdp(model: nn.Module) -> Iterator[None]:
+    root, *units = _fsdp_units(model)
+    for unit in units:  # the root keeps its weights behind a forward pass in any case
+        unit.set_reshard_after_forward(False, recurse=False)
+    for unit in (root, *units):
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+        for unit in (root, *units):
+            unit.reshard()
+
+
+@contextmanager
+def _whole_zero3(model: nn.Module) -> Iterator[None]:
+    import deepspeed
+
+    with ExitStack() as stack:
+        stack.enter_context(deepspeed.zero.GatheredParameters(_zero3_parameters(model)))
+        yield
+
+
+def release(model: nn.Module) -> None:
+    """Give back what a forward pass gathered for a backward pass that never came: the next one gathers anew."""
+    for unit in _fsdp_units(model):
+        unit.reshard()
+
+
+@torch.no_grad()
+def start_fsdp(model: nn.Module, is_encoder_decoder: bool, device: torch.device) -> None:
+    """One pass through the root of a freshly sharded model: FSDP2 learns here which module is the root, and refuses
+    to learn it from a layer, which is what runs first in `generate`."""
+    ids = torch.zeros((1, 1), dtype=torch.long, device=device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    model(**inputs)
+    release(model)
+
+
+def whole_state_dict(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+    """The state dict of `model` with whole tensors on the CPU; every process calls it.
+
+    Args:
+        keep: whether this process wants it; the others get an empty one
+    """
+    with gathered(model) if _zero3_parameters(model) else ExitStack():
+        whole = {}
+        for name, tensor in model.state_dict().items():
+            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if keep:
+                whole[name] = full.detach().to("cpu", copy=True)
+    return whole

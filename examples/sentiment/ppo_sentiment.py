@@ -14,6 +14,7 @@ Every setting of PPOConfig is an option, and so is every field of `Arguments` be
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import time
@@ -52,6 +53,8 @@ BUILT_IN_SETTINGS: dict[str, Any] = {
     "mini_batch_size": 32,
     "learning_rate": 3e-4,
 }
+DEFAULT_OUTPUT = Path("runs/sentiment")
+DEFAULT_STATES = DEFAULT_OUTPUT / "states"
 
 
 @dataclass
@@ -63,8 +66,8 @@ class Arguments:
     """what to build where the built-in model, corpus or classifier is used"""
     cache_dir: Path = DEFAULT_CACHE
     """where they are kept"""
-    output_dir: Path = Path("runs/sentiment")
-    """folder for the summary, curves, tensorboard logs and the tuned model"""
+    output_dir: Path = DEFAULT_OUTPUT
+    """folder for the summary, curves, tensorboard logs, the run's states and the tuned model"""
     max_new_tokens: int = 24
     """longest response, in tokens"""
     held_out: int = 64
@@ -77,6 +80,8 @@ class Arguments:
     """rank of the adapter"""
     lora_alpha: int = 16
     """scale of the adapter"""
+    resume_from: str | None = None
+    """go on with a run: "latest", or the folder of a state; --save_every saves them"""
     trust_remote_code: bool = False
     """run code that the model's repository brings"""
 
@@ -104,6 +109,8 @@ def main() -> None:
     held_out = collate(load_queries(config.query_dataset, "test", tokenizer, arguments.held_out))
 
     before = evaluate(trainer, reward_model, held_out, arguments)
+    if arguments.resume_from:
+        trainer.load_state(arguments.resume_from)  # "latest" is nothing where there is no state yet
     history = train(trainer, reward_model, arguments)
     after = evaluate(trainer, reward_model, held_out, arguments)
 
@@ -115,8 +122,8 @@ def main() -> None:
 
 def train(trainer: PPOTrainer, reward_model: RewardModel, arguments: Arguments) -> list[dict[str, float]]:
     """The loop that this library is for: generate, score, step. Returns reward, KL and entropy of every step."""
-    history = []
-    progress = tqdm(batches(trainer), total=trainer.config.total_ppo_epochs, desc="PPO")
+    history = History(arguments.output_dir / "history.jsonl", trainer)
+    progress = tqdm(batches(trainer), initial=trainer.steps_done, total=trainer.config.total_ppo_epochs, desc="PPO")
     for batch in progress:
         # 1. generate: continue each query
         responses = generate(trainer, batch["input_ids"], arguments)
@@ -129,20 +136,36 @@ def train(trainer: PPOTrainer, reward_model: RewardModel, arguments: Arguments) 
         stats = trainer.step(batch["input_ids"], responses, scores)
         trainer.log_stats(stats, batch, scores)
 
-        history.append(
-            {
-                "reward": float(torch.stack(scores).mean()),
-                "KL": float(stats["objective/kl"]),
-                "entropy": float(stats["objective/entropy"]),
-            }
-        )
-        progress.set_postfix({name: f"{value:.2f}" for name, value in history[-1].items()})
-    return history
+        numbers = {
+            "reward": float(torch.stack(scores).mean()),
+            "KL": float(stats["objective/kl"]),
+            "entropy": float(stats["objective/entropy"]),
+        }
+        history.add(numbers)
+        progress.set_postfix({name: f"{value:.2f}" for name, value in numbers.items()})
+    return history.steps
+
+
+class History:
+    """The numbers of every step, also in a file with one line for each, which a run that goes on begins with."""
+
+    def __init__(self, path: Path, trainer: PPOTrainer) -> None:
+        written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.steps: list[dict[str, float]] = [json.loads(line) for line in written[: trainer.steps_done]]
+        self.path = path if trainer.accelerator.is_main_process else None
+        if self.path is not None:
+            self.path.write_text("".join(json.dumps(numbers) + "\n" for numbers in self.steps), encoding="utf-8")
+
+    def add(self, numbers: dict[str, float]) -> None:
+        self.steps.append(numbers)
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(numbers) + "\n")
 
 
 def batches(trainer: PPOTrainer) -> Iterator[dict[str, list]]:
-    """`total_ppo_epochs` batches, from as many passes over the data as that takes."""
-    left = trainer.config.total_ppo_epochs
+    """The rest of `total_ppo_epochs` batches, from as many passes over the data as that takes."""
+    left = trainer.config.total_ppo_epochs - trainer.steps_done
     while left > 0:
         for batch in trainer.dataloader:
             yield batch
@@ -268,7 +291,8 @@ def read_arguments(words: list[str]) -> Arguments:
     """The command line. The defaults that suit the built-in model hold for no other one."""
 
     def parse(settings: dict[str, Any]) -> Arguments:
-        default = Arguments(ppo=PPOConfig(**BUILT_IN_NAMES, log_with="tensorboard", **settings))
+        config = PPOConfig(**BUILT_IN_NAMES, log_with="tensorboard", save_dir=str(DEFAULT_STATES), **settings)
+        default = Arguments(ppo=config)
         return tyro.cli(Arguments, args=words, default=default, description=__doc__)
 
     arguments = parse(BUILT_IN_SETTINGS)
@@ -278,6 +302,8 @@ def read_arguments(words: list[str]) -> Arguments:
 def prepare(arguments: Arguments) -> None:
     """Build what is asked for by the name "built-in", and put its folder in the place of that name."""
     config = arguments.ppo
+    if config.save_dir == str(DEFAULT_STATES):
+        config.save_dir = str(arguments.output_dir / DEFAULT_STATES.name)
     config.project_kwargs.setdefault("logging_dir", str(arguments.output_dir / "tensorboard"))
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     if not any(getattr(config, setting) == name for setting, name in BUILT_IN_NAMES.items()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,6 +204,23 @@ def test_the_same_seed_gives_the_same_numbers(example, cache: Path, tmp_path: Pa
         assert runs[0][key] == runs[1][key]
 
 
+def test_a_run_in_two_parts_gives_the_same_numbers(example, cache: Path, tmp_path: Path) -> None:
+    whole = run(example, cache, tmp_path / "whole", "--log_with=None")
+    with pytest.MonkeyPatch.context() as patch:  # the second step is interrupted, and saved
+        step = example["ppo_sentiment"].PPOTrainer.step
+        patch.setattr(
+            example["ppo_sentiment"].PPOTrainer,
+            "step",
+            lambda trainer, *batch: signal.raise_signal(signal.SIGINT) if trainer.steps_done else step(trainer, *batch),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run(example, cache, tmp_path / "parts", "--log_with=None", "--save_every=10", "--resume_from=latest")
+    parts = run(example, cache, tmp_path / "parts", "--log_with=None", "--save_every=10", "--resume_from=latest")
+    assert [path.name for path in (tmp_path / "parts" / "states").iterdir()] == ["step-00000001"]
+    assert {**parts, "seconds": 0} == {**whole, "seconds": 0}
+    assert len((tmp_path / "parts" / "history.jsonl").read_text().splitlines()) == 2
+
+
 def test_lora(example, cache: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     run(example, cache, tmp_path, "--use_peft", "--log_with=None")
@@ -222,6 +240,7 @@ def test_an_encoder_decoder_of_ones_own(example, assets, cache: Path, tmp_path: 
 def test_more_steps_than_one_pass_over_the_data(example) -> None:
     class Trainer:
         dataloader = ("a", "b", "c")
+        steps_done = 0
 
         class config:
             total_ppo_epochs = 7

@@ -151,6 +151,12 @@ def test_a_name_in_may_differ_that_is_no_setting(folder: Path) -> None:
         build().load_state(folder, may_differ=("clip_range",))
 
 
+def test_a_fresh_value_head_of_the_reference_makes_no_other_run(folder: Path) -> None:
+    reference = with_value_head("gpt2")
+    torch.nn.init.normal_(reference.v_head.summary.weight)
+    assert build(reference=reference).load_state(folder) == 1
+
+
 def test_damage_changes_nothing(tmp_path: Path) -> None:
     trainer().save_state(tmp_path)
     (path,) = tmp_path.glob("data-*/policy.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,43 @@ def test_a_tracker_of_ones_own_gets_the_numbers() -> None:
     ((values, kwargs),) = tracker.seen
     assert values == {"loss": 1.0, "env/reward_mean": 2.0, "env/reward_std": 0.0}
     assert kwargs == {"step": 1}
+
+
+class Dead:
+    """A tracker whose server is down."""
+
+    def __init__(self, name: str, alive: bool = False) -> None:
+        self.name, self.alive, self.logged = name, alive, list[Any]()
+
+    def log(self, values: dict[str, Any], **_: Any) -> None:
+        if not self.alive:
+            raise ConnectionError("no route to host")
+        self.logged.append(values)
+
+
+def test_a_dead_tracker_is_told_once_and_the_others_are_written(tmp_path: Path) -> None:
+    ours = trainer("gpt2")
+    dead, other, alive = Dead("wandb"), Dead("aim"), Dead("mlflow", alive=True)
+    ours.accelerator.trackers = [dead, other, alive]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for seed in range(2):
+            queries, responses, scores = batch(seed=seed)
+            stats = ours.step(queries, responses, scores)
+            ours.log_stats(stats, COLUMNS, scores)
+    told = [str(warning.message) for warning in caught if "log_stats could not" in str(warning.message)]
+    assert [message.split()[5] for message in told] == ["wandb", "aim"]
+    assert all("ConnectionError: no route to host" in message for message in told)
+    assert len(alive.logged) == 2
+
+
+def test_a_step_whose_log_was_lost_keeps_its_number(tmp_path: Path) -> None:
+    """An automatic save stands at the end of `step`, in front of the log."""
+    ours = trainer("gpt2", save_every=2, save_dir=str(tmp_path))
+    for _ in range(2):
+        stats = ours.step(*batch())
+        ours.log_stats(stats, COLUMNS, batch()[2])
+    again = trainer("gpt2", save_dir=str(tmp_path))
+    again.load_state("latest")
+    again.log_stats(again.step(*batch()), COLUMNS, batch()[2])
+    assert again.current_step == 3

@@ -139,6 +139,22 @@ class Checkup:
         self._first: Signs | None = None
         self._recent: deque[Signs] = deque(maxlen=MEMORY)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` goes on from: numbers and texts."""
+        return {
+            "findings": [(step, tuple(diagnosis)) for step, diagnosis in self.findings],
+            "steps": self._steps,
+            "first": None if self._first is None else tuple(self._first),
+            "recent": [tuple(signs) for signs in self._recent],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.findings = [Finding(step, Diagnosis(*diagnosis)) for step, diagnosis in state["findings"]]
+        self._steps = state["steps"]
+        self._first = None if state["first"] is None else Signs(*state["first"])
+        self._recent = deque((Signs(*signs) for signs in state["recent"]), maxlen=MEMORY)
+
     def look(self, stats: Mapping[str, Any], circumstances: Circumstances = UNKNOWN) -> list[Diagnosis]:
         """What is wrong in the next step of the run and was not told of an earlier one."""
         signs = Signs.of(stats)

@@ -115,5 +115,5 @@ def push_without_failing(trainer: Any) -> None:
         warnings.warn(
             f"the push to {trainer.push_to_hub_kwargs['repo_id']} failed and training goes on: {error}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=6,
         )

@@ -48,6 +48,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "forward_tokens": (1, _INF, True),
     "generation_tokens": (1, _INF, True),
     "pad_max_len": (2, _INF, True),
+    "save_every": (1, _INF, True),
+    "keep_last": (1, _INF, True),
     "num_sample_generations": (0, _INF, True),
 }
 _FLAGS = (
@@ -75,6 +77,8 @@ _WHOLE_NUMBERS = (
     "forward_tokens",
     "generation_tokens",
     "pad_max_len",
+    "save_every",
+    "keep_last",
     "num_sample_generations",
 )
 
@@ -214,8 +218,12 @@ class PPOConfig:
     num_sample_generations: int = 0
     """tables of samples that are printed in the course of `steps`, at even distances; needs the package rich"""
 
+    save_every: Optional[int] = None
+    """steps between two automatic `save_state`s into `save_dir`; on Ctrl-C the run is saved as well"""
     save_dir: Optional[str] = None
-    """folder in which `load_state("latest")` looks for the run's states"""
+    """folder of the automatic states; `load_state("latest")` looks there"""
+    keep_last: Optional[int] = None
+    """automatic states that are kept, older ones are removed; None keeps all"""
 
     def __post_init__(self) -> None:
         self._take_json()
@@ -286,6 +294,8 @@ class PPOConfig:
             raise ValueError(f"seed={self.seed!r} must be None or a whole number from 0 to 2**32 - 1")
         if self.pad_for_acceleration and self.pad_max_len is None:
             raise ValueError("pad_for_acceleration=True needs pad_max_len, the length in tokens to pad every batch to")
+        if self.save_every is not None and not self.save_dir:
+            raise ValueError(f"save_every={self.save_every} needs save_dir, the folder to save the run's states in")
         if self.push_to_hub_if_best_kwargs and "repo_id" not in self.push_to_hub_if_best_kwargs:
             raise ValueError("push_to_hub_if_best_kwargs must contain the key 'repo_id', the hub repository to push to")
 

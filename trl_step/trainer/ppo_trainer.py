@@ -32,6 +32,7 @@ from trl_step.ppo.rewards import RunningMoments, sample_totals, shape_scores, to
 from trl_step.ppo.stats import PER_TOKEN, STATS, rollout_statistics
 from trl_step.trainer import hub, run_state, trackers
 from trl_step.trainer.accelerate_state import detach, make_accelerator
+from trl_step.trainer.autosave import AutoSave, saves_states
 from trl_step.trainer.base import BaseTrainer
 from trl_step.trainer.callbacks import Callback, StepReport, configured_callbacks
 from trl_step.trainer.checks import (
@@ -159,7 +160,9 @@ class PPOTrainer(BaseTrainer):
         self._training = False
         self._last_step: Optional[StepFacts] = None
         self._sampling = SamplingWatch(config.temperature)
+        self._failed_trackers: set[str] = set()
         self._callbacks = configured_callbacks(self)
+        self._autosave = AutoSave(self)
         if config.push_to_hub_if_best_kwargs:
             self.push_to_hub_kwargs = config.push_to_hub_if_best_kwargs
             self.compare_step = 0
@@ -307,6 +310,7 @@ class PPOTrainer(BaseTrainer):
 
     # --- the step --------------------------------------------------------------------------------------------
 
+    @saves_states
     @PPODecorators.empty_device_cache()
     def step(
         self,

@@ -21,7 +21,8 @@ _FREE = """
     accelerator_kwargs project_kwargs tracker_project_name push_to_hub_if_best_kwargs compare_steps steps
     forward_batch_size world_size optimize_cuda_cache optimize_device_cache backward_batch_size
     global_backward_batch_size global_batch_size is_encoder_decoder is_peft_model gradient_checkpointing
-    dataset_num_proc forward_tokens generation_tokens use_habana save_every save_dir keep_last
+    dataset_num_proc forward_tokens generation_tokens use_habana log_arrays progress_bar num_sample_generations
+    save_every save_dir keep_last
 """
 FREE_SETTINGS = frozenset(_FREE.split())
 """May differ: names, places, how long, and how the arithmetic is cut. The others change what is learnt, or stand
@@ -42,13 +43,15 @@ def identity(trainer: PPOTrainer) -> dict[str, Any]:
     policy = trainer.accelerator.unwrap_model(trainer.model)
     parameters = dict(policy.named_parameters())
     optimizer, loader = trainer.optimizer.optimizer, trainer.dataloader
+    # the reference's value head is drawn at random, and never asked
+    reference = None if trainer.ref_model is None else trainer.ref_model.pretrained_model.named_parameters()
     return {
         "processes": trainer.accelerator.num_processes,
         "mixed_precision": trainer.accelerator.mixed_precision,
         "settings": {f.name: getattr(trainer.config, f.name) for f in fields(PPOConfig) if f.name not in FREE_SETTINGS},
         "policy": {name: _describe(tensor) for name, tensor in policy.state_dict().items()},
         "frozen weights": fingerprint((name, p) for name, p in parameters.items() if not p.requires_grad),
-        "reference": None if trainer.ref_model is None else fingerprint(trainer.ref_model.named_parameters()),
+        "reference": None if reference is None else fingerprint(reference),
         "optimizer": {
             "class": _class_of(optimizer),
             **{key: _plain(value) for key, value in optimizer.defaults.items() if key not in IMPLEMENTATION},
@@ -68,8 +71,10 @@ def packages() -> dict[str, str]:
 
 def differences(saved: Mapping[str, Any], here: Mapping[str, Any], may_differ: Sequence[str]) -> list[str]:
     """In what the identity of a state differs from that of a trainer: one line each; settings in `may_differ` may."""
-    names = [f.name for f in fields(PPOConfig)]
-    lines = [f"may_differ: {name!r} is not a setting" for name in may_differ if name not in names]
+    defaults = {f.name: f.default for f in fields(PPOConfig)}
+    # a setting that came later had its default's effect
+    saved = {**saved, "settings": {key: saved["settings"].get(key, defaults[key]) for key in here["settings"]}}
+    lines = [f"may_differ: {name!r} is not a setting" for name in may_differ if name not in defaults]
     for part, was in saved.items():
         now = here[part]
         if was == now:

@@ -44,6 +44,7 @@ def collect(trainer: PPOTrainer) -> dict[str, Any]:
             "kl_coef": trainer.kl_ctl.value,
             "running": trainer.running.state_dict(),
             "best": _best(trainer),
+            "checkup": trainer._sampling.checkup.state_dict(),
             "packages": packages(),
         },
         _process(trainer): {
@@ -116,10 +117,12 @@ def _apply(trainer: PPOTrainer, trees: dict[str, Any]) -> None:
     trainer.running.load_state_dict(run["running"])
     if hasattr(trainer, "highest_reward") and run["best"] is not None:
         trainer.highest_reward, trainer.compare_step = run["best"]["reward"].clone(), run["best"]["compare_step"]
+    trainer._sampling.checkup.load_state_dict(run["checkup"])
     trainer.steps_done, trainer.current_step = run["steps_done"], run["current_step"]
     trainer._forward_size.most_samples = process["most_samples"]
     if process["data"] is not None:
         trainer.dataloader.go_on_from(cloned(process["data"]))
+    trainer._autosave.forget()
     random_streams.restore(process["streams"])
     other = [f"{name} {was}" for name, was in run["packages"].items() if was != packages()[name]]
     if other:

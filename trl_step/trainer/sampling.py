@@ -96,7 +96,7 @@ class SamplingWatch:
         self._sampled = False
         for diagnosis in self.checkup.look(stats, seen):
             if aloud:
-                warnings.warn(str(diagnosis), UserWarning, stacklevel=4)
+                warnings.warn(str(diagnosis), UserWarning, stacklevel=5)
 
 
 def active_dropout(model: torch.nn.Module) -> float:

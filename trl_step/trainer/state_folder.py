@@ -211,7 +211,7 @@ def newest(save_dir: Path) -> Path | None:
         except ValueError as error:
             passed.append(str(error).removesuffix(f"; {REMEDY}"))
     for told in passed:
-        warnings.warn(f"{told}: it is passed over", UserWarning, stacklevel=2)
+        warnings.warn(f"{told}: it is passed over", UserWarning, stacklevel=7)
     if complete and found is None:
         raise ValueError(f"all states in {save_dir} are damaged; load another one, or begin anew in another folder")
     return found

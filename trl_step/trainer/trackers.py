@@ -51,7 +51,8 @@ def log_step(
         return
     everyone = torch.tensor(gathered, dtype=torch.float32)
     mean, std = mean_and_std(everyone)
-    trainer.current_step += 1
+    # a step whose log was lost, because the process ended behind its save, keeps its number
+    trainer.current_step = max(trainer.current_step + 1, trainer.steps_done)
     left_out = () if trainer.config.log_arrays else PER_TOKEN
     logs: dict[str, Any] = {
         **{key: _plain(value) for key, value in stats.items() if key not in left_out},
@@ -60,11 +61,25 @@ def log_step(
         "env/reward_dist": everyone.numpy(),
     }
     for tracker in accelerator.trackers:
-        if tracker.name == "wandb":
-            tracker.log(logs | _wandb_table(table, gathered))
-        else:
-            tracker.log({k: v for k, v in logs.items() if isinstance(v, (int, float))}, step=trainer.current_step)
-            _tensorboard_extras(tracker, logs, table, gathered, trainer.current_step)
+        try:
+            _write(tracker, logs, table, gathered, trainer.current_step)
+        except Exception as error:  # the step is done; a server that is down must not end the run
+            if tracker.name not in trainer._failed_trackers:
+                trainer._failed_trackers.add(tracker.name)
+                warnings.warn(
+                    f"log_stats could not write to {tracker.name} at step {trainer.current_step} and goes on; this is "
+                    f"said once: {type(error).__name__}: {error}",
+                    UserWarning,
+                    stacklevel=3,
+                )
+
+
+def _write(tracker: Any, logs: dict[str, Any], table: dict[str, list[Any]], rewards: list[float], step: int) -> None:
+    if tracker.name == "wandb":
+        tracker.log(logs | _wandb_table(table, rewards))
+    else:
+        tracker.log({k: v for k, v in logs.items() if isinstance(v, (int, float))}, step=step)
+        _tensorboard_extras(tracker, logs, table, rewards, step)
 
 
 def _plain(value: Any) -> Any:

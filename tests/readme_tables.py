@@ -1,15 +1,17 @@
-"""The table of logged keys in README.md, made from `trl_step.ppo.stats`.
+"""Tables that are made from the code: logged keys in README.md, translations in docs/from-trl-0.7.md.
 
-`python -m tests.readme_tables` writes it anew after a change there.
+`python -m tests.readme_tables` writes them anew after a change of `trl_step.ppo.stats` or `trl_step.port.rules`.
 """
 
 from __future__ import annotations
 
-from tests.markdown_pages import README
-from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS, Stat
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
 
-BEGIN = "<!-- table of logged keys: begin (python -m tests.readme_tables writes it) -->"
-END = "<!-- table of logged keys: end -->"
+from tests.markdown_pages import DOCS, README
+from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, UNKNOWN, Flag, Quantization, Rule, Source
+from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS, Stat
 
 OVER_PROCESSES = {
     "samples": "over all samples",
@@ -32,11 +34,66 @@ def _row(stat: Stat) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def with_metric_table(readme: str) -> str:
-    """`readme` with today's table between the two marks."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{metric_table()}\n{END}{rest.split(END, 1)[1]}"
+PORTING = DOCS / "from-trl-0.7.md"
+CALL_NAMES = {
+    "pipeline": "`pipeline(...)`",
+    "pipe": "the pipeline's call",
+    "from_pretrained": "`from_pretrained(...)`",
+    "value_head.from_pretrained": "the same with a value head",
+    "generate": "`generate(...)`, `GenerationConfig(...)`",
+    "load_dataset": "`load_dataset(...)`",
+    "TrainingArguments": "`TrainingArguments(...)`",
+    "Trainer": "`Trainer(...)`",
+    "Accelerator": "`Accelerator(...)`",
+}
+
+
+def translation_table() -> str:
+    """Markdown: one row per rule of the porting kit, and one for all keywords that are left out for the same reason."""
+    calls: defaultdict[Rule, list[str]] = defaultdict(list)
+    for kind, rules in CALLS.items():
+        for rule in rules:
+            calls[rule].append(CALL_NAMES[kind])
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for rule, names in calls.items():
+        rows.setdefault((", ".join(names), _new(rule), rule.why), []).extend(rule.old)
+    lines = ["| call | old | new | why |", "|---|---|---|---|"]
+    lines += [f"| {call} | {_code(old)} | {new} | {why} |" for (call, new, why), old in rows.items()]
+    lines += [f"| import | `{'.'.join(old)}` | `{'.'.join(new)}` | it moved |" for old, new in MOVED.items()]
+    lines += [f"| method of a tokenizer | `{name}` | the call itself | it is gone |" for name in RENAMED_METHODS]
+    for name, parameter in NEW_PARAMETERS.items():
+        lines.append(f"| method of your `Trainer` | `{name}` | takes `{parameter}`, too | it is called with it |")
+    return "\n".join(lines)
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _new(rule: Rule) -> str:
+    """What stands where a flag was true, or where a value was given."""
+    values = {"top_k": 0.0, "min_length": -1, "device_map": {"": 0}}
+    flag = isinstance(rule, (Flag, Quantization))
+    given = {name: values.get(name, True if flag else UNKNOWN) for name in rule.old[: 1 if flag else None]}
+    new = rule.sources({name: Source("..." if x is UNKNOWN else repr(x), x) for name, x in given.items()}) or {}
+    return f"`{', '.join(f'{name}={source}' for name, source in new.items())}`" if new else "left out"
+
+
+def with_tables(page: str) -> str:
+    """`page` with today's tables between their marks."""
+    for mark, table in (("table of logged keys", metric_table()), ("table of translations", translation_table())):
+        begin, end = f"<!-- {mark}: begin (python -m tests.readme_tables writes it) -->", f"<!-- {mark}: end -->"
+        if begin in page:
+            before, rest = page.split(begin)
+            page = f"{before}{begin}\n{table}\n{end}{rest.split(end, 1)[1]}"
+    return page
+
+
+def write(page: Path) -> None:
+    """Bring the tables of a page up to date."""
+    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    README.write_text(with_metric_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    write(README)
+    write(PORTING)

@@ -1,4 +1,4 @@
-"""README.md is true: its snippets run, its tables are those of the code, its links and paths lead somewhere."""
+"""README.md is true: its snippets run, its links lead somewhere; its tables and those for porting are the code's."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pytest
 
 import trl_step
 from tests.markdown_pages import ROOT, broken_links, missing_paths, run_snippets, snippets, write_tiny_models
-from tests.readme_tables import README, with_metric_table
+from tests.readme_tables import PORTING, README, with_tables
 from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS
 
 TEXT = README.read_text(encoding="utf-8")
+PORTING_TEXT = PORTING.read_text(encoding="utf-8")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 MAX_LOOP_LINES = 30
 FIRST_SCREEN = 55
@@ -47,14 +48,15 @@ def test_loop_is_short_and_in_the_first_screen() -> None:
 # --- tables --------------------------------------------------------------------------------------------------
 
 
-def test_metric_table_is_that_of_the_code() -> None:
-    assert with_metric_table(TEXT) == TEXT, "run python -m tests.readme_tables"
+def test_tables_are_those_of_the_code() -> None:
+    assert with_tables(TEXT) == TEXT, "run python -m tests.readme_tables"
+    assert with_tables(PORTING_TEXT) == PORTING_TEXT, "run python -m tests.readme_tables"
     for stat in (*STATS, *LOGGED_BY_LOG_STATS):
         assert f"| `{stat.key}` |" in TEXT
 
 
 def test_every_public_name_is_mentioned() -> None:
-    missing = [name for name in trl_step.__all__ if not re.search(rf"\b{name}\b", TEXT)]
+    missing = [name for name in trl_step.__all__ if not re.search(rf"\b{name}\b", TEXT + PORTING_TEXT)]
     assert not missing
 
 
@@ -62,11 +64,11 @@ def test_every_setting_that_is_new_is_named() -> None:
     settings = [field.name for field in fields(trl_step.PPOConfig)]
     new = settings[settings.index("dataset_num_proc") + 1 :]
     assert "exact_v07" in new
-    assert not [name for name in new if f"`{name}`" not in TEXT]
+    assert not [name for name in new if f"`{name}`" not in PORTING_TEXT]
 
 
 def test_new_imports_of_the_porting_table_work() -> None:
-    statements = re.findall(r"`from (trl_step[\w.]*) import ([\w, ]+)`", TEXT)
+    statements = re.findall(r"`from (trl_step[\w.]*) import ([\w, ]+)`", PORTING_TEXT)
     assert len(statements) >= 10
     for module, names in statements:
         for name in names.split(", "):
@@ -98,7 +100,7 @@ def functions_of(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, in
 
 def test_every_difference_in_the_code_is_a_row_and_the_reverse() -> None:
     """A place that is tagged, or that asks for `exact_v07`, stands in the last column of the porting tables."""
-    named = Counter(re.findall(r"`([\w/]+\.py:[\w.]*)`", TEXT))
+    named = Counter(re.findall(r"`([\w/]+\.py:[\w.]*)`", PORTING_TEXT))
     tagged = places_in_the_code(lambda line: "differs from v0.7:" in line)
     asking = places_in_the_code(lambda line: re.search(r"\b\w+\.exact_v07\b(?! =)", line) is not None)
     assert set(named) == set(tagged) | set(asking)
@@ -107,7 +109,7 @@ def test_every_difference_in_the_code_is_a_row_and_the_reverse() -> None:
 
 def test_rows_with_an_id_have_a_test() -> None:
     tests = [path.name for path in (ROOT / "tests" / "regressions").glob("test_*.py")]
-    for cell in re.findall(r"^\| ([A-Z]\d[^|]*) \|", TEXT, re.MULTILINE):
+    for cell in re.findall(r"^\| ([A-Z]\d[^|]*) \|", PORTING_TEXT, re.MULTILINE):
         for row in cell.split(", "):
             prefix = f"test_{row[0].lower()}{int(row[1:]):02d}_"
             assert any(name.startswith(prefix) for name in tests), f"row {row} has no {prefix}*.py"

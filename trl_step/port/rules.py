@@ -114,7 +114,7 @@ class WholeNumber:
         return new and {name: as_source(value) for name, value in new.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Flag:
     """A truth value in place of which other keywords are given; `off` empty: nothing is given where it is false."""
 

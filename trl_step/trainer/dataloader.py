@@ -45,7 +45,6 @@ class PositionedLoader(DataLoaderShard):
         """Where the loader stands, for `go_on_from`: a tree of numbers and tensors."""
         here = self._resumed or self._under_way
         return {
-            "batches": len(self),
             "iteration": self.iteration,
             "given": None if here is None else here.given,
             "start": self._streams() if here is None else here.start,
@@ -92,7 +91,7 @@ class PositionedLoader(DataLoaderShard):
             random_streams.restore(now)
             return batches
         rest: Any = skip_first_batches(self, 0).base_dataloader
-        skipping = rest.sampler if isinstance(rest.sampler, torch.utils.data.BatchSampler) else rest.batch_sampler
+        skipping = rest.batch_sampler  # accelerate's own, around the one that the loader had
         skipping.batch_sampler = _Behind(skipping.batch_sampler, here.given, lambda: random_streams.restore(now))
         return rest  # type: ignore[no-any-return]
 

@@ -16,12 +16,39 @@ from trl_step.models import (
     AutoModelForSeq2SeqLMWithValueHead,
     PreTrainedModelWrapper,
     create_reference_model,
+    setup_chat_format,
 )
-from trl_step.trainer import PPOConfig, PPOTrainer
+from trl_step.trainer import (
+    DataCollatorForCompletionOnlyLM,
+    DPOTrainer,
+    IterativeSFTTrainer,
+    ModelConfig,
+    PPOConfig,
+    PPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    ScriptArguments,
+    SFTTrainer,
+    get_kbit_device_map,
+    get_peft_config,
+    get_quantization_config,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPOTrainer",
+    "DataCollatorForCompletionOnlyLM",
+    "IterativeSFTTrainer",
+    "ModelConfig",
+    "RewardConfig",
+    "RewardTrainer",
+    "SFTTrainer",
+    "ScriptArguments",
+    "get_kbit_device_map",
+    "get_peft_config",
+    "get_quantization_config",
+    "setup_chat_format",
     "AutoModelForCausalLMWithValueHead",
     "AutoModelForSeq2SeqLMWithValueHead",
     "BestOfNSampler",

@@ -49,6 +49,11 @@ def is_torchvision_available() -> bool:
     return _is_installed("torchvision")
 
 
+def is_unsloth_available() -> bool:
+    """Whether `unsloth` is installed."""
+    return _is_installed("unsloth")
+
+
 def is_deepspeed_available() -> bool:
     """Whether `deepspeed` is installed."""
     return _is_installed("deepspeed")

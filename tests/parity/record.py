@@ -3,6 +3,7 @@
     python tests/parity/record.py                           # its own virtual environment, made and thrown away
     python tests/parity/record.py --python PATH             # an environment that holds the pins already
     python tests/parity/record.py --python PATH --case gpt2 --case t5-left
+    python tests/parity/record.py --python PATH --trainers    # the SFT, reward, DPO and iterative trainers only
     python tests/parity/record.py --python PATH --self-check  # replay the data on release 0.7.11, write nothing
 
 Runs on Python 3.11 (the pins have no wheels for later ones). Recording everything takes about half a minute.
@@ -43,10 +44,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Record release 0.7.11 for the parity tests.")
     parser.add_argument("--python", type=Path, help="interpreter of an environment that holds the pinned releases")
     parser.add_argument("--case", action="append", default=[], help="record this case only (may be repeated)")
+    parser.add_argument("--trainers", action="store_true", help="record the SFT, reward, DPO trainers only")
     parser.add_argument("--self-check", action="store_true", help="replay the data on release 0.7.11, write nothing")
     arguments = parser.parse_args()
 
     options = [f"--case={name}" for name in arguments.case] + ["--self-check"] * arguments.self_check
+    options += ["--trainers"] * arguments.trainers
     if arguments.python is not None:
         _run_recorder(arguments.python, options)
         return

@@ -33,6 +33,7 @@ from tests.parity.cases import (
     description,
 )
 from tests.parity.record_functions import record_functions
+from tests.parity.record_trainers import record_trainers
 from tests.parity.recording import (
     DATA,
     Recording,
@@ -57,6 +58,7 @@ def main() -> None:
     """Record, or check, the cases named on the command line (all without a name)."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", action="append", default=[])
+    parser.add_argument("--trainers", action="store_true")
     parser.add_argument("--self-check", action="store_true")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.case if name not in CASES]
@@ -67,6 +69,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    if arguments.trainers:
+        record_trainers(_write_npz)
+        return
 
     cases = [CASES[name] for name in arguments.case or CASES]
     if arguments.self_check:
@@ -78,6 +83,7 @@ def main() -> None:
         _write_json("inputs.json", {name: [asdict(step) for step in steps] for name, steps in make_inputs().items()})
         record_weights()
         record_functions(_write_npz, _write_json)
+        record_trainers(_write_npz)
     record_cases(cases, fresh=not arguments.case)
 
 

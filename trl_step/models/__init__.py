@@ -6,6 +6,7 @@ from trl_step.models.modeling_value_head import (
     AutoModelForSeq2SeqLMWithValueHead,
     ValueHead,
 )
+from trl_step.models.utils import setup_chat_format
 
 SUPPORTED_ARCHITECTURES = (AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead)
 
@@ -16,4 +17,5 @@ __all__ = [
     "PreTrainedModelWrapper",
     "ValueHead",
     "create_reference_model",
+    "setup_chat_format",
 ]

@@ -1,21 +1,50 @@
 """Floor 4: the configuration and the trainers. Legacy import path of their names."""
 
 from trl_step.trainer.base import BaseTrainer
+from trl_step.trainer.ddpo_config import DDPOConfig
+from trl_step.trainer.dpo_trainer import DPOTrainer
+from trl_step.trainer.iterative_sft_trainer import IterativeSFTTrainer
+from trl_step.trainer.model_config import ModelConfig, ScriptArguments
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.ppo_trainer import PPOTrainer
+from trl_step.trainer.reward_config import RewardConfig
+from trl_step.trainer.reward_trainer import RewardTrainer
+from trl_step.trainer.sft_trainer import SFTTrainer
 from trl_step.trainer.utils import (
     AdaptiveKLController,
+    ConstantLengthDataset,
+    DataCollatorForCompletionOnlyLM,
     FixedKLController,
     RunningMoments,
+    compute_accuracy,
     disable_dropout_in_model,
+    get_kbit_device_map,
+    get_peft_config,
+    get_quantization_config,
+    peft_module_casting_to_bf16,
 )
 
 __all__ = [
     "AdaptiveKLController",
     "BaseTrainer",
+    "ConstantLengthDataset",
+    "DDPOConfig",
+    "DPOTrainer",
+    "DataCollatorForCompletionOnlyLM",
     "FixedKLController",
+    "IterativeSFTTrainer",
+    "ModelConfig",
     "PPOConfig",
     "PPOTrainer",
+    "RewardConfig",
+    "RewardTrainer",
     "RunningMoments",
+    "SFTTrainer",
+    "ScriptArguments",
+    "compute_accuracy",
     "disable_dropout_in_model",
+    "get_kbit_device_map",
+    "get_peft_config",
+    "get_quantization_config",
+    "peft_module_casting_to_bf16",
 ]

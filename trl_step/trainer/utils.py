@@ -1,22 +1,55 @@
-"""Legacy import path. The controllers and the running moments live in `trl_step.ppo`."""
+"""Legacy import path: most of its names live elsewhere."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 from trl_step.core import keep
+from trl_step.data.collators import (
+    DataCollatorForCompletionOnlyLM,
+    DPODataCollatorWithPadding,
+    RewardDataCollatorWithPadding,
+    pad_to_length,
+)
+from trl_step.data.packing import ConstantLengthDataset
+from trl_step.import_utils import is_unsloth_available
+from trl_step.models.modes import disable_dropout_in_model
 from trl_step.ppo.kl import AdaptiveKLController, FixedKLController
 from trl_step.ppo.rewards import RunningMoments
+from trl_step.trainer.model_config import ModelConfig
+from trl_step.trainer.peft_setup import (
+    get_kbit_device_map,
+    get_peft_config,
+    get_quantization_config,
+    peft_module_casting_to_bf16,
+)
+from trl_step.trainer.prompt_stats import PerPromptStatTracker
+from trl_step.trainer.reward_trainer import compute_accuracy
 
 __all__ = [
     "AdaptiveKLController",
+    "ConstantLengthDataset",
+    "DPODataCollatorWithPadding",
+    "DataCollatorForCompletionOnlyLM",
     "FixedKLController",
+    "ModelConfig",
+    "PerPromptStatTracker",
+    "RewardDataCollatorWithPadding",
     "RunningMoments",
+    "compute_accuracy",
     "disable_dropout_in_model",
     "exact_div",
     "get_global_statistics",
+    "get_kbit_device_map",
+    "get_peft_config",
+    "get_quantization_config",
+    "neftune_post_forward_hook",
+    "pad_to_length",
+    "peft_module_casting_to_bf16",
+    "trl_sanitze_kwargs_for_tagging",
 ]
 
 
@@ -32,11 +65,19 @@ def exact_div(a: int, b: int, a_str: str, b_str: str, custom_error_message: str 
     return quotient
 
 
-def disable_dropout_in_model(model: torch.nn.Module) -> None:
-    """Set the rate of every dropout module to 0."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0
+def trl_sanitze_kwargs_for_tagging(
+    model: Any, tag_names: list[str], kwargs: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """`kwargs` of `push_to_hub` whose `tags`, a list or one, are joined by `tag_names`; None stays None.
+
+    A model that unsloth has patched gets the tag "unsloth".
+    """
+    if kwargs is None:
+        return None
+    patched = is_unsloth_available() and getattr(model.config, "unsloth_version", None) is not None
+    given = kwargs.get("tags") or []
+    tags = [*([given] if isinstance(given, str) else given), *tag_names, *(["unsloth"] if patched else [])]
+    return {**kwargs, "tags": tags}
 
 
 @torch.no_grad()

@@ -1,0 +1,53 @@
+"""Every run of the SFT, reward, DPO and iterative trainers gives the numbers of release 0.7.11."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trl_step
+from tests.parity.recording import DATA, excess
+from tests.parity.trainer_runs import run_all, runs
+
+NAMES = [name for name, _ in runs()]
+
+
+def recorded(run: str) -> dict[str, np.ndarray]:
+    with np.load(DATA / "trainers.npz") as arrays:
+        return {name.removeprefix(f"{run}/"): arrays[name] for name in arrays if name.startswith(f"{run}/")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_are_those_of_the_release(name: str) -> None:
+    expected, found = recorded(name), run_all(trl_step, only=name)[name]
+    assert set(found) == set(expected)
+    wrong = {key: difference(found[key], array) for key, array in expected.items()}
+    assert not {key: by for key, by in wrong.items() if by is not None}
+
+
+def difference(found: Any, expected: np.ndarray) -> str | None:
+    if np.shape(found) != expected.shape:
+        return f"shape {np.shape(found)}, recorded {expected.shape}"
+    beyond = excess(found, expected)
+    return None if beyond.size == 0 or beyond.max() <= 1 else f"{beyond.max():.3g} x tolerance"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("dpo-") and "sigmoid" not in name])
+def test_every_kind_of_loss_moves_the_weights_otherwise(name: str) -> None:
+    plain = recorded("dpo-t5-sigmoid" if "t5" in name else "dpo-sigmoid")
+    here = recorded(name)
+    moved = [key for key in plain if key.startswith("moved/") and key in here]
+    if name == "dpo-precomputed":
+        assert all(excess(here[key], plain[key]).max() <= 1 for key in moved)
+    elif name != "dpo-lora":
+        assert any(excess(here[key], plain[key]).max() > 1 for key in moved)
+
+
+def test_a_prompt_that_merges_into_its_answer_was_recorded() -> None:
+    tokens = recorded("dpo-sigmoid")
+    joined = tokens["batch/chosen_labels"][1]
+    prompt = tokens["batch/prompt_attention_mask"].sum(axis=1)
+    # the first answer begins inside a token of the prompt: one token fewer is masked than the prompt has by itself
+    assert (joined == -100).sum() - (joined.size - tokens["batch/chosen_attention_mask"][1].sum()) == prompt[1]

@@ -1,0 +1,220 @@
+"""Batches of the trainers: padding, and which tokens a loss counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DataCollatorForLanguageModeling
+
+from trl_step.models.notices import warn_user
+
+PAIR_COLUMNS = ("input_ids_chosen", "attention_mask_chosen", "input_ids_rejected", "attention_mask_rejected")
+
+
+def pad_to_length(tensor: torch.Tensor, length: int, pad_value: int | float, dim: int = -1) -> torch.Tensor:
+    """`tensor` filled up behind its end along `dim` to `length` entries; a longer one comes back as it is."""
+    missing = length - tensor.size(dim)
+    if missing <= 0:
+        return tensor
+    shape = list(tensor.shape)
+    shape[dim] = missing
+    return torch.cat((tensor, tensor.new_full(shape, pad_value)), dim=dim)
+
+
+# --- completions only ----------------------------------------------------------------------------------------
+
+
+class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
+    """Batches for language modeling whose labels cover the responses alone.
+
+    With `response_template` alone everything up to the end of its last occurrence is ignored. With
+    `instruction_template` as well, a text is a conversation: whatever lies from an instruction template to the end of
+    the response template behind it is ignored, in each turn.
+
+    Args:
+        response_template: how a response begins, such as "### Answer:", or its token ids [N] where the tokenizer
+            writes it otherwise inside a text.
+        instruction_template: how a user's turn begins, or its token ids [N].
+        args, kwargs: of `transformers.DataCollatorForLanguageModeling`, `tokenizer` among them.
+        mlm: masked language modeling; False for what this class is made for.
+        ignore_index: the label that the loss passes over.
+    """
+
+    def __init__(
+        self,
+        response_template: str | list[int],
+        instruction_template: str | list[int] | None = None,
+        *args: Any,
+        mlm: bool = False,
+        ignore_index: int = -100,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, mlm=mlm, **kwargs)
+        self.response_template = response_template
+        self.instruction_template = instruction_template
+        self.response_token_ids = self._ids_of(response_template)
+        self.instruction_token_ids = None if instruction_template is None else self._ids_of(instruction_template)
+        self.ignore_index = ignore_index
+        if instruction_template is not None and self.tokenizer.pad_token_id == self.tokenizer.eos_token_id:
+            warn_user(
+                "pad_token and eos_token are the same: the end of a turn is never trained, and a model of "
+                "conversations may not learn to stop. Give the tokenizer a pad_token of its own"
+            )
+
+    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        """A padded batch: `input_ids`, `attention_mask`, `labels`, int64 [B, T]."""
+        batch = super().torch_call(examples)
+        for row, labels in enumerate(batch["labels"]):
+            ignored = self._ignored_spans(labels.tolist())
+            if ignored is None:
+                text = self.tokenizer.decode(batch["input_ids"][row])
+                warn_user(
+                    f"sample {row} of the batch has no {self._missing(labels.tolist())}: it adds nothing to the loss. "
+                    f"If that happens often, raise max_seq_length. The sample: {text}"
+                )
+                ignored = [(0, len(labels))]
+            for start, end in ignored:
+                labels[start:end] = self.ignore_index
+        return batch
+
+    def _ids_of(self, template: str | list[int]) -> list[int]:
+        if isinstance(template, str):
+            return self.tokenizer.encode(template, add_special_tokens=False)
+        return list(template)
+
+    def _ignored_spans(self, labels: list[int]) -> list[tuple[int, int]] | None:
+        """The spans [start, end) to ignore, or None where a template is missing."""
+        width = len(self.response_token_ids)
+        responses = [start + width for start in occurrences(self.response_token_ids, labels)]
+        if not responses:
+            return None
+        if self.instruction_token_ids is None:
+            return [(0, responses[-1])]
+        instructions = occurrences(self.instruction_token_ids, labels)
+        if not instructions:
+            return None
+        if instructions[0] > responses[0]:  # the text was cut off on the left: its first turn has no beginning
+            instructions = [0, *instructions]
+        # a turn without its other half is left to the last rule, as in a text that was cut off on the right
+        spans = list(zip(instructions, responses, strict=False))
+        spans[0] = (0, spans[0][1])
+        if len(instructions) > len(responses):
+            spans.append((instructions[-1], len(labels)))
+        return spans
+
+    def _missing(self, labels: list[int]) -> str:
+        if not occurrences(self.response_token_ids, labels):
+            return f"response template {self.response_template!r}"
+        return f"instruction template {self.instruction_template!r}"
+
+
+def occurrences(pattern: list[int], row: list[int]) -> list[int]:
+    """Where `pattern` begins in `row`, overlapping occurrences too."""
+    width = len(pattern)
+    return [
+        start
+        for start in range(len(row) - width + 1)
+        if row[start] == pattern[0] and row[start : start + width] == pattern
+    ]
+
+
+# --- pairs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RewardDataCollatorWithPadding:
+    """Pairs of tokenized texts to the batch of a `RewardTrainer`.
+
+    Args:
+        tokenizer: pads, on its own side.
+        padding: of `tokenizer.pad`; True pads to the longest text of the batch.
+        max_length: with padding="max_length", the length to pad to.
+        pad_to_multiple_of: round the length up to a multiple of this.
+        return_tensors: "pt".
+    """
+
+    tokenizer: Any
+    padding: bool | str = True
+    max_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """The four columns of `PAIR_COLUMNS` padded, int64 [B, T] each; `margin` float32 [B] where there is one.
+
+        Raises:
+            ValueError: a row lacks a column.
+        """
+        for row, feature in enumerate(features):
+            if missing := [name for name in PAIR_COLUMNS if name not in feature]:
+                raise ValueError(f"row {row} of the batch has no {', '.join(missing)}; it has {', '.join(feature)}")
+        batch: dict[str, Any] = {}
+        for side in ("chosen", "rejected"):
+            padded = self.tokenizer.pad(
+                [{name: feature[f"{name}_{side}"] for name in ("input_ids", "attention_mask")} for feature in features],
+                padding=self.padding,
+                max_length=self.max_length if self.padding == "max_length" else None,
+                pad_to_multiple_of=self.pad_to_multiple_of,
+                return_tensors=self.return_tensors,
+            )
+            batch |= {f"{name}_{side}": padded[name] for name in ("input_ids", "attention_mask")}
+        batch["return_loss"] = True
+        if "margin" in features[0]:
+            batch["margin"] = torch.tensor([feature["margin"] for feature in features], dtype=torch.float)
+        return batch
+
+
+@dataclass
+class DPODataCollatorWithPadding:
+    """Tokenized rows of a `DPOTrainer` to a padded batch.
+
+    Prompts are padded on the left, so that a model can continue them; everything else on the right. An
+    encoder-decoder pads its prompts on the right: they are its encoder's input.
+
+    Args:
+        pad_token_id: fills `*_input_ids`.
+        label_pad_token_id: fills `*_labels`; masks are filled with 0.
+        is_encoder_decoder: the model has an encoder.
+    """
+
+    pad_token_id: int = 0
+    label_pad_token_id: int = -100
+    is_encoder_decoder: bool | None = False
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Token columns as int64 [B, T], `*_logps` as float32 [B], other columns as lists.
+
+        Raises:
+            ValueError: there is no padding token.
+        """
+        batch: dict[str, Any] = {}
+        for key in features[0]:
+            column = [feature[key] for feature in features]
+            if key.endswith(("_input_ids", "_attention_mask", "_labels")):
+                on_left = key.startswith("prompt_") and not self.is_encoder_decoder
+                batch[key] = pad_sequence(
+                    [torch.as_tensor(row, dtype=torch.long) for row in column],
+                    batch_first=True,
+                    padding_value=self._filling_of(key),
+                    padding_side="left" if on_left else "right",
+                )
+            elif key.endswith("_logps"):
+                batch[key] = torch.tensor(column)
+            else:
+                batch[key] = column
+        return batch
+
+    def _filling_of(self, key: str) -> int:
+        if key.endswith("_attention_mask"):
+            return 0
+        if key.endswith("_labels"):
+            return self.label_pad_token_id
+        if self.pad_token_id is None:
+            raise ValueError(
+                "there is no padding token: set tokenizer.pad_token, for example to tokenizer.eos_token, before the "
+                "trainer is built"
+            )
+        return self.pad_token_id

@@ -1,0 +1,161 @@
+"""Prompts with a chosen and a rejected answer, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+SIDES = ("chosen", "rejected")
+PARTS = ("input_ids", "attention_mask")
+
+
+def text_of(value: Any, tokenizer: Any) -> str:
+    """A text as it is; a list of messages through the tokenizer's chat template."""
+    return value if isinstance(value, str) else tokenizer.apply_chat_template(value, tokenize=False)
+
+
+def tokenize_pair_for_rewards(feature: Mapping[str, Any], tokenizer: Any, max_length: int) -> Row:
+    """`chosen` and `rejected` (behind `prompt`, where there is one) as `input_ids_chosen`, `attention_mask_chosen`, ...
+
+    Args:
+        feature: texts, or lists of messages.
+        tokenizer: writes both, with its special tokens.
+        max_length: most tokens; the tokenizer's `truncation_side` is cut.
+    """
+    prompt = feature.get("prompt", "")
+    row: Row = {}
+    for side in SIDES:
+        text = text_of(feature[side], tokenizer) if not prompt else _joined(prompt, feature[side], tokenizer)
+        tokens = tokenizer(text, truncation=True, max_length=max_length)
+        row |= {f"{part}_{side}": tokens[part] for part in PARTS}
+    return row
+
+
+def _joined(prompt: Any, answer: Any, tokenizer: Any) -> str:
+    return prompt + answer if isinstance(prompt, str) else text_of([*prompt, *answer], tokenizer)
+
+
+def tokenize_answer(tokenizer: Any, prompt: str, answer: str) -> Row:
+    """The tokens of `prompt + answer`, cut where the answer begins.
+
+    A tokenizer may merge the prompt's end with the answer's beginning: then that one token belongs to the answer.
+
+    Returns:
+        `prompt_input_ids`, `prompt_attention_mask` and the answer's `input_ids`, `attention_mask`: lists of int,
+        without begin or end tokens.
+    """
+    whole = tokenizer(prompt + answer, add_special_tokens=False)
+    alone = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = len(alone)
+    if alone != whole["input_ids"][:start]:
+        start -= 1
+    return {
+        **{f"prompt_{part}": list(whole[part][:start]) for part in PARTS},
+        **{part: list(whole[part][start:]) for part in PARTS},
+    }
+
+
+def tokenize_preference(
+    feature: Mapping[str, Any],
+    tokenizer: Any,
+    split: Callable[[str, str], Row],
+    max_length: int,
+    max_prompt_length: int,
+    truncation_mode: str,
+    label_pad_token_id: int,
+) -> Row:
+    """A row with `prompt`, `chosen`, `rejected` for a decoder: both whole texts with labels, and the prompt alone.
+
+    A text that is too long first loses tokens of its prompt, then the end of its answer.
+
+    Args:
+        feature: the texts.
+        tokenizer: its begin token goes before the prompt, its end token behind the answers.
+        split: from prompt and answer to `tokenize_answer`'s result.
+        max_length: most tokens of prompt and answer together.
+        max_prompt_length: tokens of the prompt that are kept where that is exceeded.
+        truncation_mode: "keep_end" or "keep_start" of the prompt.
+        label_pad_token_id: the labels of the prompt.
+
+    Returns:
+        `chosen_input_ids`, `chosen_attention_mask`, `chosen_labels`, the same of `rejected`, `prompt_input_ids`,
+        `prompt_attention_mask`: lists of int.
+
+    Raises:
+        ValueError: the two answers split the prompt's tokens at more than one token, or the mode is unknown.
+    """
+    prompt = tokenizer(feature["prompt"], add_special_tokens=False)
+    parts = {side: split(feature["prompt"], feature[side]) for side in SIDES}
+    lengths = [len(parts[side]["prompt_input_ids"]) for side in SIDES]
+    _check_same_prompt(*(parts[side]["prompt_input_ids"] for side in SIDES))
+    parts["prompt"] = {f"prompt_{part}": list(prompt[part][: min(lengths)]) for part in PARTS}
+
+    for tokens in parts.values():
+        _put_in_front(tokens, tokenizer.bos_token_id)
+    for side in SIDES:
+        parts[side]["input_ids"].append(tokenizer.eos_token_id)
+        parts[side]["attention_mask"].append(1)
+
+    longest = max(len(parts[side]["input_ids"]) for side in SIDES)
+    for tokens in parts.values():
+        if len(tokens["prompt_input_ids"]) + longest > max_length:
+            for part in PARTS:
+                tokens[f"prompt_{part}"] = _shortened(tokens[f"prompt_{part}"], max_prompt_length, truncation_mode)
+    for side in SIDES:
+        if len(parts[side]["prompt_input_ids"]) + longest > max_length:
+            for part in PARTS:
+                parts[side][part] = parts[side][part][: max_length - max_prompt_length]
+
+    row = dict(parts["prompt"])
+    for side in SIDES:
+        tokens = parts[side]
+        row |= {f"{side}_{part}": tokens[f"prompt_{part}"] + tokens[part] for part in PARTS}
+        row[f"{side}_labels"] = [label_pad_token_id] * len(tokens["prompt_input_ids"]) + tokens["input_ids"]
+    return row
+
+
+def tokenize_preference_for_encoder(
+    feature: Mapping[str, Any], tokenizer: Any, max_prompt_length: int | None, max_target_length: int | None, model: Any
+) -> Row:
+    """A row with `prompt`, `chosen`, `rejected` for an encoder-decoder: each by itself, with its special tokens.
+
+    Returns:
+        `prompt_input_ids`, `prompt_attention_mask`, `chosen_labels`, `rejected_labels`; with a `model` also
+        `chosen_decoder_input_ids` and `rejected_decoder_input_ids`.
+    """
+    prompt = tokenizer(feature["prompt"], truncation=True, max_length=max_prompt_length)
+    row: Row = {f"prompt_{part}": prompt[part] for part in PARTS}
+    for side in SIDES:
+        labels = tokenizer(feature[side], truncation=True, max_length=max_target_length)["input_ids"]
+        row[f"{side}_labels"] = labels
+        if model is not None:
+            shifted = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))
+            row[f"{side}_decoder_input_ids"] = shifted[0].tolist()
+    return row
+
+
+def _check_same_prompt(chosen: list[int], rejected: list[int]) -> None:
+    differing = sum(a != b for a, b in zip(chosen, rejected, strict=False))
+    if differing > 1 or abs(len(chosen) - len(rejected)) > 1:
+        raise ValueError(
+            "the tokens of the prompt differ by more than the last one before the chosen and the rejected answer: let "
+            "the answers begin with a space or a line break, or the prompt end with one"
+        )
+
+
+def _put_in_front(tokens: Row, token_id: int | None) -> None:
+    """The begin token before the prompt, where the tokenizer has one."""
+    if token_id is not None:
+        tokens["prompt_input_ids"] = [token_id, *tokens["prompt_input_ids"]]
+        tokens["prompt_attention_mask"] = [1, *tokens["prompt_attention_mask"]]
+
+
+def _shortened(tokens: list[int], length: int, mode: str) -> list[int]:
+    if mode == "keep_start":
+        return tokens[:length]
+    if mode == "keep_end":
+        return tokens[-length:]
+    raise ValueError(f"truncation_mode must be 'keep_end' or 'keep_start', not {mode!r}")

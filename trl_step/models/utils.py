@@ -1,0 +1,76 @@
+"""Chat formats: special tokens, template, and the embedding that grows with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass
+class ChatMlSpecialTokens:
+    """The special tokens of ChatML, and the Jinja template that writes a conversation with them."""
+
+    bos_token: str = "<|im_start|>"
+    eos_token: str = "<|im_end|>"
+    pad_token: str = "<|im_end|>"
+
+    @property
+    def system(self) -> str:
+        """How a system message begins."""
+        return f"{self.bos_token}system"
+
+    @property
+    def user(self) -> str:
+        """How a user's message begins."""
+        return f"{self.bos_token}user"
+
+    @property
+    def assistant(self) -> str:
+        """How an answer begins."""
+        return f"{self.bos_token}assistant"
+
+    @property
+    def chat_template(self) -> str:
+        """Jinja: one `<start>role\\ncontent<end>\\n` per message, then an answer's beginning where asked for."""
+        message = f"{{{{ '{self.bos_token}' + message['role'] + '\n' + message['content'] + '{self.eos_token}\n' }}}}"
+        prompt = f"{{{{ '{self.assistant}\n' }}}}"
+        return (
+            "{% for message in messages %}" + message + "{% endfor %}"
+            "{% if add_generation_prompt %}" + prompt + "{% endif %}"
+        )  # fmt: skip
+
+
+CHAT_FORMATS = {"chatml": ChatMlSpecialTokens}
+
+
+def setup_chat_format(
+    model: Any, tokenizer: Any, format: Literal["chatml"] = "chatml", resize_to_multiple_of: int | None = None
+) -> tuple[Any, Any]:
+    """Give a tokenizer the special tokens and the template of a chat format, and the model rows for the new tokens.
+
+    Args:
+        model: a transformers model; its embedding is resized, its generation config gets the new token ids.
+        tokenizer: gets begin, end and padding token and `chat_template`.
+        format: only "chatml" so far.
+        resize_to_multiple_of: round the number of embedding rows up to a multiple of this (64 suits GPUs).
+
+    Returns:
+        The two, changed in place.
+
+    Raises:
+        ValueError: the format is unknown.
+    """
+    if format not in CHAT_FORMATS:
+        raise ValueError(f"the chat format {format!r} is unknown: use one of {', '.join(CHAT_FORMATS)}")
+    tokens = CHAT_FORMATS[format]()
+    tokenizer.add_special_tokens(
+        {"bos_token": tokens.bos_token, "eos_token": tokens.eos_token, "pad_token": tokens.pad_token}
+    )
+    tokenizer.chat_template = tokens.chat_template
+    model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=resize_to_multiple_of)
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.bos_token_id = tokenizer.bos_token_id
+            config.eos_token_id = tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer

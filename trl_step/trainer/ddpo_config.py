@@ -1,0 +1,114 @@
+"""`DDPOConfig`: the settings of policy gradients on a diffusion model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Optional
+
+from trl_step.core import flatten_dict
+from trl_step.import_utils import is_bitsandbytes_available, is_torchvision_available
+from trl_step.models.notices import warn_user
+
+
+@dataclass
+class DDPOConfig:
+    """Settings of denoising diffusion policy optimization (Black et al. 2023, arXiv:2305.13301).
+
+    Raises:
+        ImportError: 8-bit Adam is asked for and bitsandbytes is not there.
+    """
+
+    exp_name: str = field(default_factory=lambda: os.path.splitext(os.path.basename(sys.argv[0]))[0])
+    """Name of the experiment: that of the script"""
+    run_name: Optional[str] = ""
+    """Name of the run in the tracker and of its checkpoints"""
+    seed: int = 0
+    """Seed of all random streams"""
+    log_with: Optional[Literal["wandb", "tensorboard"]] = None
+    """Tracker; these two log images"""
+    tracker_kwargs: dict = field(default_factory=dict)
+    """For the tracker"""
+    accelerator_kwargs: dict = field(default_factory=dict)
+    """For `accelerate.Accelerator`"""
+    project_kwargs: dict = field(default_factory=dict)
+    """For `accelerate.utils.ProjectConfiguration`"""
+    tracker_project_name: str = "trl"
+    """Project in the tracker"""
+    logdir: str = "logs"
+    """Folder of logs and checkpoints"""
+    num_epochs: int = 100
+    """Rounds of sampling and training"""
+    save_freq: int = 1
+    """Epochs between checkpoints"""
+    num_checkpoint_limit: int = 5
+    """Checkpoints kept"""
+    mixed_precision: str = "fp16"
+    """Of accelerate: fp16, bf16 or no"""
+    allow_tf32: bool = True
+    """Let Ampere and later GPUs multiply in TF32"""
+    resume_from: Optional[str] = ""
+    """Folder of a checkpoint to go on from"""
+    sample_num_steps: int = 50
+    """Denoising steps of a sample"""
+    sample_eta: float = 1.0
+    """Noise of the DDIM sampler: 0 is deterministic"""
+    sample_guidance_scale: float = 5.0
+    """Weight of classifier-free guidance"""
+    sample_batch_size: int = 1
+    """Samples at once, per process"""
+    sample_num_batches_per_epoch: int = 2
+    """Batches of samples per epoch"""
+    train_batch_size: int = 1
+    """Samples of a forward pass in training, per process"""
+    train_use_8bit_adam: bool = False
+    """Adam of bitsandbytes"""
+    train_learning_rate: float = 3e-4
+    """Learning rate of Adam"""
+    train_adam_beta1: float = 0.9
+    """Adam: decay of the first moment"""
+    train_adam_beta2: float = 0.999
+    """Adam: decay of the second moment"""
+    train_adam_weight_decay: float = 1e-4
+    """Adam: decay of the weights"""
+    train_adam_epsilon: float = 1e-8
+    """Adam: added to the denominator"""
+    train_gradient_accumulation_steps: int = 1
+    """Batches per optimizer step"""
+    train_max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm"""
+    train_num_inner_epochs: int = 1
+    """Passes over the samples of an epoch"""
+    train_cfg: bool = True
+    """Classifier-free guidance in training too"""
+    train_adv_clip_max: float = 5
+    """Advantages are clipped to plus and minus this"""
+    train_clip_range: float = 1e-4
+    """Clip range of the ratio"""
+    train_timestep_fraction: float = 1.0
+    """Share of the denoising steps that are trained"""
+    per_prompt_stat_tracking: bool = False
+    """Advantages against the rewards of the same prompt"""
+    per_prompt_stat_tracking_buffer_size: int = 16
+    """Rewards remembered per prompt"""
+    per_prompt_stat_tracking_min_count: int = 16
+    """With fewer, a prompt is compared with all"""
+    async_reward_computation: bool = False
+    """Compute rewards in threads"""
+    max_workers: int = 2
+    """Number of such threads"""
+    negative_prompts: Optional[str] = ""
+    """What samples should not look like, separated by commas"""
+
+    def __post_init__(self) -> None:
+        if self.log_with is None:
+            warn_user("without log_with='wandb' or 'tensorboard' no images are logged")
+        if self.log_with == "wandb" and not is_torchvision_available():
+            warn_user("wandb logs images only with the package torchvision: pip install torchvision")
+        if self.train_use_8bit_adam and not is_bitsandbytes_available():
+            raise ImportError("train_use_8bit_adam=True needs bitsandbytes and a CUDA device: pip install bitsandbytes")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, one level deep, with `/` between the levels."""
+        return flatten_dict(asdict(self))

@@ -1,0 +1,525 @@
+"""`DPOTrainer`: a policy straight from pairs of answers, without a reward model."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from trl_step.data.collators import DPODataCollatorWithPadding, pad_to_length
+from trl_step.data.pairs import tokenize_answer, tokenize_preference, tokenize_preference_for_encoder
+from trl_step.import_utils import is_wandb_available
+from trl_step.models.adapters import active_adapter, freeze_reference, is_fresh, without_adapter
+from trl_step.models.modes import disable_dropout_in_model, eval_mode
+from trl_step.models.notices import warn_user
+from trl_step.models.reference import create_reference_model
+from trl_step.trainer.peft_setup import is_peft_model, prepare_for_training
+from trl_step.trainer.preference_loss import LOSS_TYPES, Logps, preference_losses, sequence_logps
+from trl_step.trainer.text_trainer import TextTrainer, arguments_of, length_or_default, model_of, tokenizer_of
+
+TrainEval = Literal["train", "eval"]
+REFERENCE_COLUMNS = ("reference_chosen_logps", "reference_rejected_logps")
+
+
+class DPOTrainer(TextTrainer):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) and its relatives.
+
+    Args:
+        model: a transformers model, a PeftModel, or a folder or hub name.
+        ref_model: what the policy is held against; a model or a name. None: the model as it is now: with an adapter the
+            base model, or a frozen copy of the adapter where that one is trained already; else a copy of the model.
+        beta: how strongly it is held; for "ipo" the regularization tau.
+        label_smoothing: share of labels taken to be wrong (cDPO), 0 to 0.5; for "sigmoid".
+        loss_type: "sigmoid", "hinge", "ipo" or "kto_pair", see `preference_losses`.
+        args: `transformers.TrainingArguments`.
+        data_collator: None: `DPODataCollatorWithPadding`.
+        label_pad_token_id: the label that the loss passes over.
+        padding_value: fills token ids; None: the tokenizer's padding token.
+        truncation_mode: "keep_end" or "keep_start" of a prompt that is too long.
+        train_dataset, eval_dataset: rows with the texts `prompt`, `chosen`, `rejected`. `eval_dataset` may be a
+            dictionary of several.
+        tokenizer: writes the rows.
+        model_init, callbacks, optimizers, preprocess_logits_for_metrics, compute_metrics: of `transformers.Trainer`.
+        max_length: most tokens of prompt and answer; None: 512.
+        max_prompt_length: tokens that are kept of the prompt where that is exceeded; None: 128.
+        max_target_length: most tokens of an encoder-decoder's answer; None: 128.
+        peft_config: train a new adapter. An adapter that the model has is merged into it first.
+        is_encoder_decoder: only with `model_init` in place of a model.
+        disable_dropout: set dropout to 0 in both models.
+        generate_during_eval: write answers of both models to a few prompts at each evaluation, as a table in wandb.
+        precompute_ref_log_probs: compute the reference's log-probs once, before the training; then it needs no memory.
+        dataset_num_proc: processes that tokenize.
+        model_init_kwargs, ref_model_init_kwargs: for models given by name.
+        model_adapter_name, ref_adapter_name: names of the trained adapter and of the reference one in a PeftModel.
+        reference_free: the loss takes both answers as equally likely in the reference.
+        processing_class: the newer name of `tokenizer`.
+
+    Raises:
+        ValueError: there is no tokenizer, no model and no `is_encoder_decoder`, or the loss type is unknown.
+        ImportError: `generate_during_eval` without wandb.
+    """
+
+    _tag_names = ("trl", "dpo")
+    train_dataset: Any
+    eval_dataset: Any
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: Any = None,
+        ref_model: Any = None,
+        beta: float = 0.1,
+        label_smoothing: float = 0,
+        loss_type: Literal["sigmoid", "hinge", "ipo", "kto_pair"] = "sigmoid",
+        args: Any = None,
+        data_collator: Any = None,
+        label_pad_token_id: int = -100,
+        padding_value: int | None = None,
+        truncation_mode: str = "keep_end",
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        tokenizer: Any = None,
+        model_init: Callable[[], Any] | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        preprocess_logits_for_metrics: Callable | None = None,
+        max_length: int | None = None,
+        max_prompt_length: int | None = None,
+        max_target_length: int | None = None,
+        peft_config: Any = None,
+        is_encoder_decoder: bool | None = None,
+        disable_dropout: bool = True,
+        generate_during_eval: bool = False,
+        compute_metrics: Callable[[Any], dict] | None = None,
+        precompute_ref_log_probs: bool = False,
+        dataset_num_proc: int | None = None,
+        model_init_kwargs: dict | None = None,
+        ref_model_init_kwargs: dict | None = None,
+        model_adapter_name: str | None = None,
+        ref_adapter_name: str | None = None,
+        reference_free: bool = False,
+        processing_class: Any = None,
+    ) -> None:
+        tokenizer = tokenizer_of(tokenizer, processing_class)
+        if tokenizer is None:
+            raise ValueError("DPOTrainer writes its rows with a tokenizer: pass tokenizer=")
+        if generate_during_eval and not is_wandb_available():
+            raise ImportError("generate_during_eval logs a table with wandb: pip install wandb")
+        _check_loss(loss_type, label_smoothing)
+        self.use_dpo_data_collator = data_collator is None
+        args = arguments_of(args, **({"remove_unused_columns": False} if data_collator is None else {}))
+        model = model_of(model, model_init_kwargs)
+        ref_model = model_of(ref_model, ref_model_init_kwargs, "ref_model")
+        if model is not None:
+            if peft_config is not None and is_peft_model(model):
+                model = model.merge_and_unload()
+            model, self._peft_has_been_casted_to_bf16 = prepare_for_training(model, peft_config, args)
+            is_encoder_decoder = model.config.is_encoder_decoder
+        else:
+            self._peft_has_been_casted_to_bf16 = False
+        if is_encoder_decoder is None:
+            raise ValueError("without a model, say whether model_init makes an encoder-decoder: is_encoder_decoder=")
+
+        self.is_encoder_decoder = is_encoder_decoder
+        self.is_peft_model = is_peft_model(model)
+        self.model_adapter_name = model_adapter_name
+        self.ref_adapter_name = ref_adapter_name
+        self.reference_free = reference_free
+        self.precompute_ref_log_probs = precompute_ref_log_probs
+        reference = self._reference_of(model, ref_model)
+        if disable_dropout:
+            for one in (model, reference):
+                if one is not None:
+                    disable_dropout_in_model(one)
+
+        self.beta = beta
+        self.label_smoothing = label_smoothing
+        self.loss_type = loss_type
+        self.max_length = length_or_default(max_length, 512, "max_length")
+        self.max_prompt_length = length_or_default(max_prompt_length, 128, "max_prompt_length")
+        if is_encoder_decoder:
+            max_target_length = length_or_default(max_target_length, 128, "max_target_length")
+        self.max_target_length = max_target_length
+        self.truncation_mode = truncation_mode
+        self.label_pad_token_id = label_pad_token_id
+        self.padding_value = tokenizer.pad_token_id if padding_value is None else padding_value
+        self.generate_during_eval = generate_during_eval
+        self.dataset_num_proc = dataset_num_proc
+        self._stored_metrics: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+        # rows are tokenized before the trainer holds a model: datasets hashes whatever a row function refers to
+        self.processing_class = tokenizer
+        with PartialState().local_main_process_first():
+            train_dataset, eval_dataset = self._tokenized(train_dataset), self._tokenized(eval_dataset)
+        self.ref_model = reference
+        super().__init__(
+            tokenizer,
+            model=model,
+            args=args,
+            data_collator=data_collator
+            or DPODataCollatorWithPadding(tokenizer.pad_token_id, label_pad_token_id, is_encoder_decoder),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            model_init=model_init,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        if self.ref_model is not None:
+            self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
+
+    # --- the reference ---------------------------------------------------------------------------------------
+
+    def _reference_of(self, model: Any, ref_model: Any) -> Any:
+        """The reference as a model of its own, or None where it is the policy with another adapter, or precomputed."""
+        if ref_model is not None:
+            return ref_model.eval()
+        if self.is_peft_model:
+            if self.ref_adapter_name is None and not is_fresh(model):
+                # differs from v0.7: what a trained adapter is held against is that adapter, not the bare base model
+                self.ref_adapter_name = freeze_reference(model)
+            return None
+        if model is None or self.precompute_ref_log_probs:
+            return None
+        return create_reference_model(model)
+
+    @contextmanager
+    def null_ref_context(self) -> Iterator[None]:
+        """In the block `self.model` is the reference: another adapter, or none, is in force."""
+        model = self.accelerator.unwrap_model(self.model)
+        switched: AbstractContextManager = nullcontext()
+        if self.ref_adapter_name is not None:
+            switched = active_adapter(model, self.ref_adapter_name)
+        elif self.is_peft_model:
+            switched = without_adapter(model)
+        with switched, eval_mode(model):
+            yield
+
+    @contextmanager
+    def _reference(self) -> Iterator[Any]:
+        """The reference, ready for a forward pass without a gradient."""
+        with torch.no_grad(), self.null_ref_context() if self.ref_model is None else nullcontext():
+            yield self.model if self.ref_model is None else self.ref_model
+
+    def _autocast(self) -> AbstractContextManager:
+        """For passes outside of the trainer's own autocast, where an adapter was cast to bfloat16."""
+        device = self.accelerator.device.type
+        return torch.autocast(device, torch.bfloat16) if self._peft_has_been_casted_to_bf16 else nullcontext()
+
+    def compute_reference_log_probs(self, padded_batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs of the chosen and of the rejected answers [B] in the reference."""
+        with self._autocast(), self._reference() as reference:
+            chosen, rejected, *_ = self.concatenated_forward(reference, padded_batch)
+        return chosen, rejected
+
+    def get_train_dataloader(self) -> DataLoader:
+        """That of `transformers.Trainer`; first of all the reference's log-probs, where they are to be precomputed."""
+        if self.precompute_ref_log_probs:
+            self.train_dataset = self._with_reference(self.train_dataset, self.args.per_device_train_batch_size)
+            # differs from v0.7: those of the evaluation rows too, before any weight moves
+            self.eval_dataset = self._with_reference(self.eval_dataset, self.args.per_device_eval_batch_size)
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """That of `transformers.Trainer`, with the reference's log-probs where they are to be precomputed.
+
+        Args:
+            eval_dataset: rows, or the name of one of the trainer's; None: the trainer's.
+
+        Raises:
+            ValueError: there are no rows.
+        """
+        if eval_dataset is None and self.eval_dataset is None:
+            raise ValueError("there is no eval_dataset: pass one here or to the trainer")
+        if self.precompute_ref_log_probs:
+            self.eval_dataset = self._with_reference(self.eval_dataset, self.args.per_device_eval_batch_size)
+            if not isinstance(eval_dataset, str):
+                eval_dataset = self._with_reference(eval_dataset, self.args.per_device_eval_batch_size)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _with_reference(self, dataset: Any, batch_size: int) -> Any:
+        """`dataset` with the two columns `REFERENCE_COLUMNS`; one that has them, or None, comes back as it is."""
+        if isinstance(dataset, dict):
+            return {name: self._with_reference(one, batch_size) for name, one in dataset.items()}
+        if dataset is None or set(REFERENCE_COLUMNS) <= set(dataset.column_names):
+            return dataset
+        loader = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))
+        computed = [
+            self.accelerator.gather_for_metrics(self.compute_reference_log_probs(batch))
+            for batch in tqdm(loader, desc="log-probs of the reference", disable=self.args.disable_tqdm)
+        ]
+        for name, column in zip(REFERENCE_COLUMNS, zip(*computed, strict=True), strict=True):
+            dataset = dataset.add_column(name, torch.cat(column).float().cpu().tolist())
+        return dataset
+
+    # --- rows to batches -------------------------------------------------------------------------------------
+
+    def _tokenized(self, dataset: Any) -> Any:
+        if isinstance(dataset, dict):
+            return {name: self._tokenized(one) for name, one in dataset.items()}
+        return None if dataset is None else dataset.map(self.tokenize_row, num_proc=self.dataset_num_proc)
+
+    def build_tokenized_answer(self, prompt: str, answer: str) -> dict[str, list[int]]:
+        """The tokens of prompt and answer, see `trl_step.data.pairs.tokenize_answer`."""
+        return tokenize_answer(self.tokenizer, prompt, answer)
+
+    def tokenize_row(self, feature: Mapping[str, Any], model: Any = None) -> dict[str, Any]:
+        """A row with the texts `prompt`, `chosen`, `rejected` as token ids, see `trl_step.data.pairs`.
+
+        Args:
+            feature: the row.
+            model: an encoder-decoder that writes its own `decoder_input_ids`.
+
+        Raises:
+            ValueError: one of the three is not a text.
+        """
+        for name in ("prompt", "chosen", "rejected"):
+            if not isinstance(feature[name], str):
+                raise ValueError(f"{name} must be a text, not {type(feature[name]).__name__}: {feature[name]!r:.80}")
+        if self.is_encoder_decoder:
+            return tokenize_preference_for_encoder(
+                feature, self.tokenizer, self.max_prompt_length, self.max_target_length, model
+            )
+        return tokenize_preference(
+            feature,
+            self.tokenizer,
+            self.build_tokenized_answer,
+            self.max_length,
+            self.max_prompt_length,
+            self.truncation_mode,
+            self.label_pad_token_id,
+        )
+
+    @staticmethod
+    def concatenated_inputs(
+        batch: Mapping[str, Any],
+        is_encoder_decoder: bool = False,
+        label_pad_token_id: int = -100,
+        padding_value: int = 0,
+        device: Any = None,
+    ) -> dict[str, torch.Tensor]:
+        """Chosen above rejected: `concatenated_input_ids`, `_attention_mask`, `_labels`, int64 [2B, T], for one pass.
+
+        An encoder gets the prompts twice. Other columns that begin with `chosen_` are joined the same way.
+        """
+        fillings = {"_attention_mask": 0, "_labels": label_pad_token_id, "_input_ids": padding_value}
+        of_length = "labels" if is_encoder_decoder else "input_ids"
+        length = max(batch[f"{side}_{of_length}"].shape[1] for side in ("chosen", "rejected"))
+        joined = {}
+        for name, chosen in batch.items():
+            filling = next((value for ending, value in fillings.items() if name.endswith(ending)), None)
+            if not name.startswith("chosen_") or filling is None:
+                continue
+            part = name.removeprefix("chosen_")
+            sides = (chosen, batch[f"rejected_{part}"])
+            joined[f"concatenated_{part}"] = torch.cat([pad_to_length(side, length, filling) for side in sides])
+        if is_encoder_decoder:
+            for part in ("input_ids", "attention_mask"):
+                joined[f"concatenated_{part}"] = batch[f"prompt_{part}"].repeat(2, 1)
+        return {name: tensor.to(device) for name, tensor in joined.items()}
+
+    # --- the loss --------------------------------------------------------------------------------------------
+
+    def concatenated_forward(
+        self, model: Any, batch: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One pass over chosen and rejected: log-probs [B] of both, logits [B, T, V] of both."""
+        joined = self.concatenated_inputs(
+            batch, self.is_encoder_decoder, self.label_pad_token_id, self.padding_value, self.accelerator.device
+        )
+        extra = {}
+        if self.is_encoder_decoder:
+            extra = {
+                "labels": joined["concatenated_labels"],
+                "decoder_input_ids": joined.get("concatenated_decoder_input_ids"),
+            }
+        logits = model(
+            joined["concatenated_input_ids"],
+            attention_mask=joined["concatenated_attention_mask"],
+            use_cache=False,
+            **extra,
+        ).logits
+        logps = self.get_batch_logps(
+            logits,
+            joined["concatenated_labels"],
+            average_log_prob=self.loss_type == "ipo",
+            is_encoder_decoder=self.is_encoder_decoder,
+            label_pad_token_id=self.label_pad_token_id,
+        )
+        count = len(batch["chosen_labels"])
+        return logps[:count], logps[count:], logits[:count], logits[count:]
+
+    @staticmethod
+    def get_batch_logps(
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        average_log_prob: bool = False,
+        label_pad_token_id: int = -100,
+        is_encoder_decoder: bool = False,
+    ) -> torch.Tensor:
+        """Log-prob of each row's labels [B], see `sequence_logps`."""
+        return sequence_logps(logits, labels, average_log_prob, label_pad_token_id, is_encoder_decoder)
+
+    def dpo_loss(
+        self,
+        policy_chosen_logps: torch.Tensor,
+        policy_rejected_logps: torch.Tensor,
+        reference_chosen_logps: torch.Tensor,
+        reference_rejected_logps: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Losses, see `preference_losses`, and the implied rewards of chosen and rejected [B], without a gradient.
+
+        Args: log-probs [B] of the four.
+        """
+        device = self.accelerator.device
+        policy = Logps(policy_chosen_logps.to(device), policy_rejected_logps.to(device))
+        reference = Logps(reference_chosen_logps.to(device), reference_rejected_logps.to(device))
+        losses = preference_losses(
+            policy, reference, self.loss_type, self.beta, self.label_smoothing, self.reference_free
+        )
+        chosen_rewards, rejected_rewards = (
+            self.beta * (ours - theirs).detach() for ours, theirs in zip(policy, reference, strict=True)
+        )
+        return losses, chosen_rewards, rejected_rewards
+
+    def get_batch_loss_metrics(
+        self, model: Any, batch: dict[str, Any], train_eval: TrainEval = "train"
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The batch's mean loss, and its means of rewards, log-probs and logits, 0-d tensors."""
+        chosen_logps, rejected_logps, chosen_logits, rejected_logits = self.concatenated_forward(model, batch)
+        if set(REFERENCE_COLUMNS) <= set(batch):
+            reference = tuple(batch[name] for name in REFERENCE_COLUMNS)
+        else:
+            reference = self.compute_reference_log_probs(batch)
+        losses, chosen_rewards, rejected_rewards = self.dpo_loss(chosen_logps, rejected_logps, *reference)
+        means = {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/rejected": rejected_logps,
+            "logps/chosen": chosen_logps,
+            "logits/rejected": rejected_logits,
+            "logits/chosen": chosen_logits,
+        }
+        prefix = "eval_" if train_eval == "eval" else ""
+        return losses.mean(), {f"{prefix}{name}": values.detach().mean() for name, values in means.items()}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The batch's mean loss; with `return_outputs` its metrics too. The metrics wait for the next log."""
+        with self._autocast():
+            loss, metrics = self.get_batch_loss_metrics(model, inputs, "train")
+        self.store_metrics(metrics, "train")
+        return (loss, metrics) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The batch's loss, its mean logits of chosen and rejected [2], and zeros [2]."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self._autocast():
+            loss, metrics = self.get_batch_loss_metrics(model, inputs, "eval")
+        self.store_metrics(metrics, "eval")
+        if prediction_loss_only:
+            return loss, None, None
+        names = [f"eval_logits/{side}" for side in ("chosen", "rejected")]
+        logits = torch.stack([metrics[name] for name in names if name not in (ignore_keys or ())])
+        return loss, logits, torch.zeros_like(logits)
+
+    # --- logs ------------------------------------------------------------------------------------------------
+
+    def store_metrics(self, metrics: dict[str, Any], train_eval: TrainEval = "train") -> None:
+        """Keep the metrics of a batch for the next log."""
+        for name, value in metrics.items():
+            self._stored_metrics[train_eval][name].append(value)
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """That of `transformers.Trainer`, with the means of what was stored since the last log, over all processes."""
+        stored = self._stored_metrics.pop("train" if "loss" in logs else "eval", {})
+        if stored:
+            device = self.accelerator.device
+            means = torch.stack(
+                [torch.stack([torch.as_tensor(value, device=device) for value in values]).float().mean()
+                 for values in stored.values()]
+            )  # fmt: skip
+            logs |= dict(zip(stored, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        super().log(logs, start_time)
+
+    def get_batch_samples(self, model: Any, batch: Any, device: Any = None) -> Any:
+        """Answers of the policy and of the reference to the batch's prompts, sampled: two lists of texts.
+
+        `transformers.Trainer` has a method of this name for another purpose; its own call, which passes a `device`,
+        goes there.
+
+        Args:
+            model: the policy.
+            batch: `prompt_input_ids`, `prompt_attention_mask`, int64 [B, T].
+            device: None.
+        """
+        if device is not None:
+            return super().get_batch_samples(model, batch, device)
+        with self._autocast():
+            policy = self._answers(model, batch)
+            with self._reference() as reference:
+                references = self._answers(reference, batch)
+        return policy, references
+
+    def _answers(self, model: Any, batch: Mapping[str, Any]) -> list[str]:
+        model = self.accelerator.unwrap_model(model)
+        with eval_mode(model):
+            tokens = model.generate(
+                input_ids=batch["prompt_input_ids"],
+                attention_mask=batch["prompt_attention_mask"],
+                max_length=self.max_length,
+                do_sample=True,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """That of `transformers.Trainer`; before it, where asked for, answers to one random batch go to wandb."""
+        if self.generate_during_eval:
+            self._log_answers(dataloader.dataset)
+        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+
+    def _log_answers(self, dataset: Any) -> None:
+        import wandb
+
+        rows = random.sample(range(len(dataset)), k=min(self.args.eval_batch_size, len(dataset)))
+        chosen = [dataset[row] for row in rows]
+        batch = self._prepare_inputs(self.data_collator(chosen))
+        answers = zip(chosen, *self.get_batch_samples(self.model, batch), strict=True)
+        # a decoder repeats the prompt before its answer
+        table = [
+            [row["prompt"], *(text if self.is_encoder_decoder else text[len(row["prompt"]) :] for text in texts)]
+            for row, *texts in answers
+        ]
+        self.log({"game_log": wandb.Table(columns=["Prompt", "Policy", "Ref Model"], data=table)})
+        self.state.log_history.pop()  # a table cannot be written to the state's JSON
+
+
+def _check_loss(loss_type: str, label_smoothing: float) -> None:
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"loss_type {loss_type!r} is unknown: use one of {', '.join(LOSS_TYPES)}")
+    if label_smoothing and loss_type != "sigmoid":
+        warn_user(f"label_smoothing={label_smoothing} has no effect with loss_type={loss_type!r}")

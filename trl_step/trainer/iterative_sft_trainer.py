@@ -1,0 +1,224 @@
+"""`IterativeSFTTrainer`: supervised fine-tuning as a step API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+from trl_step.core import PPODecorators
+from trl_step.models.notices import warn_user
+from trl_step.trainer.peft_setup import is_peft_model
+from trl_step.trainer.text_trainer import TextTrainer, tokenizer_of
+
+IGNORED = -100
+TRUNCATION_SIDES = {"keep_end": "left", "keep_start": "right"}
+
+
+class IterativeSFTTrainer(TextTrainer):
+    """Optimizer steps on whatever texts the caller has chosen: `trainer.step(texts=...)` or `step(input_ids, ...)`.
+
+    Args:
+        model: a causal or encoder-decoder transformers model, or a PeftModel.
+        args: `transformers.TrainingArguments`; `max_steps` ends the learning-rate schedule.
+        tokenizer: pads and tokenizes; its `truncation_side` is set from `truncation_mode`.
+        optimizers: optimizer and scheduler; None: those of `args`.
+        data_collator: None: for language modeling, or `DataCollatorForSeq2Seq`.
+        eval_dataset: evaluated every `args.eval_steps`.
+        max_length: most tokens of a text; None: no limit.
+        truncation_mode: "keep_end" or "keep_start".
+        preprocess_logits_for_metrics, compute_metrics: of `transformers.Trainer`.
+        optimize_device_cache: free the accelerator's cached memory behind each step.
+        processing_class: the newer name of `tokenizer`.
+
+    Raises:
+        ValueError: there is no tokenizer or model, no length of the schedule, or the mode is unknown.
+    """
+
+    _tag_names = ("trl", "iterative-sft")
+    model: Any
+    optimizer: Any
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        tokenizer: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        data_collator: Any = None,
+        eval_dataset: Any = None,
+        max_length: int | None = None,
+        truncation_mode: str | None = "keep_end",
+        preprocess_logits_for_metrics: Callable | None = None,
+        compute_metrics: Callable[[Any], dict] | None = None,
+        optimize_device_cache: bool | None = False,
+        processing_class: Any = None,
+    ) -> None:
+        tokenizer = tokenizer_of(tokenizer, processing_class)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ValueError(f"tokenizer must be a transformers tokenizer, not {type(tokenizer).__name__}")
+        if model is None:
+            raise ValueError("IterativeSFTTrainer needs a model")
+        if truncation_mode not in TRUNCATION_SIDES:
+            raise ValueError(f"truncation_mode must be 'keep_end' or 'keep_start', not {truncation_mode!r}")
+        if optimizers[1] is None and (args is None or args.max_steps <= 0):
+            raise ValueError("without a scheduler, args.max_steps must say how many optimizer steps there will be")
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self.is_peft_model = is_peft_model(model)
+        self.max_length = max_length
+        self.truncation_mode = truncation_mode
+        self.optimize_device_cache = bool(optimize_device_cache)
+        tokenizer.truncation_side = TRUNCATION_SIDES[truncation_mode]
+        if data_collator is None and self.is_encoder_decoder:
+            data_collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8)
+        super().__init__(
+            tokenizer,
+            model=model,
+            args=args,
+            data_collator=data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            eval_dataset=eval_dataset,
+            compute_metrics=compute_metrics,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self.create_optimizer_and_scheduler(self.args.max_steps)
+        self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self._losses: list[torch.Tensor] = []
+
+    def prepare_model_inputs(
+        self,
+        input_ids: Sequence[torch.Tensor],
+        attention_mask: Sequence[torch.Tensor] | None,
+        labels: Sequence[torch.Tensor] | None,
+    ) -> dict[str, torch.Tensor]:
+        """Ragged rows to padded `input_ids`, `attention_mask`, `labels`, int64 [B, T], cut to `max_length`.
+
+        Args:
+            input_ids: the rows, each int64 [T].
+            attention_mask: None: every token is seen.
+            labels: None, for a decoder: the rows themselves.
+        """
+        masks = [torch.ones_like(ids) for ids in input_ids] if attention_mask is None else attention_mask
+        rows: list[dict[str, Any]] = [
+            {"input_ids": ids, "attention_mask": mask} for ids, mask in zip(input_ids, masks, strict=True)
+        ]
+        if self.is_encoder_decoder:
+            for row, row_labels in zip(rows, labels or (), strict=True):
+                row["labels"] = row_labels
+        batch = dict(self.data_collator(rows))
+        if self.is_encoder_decoder:
+            batch.pop("decoder_input_ids", None)  # the model makes them from the labels
+            batch["labels"][batch["labels"] == self.tokenizer.pad_token_id] = IGNORED
+        elif labels is not None:
+            # differs from v0.7: labels that a decoder is given are trained on, there they were dropped
+            side = self.tokenizer.padding_side
+            padded = pad_sequence(list(labels), batch_first=True, padding_value=IGNORED, padding_side=side)
+            batch["labels"] = padded.masked_fill(batch["labels"] == IGNORED, IGNORED)
+        if self.max_length is not None:
+            # differs from v0.7: the limit cuts tokens, there it cut the batch
+            kept = slice(-self.max_length, None) if self.truncation_mode == "keep_end" else slice(self.max_length)
+            batch = {name: tensor[:, kept] for name, tensor in batch.items()}
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def step(
+        self,
+        input_ids: list[torch.Tensor] | None = None,
+        attention_mask: list[torch.Tensor] | None = None,
+        labels: list[torch.Tensor] | None = None,
+        texts: list[str] | None = None,
+        texts_labels: list[str] | None = None,
+    ) -> dict[str, float]:
+        """One pass over the given rows in batches of `args.per_device_train_batch_size`, in random order.
+
+        Args:
+            input_ids: rows, each int64 [T].
+            attention_mask: their masks; None: every token is seen.
+            labels: their labels, -100 where the loss passes over; None: the rows themselves.
+            texts: in place of `input_ids`.
+            texts_labels: in place of `labels`; an encoder-decoder's answers.
+
+        Returns:
+            `loss`, the mean of the batches, and `learning_rate` behind them.
+
+        Raises:
+            ValueError: there are no rows, or no labels for an encoder-decoder, or a list holds something else.
+        """
+        if texts is not None:
+            if input_ids is not None:
+                warn_user("both input_ids and texts are given: the texts are trained on")
+            tokens = self._tokenize(texts, "texts")
+            input_ids, attention_mask = tokens["input_ids"], tokens["attention_mask"]
+        if texts_labels is not None:
+            # differs from v0.7: labels come from `texts_labels`, there from `texts`
+            labels = self._tokenize(texts_labels, "texts_labels")["input_ids"]
+        for name, rows in (("input_ids", input_ids), ("attention_mask", attention_mask), ("labels", labels)):
+            _check_rows(rows, name)
+        if input_ids is None:
+            raise ValueError("step needs input_ids or texts")
+        if labels is None and self.is_encoder_decoder:
+            raise ValueError("an encoder-decoder needs labels or texts_labels: the answers that it learns")
+        batch = self.prepare_model_inputs(input_ids, attention_mask, labels)
+
+        self.model.train()
+        losses = [
+            self._update({name: tensor[rows] for name, tensor in batch.items()})
+            for rows in DataLoader(
+                range(len(input_ids)),  # type: ignore[arg-type]
+                self.args.per_device_train_batch_size,
+                shuffle=True,
+            )
+        ]
+        PPODecorators.optimize_device_cache = self.optimize_device_cache
+        with PPODecorators.empty_device_cache():
+            return {"loss": torch.stack(losses).mean().item(), "learning_rate": self._get_learning_rate()}
+
+    def _tokenize(self, texts: list[str], name: str) -> dict[str, list[torch.Tensor]]:
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} must be a list of texts")
+        limit = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
+        tokens = self.tokenizer(texts, **limit)
+        return {part: [torch.tensor(row) for row in tokens[part]] for part in ("input_ids", "attention_mask")}
+
+    def _update(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Forward, backward, every `gradient_accumulation_steps` batches an optimizer step; the loss, 0-d."""
+        with self.accelerator.accumulate(self.model):
+            loss = self.compute_loss(self.model, batch)
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients and self.args.max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            self.optimizer.step()
+            if self.accelerator.sync_gradients:
+                self.lr_scheduler.step()
+            self.optimizer.zero_grad()
+        self.state.global_step += 1
+        self._losses.append(loss.detach())
+        self._log_and_evaluate()
+        return loss.detach()
+
+    def _log_and_evaluate(self) -> None:
+        if (
+            self.args.eval_steps
+            and self.eval_dataset is not None
+            and self.state.global_step % self.args.eval_steps == 0
+        ):
+            self.evaluate(self.eval_dataset)
+            self.model.train()
+        if self.args.logging_steps and self.state.global_step % self.args.logging_steps == 0:
+            loss = self.accelerator.reduce(torch.stack(self._losses).mean(), "mean").item()
+            self._losses.clear()
+            self.log({"loss": loss, "learning_rate": self._get_learning_rate()})
+
+
+def _check_rows(rows: Any, name: str) -> None:
+    if rows is None:
+        return
+    if not isinstance(rows, list):
+        raise ValueError(f"{name} must be a list of tensors, not {type(rows).__name__}")
+    for index, row in enumerate(rows):
+        if not isinstance(row, torch.Tensor):
+            raise ValueError(f"{name}[{index}] must be a tensor, not {type(row).__name__}")

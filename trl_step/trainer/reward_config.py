@@ -1,0 +1,35 @@
+"""`RewardConfig`: the settings of a `RewardTrainer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from trl_step.trainer.training_arguments import TrainingArguments
+
+
+@dataclass(init=False)
+class RewardConfig(TrainingArguments):
+    """`TrainingArguments` (old names are taken too) and `max_length`.
+
+    Args:
+        output_dir: where checkpoints go.
+        max_length: most tokens of a text; None: 512.
+        exact_v07: take each margin from every pair's difference, as release 0.7.11 does.
+        arguments: every other one of `transformers.TrainingArguments`, of release 4 or 5.
+    """
+
+    max_length: Optional[int] = field(default=None, metadata={"help": "Most tokens of a text; 512 where not given."})
+
+    exact_v07: bool = field(default=False, metadata={"help": "Margins as in release 0.7.11: each on every pair."})
+
+    def __init__(
+        self,
+        output_dir: Optional[str] = None,
+        max_length: Optional[int] = None,
+        exact_v07: bool = False,
+        **arguments: Any,
+    ) -> None:
+        self.max_length = max_length
+        self.exact_v07 = exact_v07
+        super().__init__(output_dir=output_dir, **arguments)

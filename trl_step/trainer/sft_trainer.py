@@ -1,0 +1,224 @@
+"""`SFTTrainer`: a language model on texts, whole or packed, or on their responses alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+from trl_step.data.collators import DataCollatorForCompletionOnlyLM
+from trl_step.data.formatting import get_formatting_func_from_dataset
+from trl_step.data.packing import ConstantLengthDataset
+from trl_step.models.notices import warn_user
+from trl_step.trainer.peft_setup import prepare_for_training
+from trl_step.trainer.text_trainer import TextTrainer, arguments_of, model_of, tokenizer_of
+
+
+class SFTTrainer(TextTrainer):
+    """Supervised fine-tuning on a column of texts.
+
+    Args:
+        model: a causal language model, a PeftModel, or a folder or hub name.
+        args: `transformers.TrainingArguments`.
+        data_collator: None: `DataCollatorForLanguageModeling`; see also `DataCollatorForCompletionOnlyLM`.
+        train_dataset, eval_dataset: rows of text; rows of `messages`, `conversations`, or `prompt` and `completion`,
+            which the tokenizer's chat template turns into texts; a torch dataset, such as `ConstantLengthDataset`, is
+            taken as it is. `eval_dataset` may be a dictionary of several.
+        tokenizer: None: that of the model's folder.
+        model_init, compute_metrics, callbacks, optimizers, preprocess_logits_for_metrics: of `transformers.Trainer`.
+        peft_config: `peft.PeftConfig`: train an adapter.
+        dataset_text_field: the column with the text.
+        packing: lay the texts end to end and cut rows of `max_seq_length` tokens.
+        formatting_func: from a row to its text with `packing`, else from a batch of rows (columns as lists) to a list
+            of texts.
+        max_seq_length: most tokens of a text, tokens of a packed row; None: the tokenizer's limit, at most 1024.
+        infinite: without effect: set `max_steps`.
+        num_of_sequences, chars_per_token: of `ConstantLengthDataset`.
+        dataset_num_proc, dataset_batch_size: processes and rows at a time of the tokenization.
+        neftune_noise_alpha: noise on the embeddings (Jain et al. 2023, arXiv:2310.05914); goes before that of `args`.
+        model_init_kwargs: for a model given by name.
+        dataset_kwargs: `add_special_tokens`, and with packing `append_concat_token`, see `ConstantLengthDataset`.
+        processing_class: the newer name of `tokenizer`.
+
+    Raises:
+        ValueError: it is not said where the text is; completions alone are asked for with packing; `formatting_func`
+            gives one text for a batch; the texts are too short for one packed row.
+    """
+
+    _tag_names = ("trl", "sft")
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        tokenizer: Any = None,
+        model_init: Callable[[], Any] | None = None,
+        compute_metrics: Callable[[Any], dict] | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        preprocess_logits_for_metrics: Callable | None = None,
+        peft_config: Any = None,
+        dataset_text_field: str | None = None,
+        packing: bool | None = False,
+        formatting_func: Callable | None = None,
+        max_seq_length: int | None = None,
+        infinite: bool | None = None,
+        num_of_sequences: int | None = 1024,
+        chars_per_token: float | None = 3.6,
+        dataset_num_proc: int | None = None,
+        dataset_batch_size: int = 1000,
+        neftune_noise_alpha: float | None = None,
+        model_init_kwargs: dict | None = None,
+        dataset_kwargs: dict | None = None,
+        processing_class: Any = None,
+    ) -> None:
+        if infinite is not None:
+            warn_user("infinite has no effect: args.max_steps or args.num_train_epochs says how long training takes")
+        if packing and isinstance(data_collator, DataCollatorForCompletionOnlyLM):
+            raise ValueError("a packed row holds several texts: DataCollatorForCompletionOnlyLM needs packing=False")
+        noise = {} if neftune_noise_alpha is None else {"neftune_noise_alpha": neftune_noise_alpha}
+        args = arguments_of(args, **noise)
+        model = model_of(model, model_init_kwargs)
+        tokenizer = tokenizer_of(tokenizer, processing_class) or _tokenizer_beside(model)
+        if model is not None:
+            model, _ = prepare_for_training(model, peft_config, args)
+        if max_seq_length is None:
+            max_seq_length = min(tokenizer.model_max_length, 1024)
+            warn_user(f"max_seq_length is not given: it is {max_seq_length}")
+        if tokenizer.padding_side != "right":
+            warn_user(
+                "the tokenizer pads on the left; in half precision training is more exact with padding_side='right'"
+            )
+        if formatting_func is None and dataset_text_field is None:
+            formatting_func = get_formatting_func_from_dataset(train_dataset, tokenizer)
+        if data_collator is None and not packing:
+            data_collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+        prepare = partial(
+            prepare_packed if packing else prepare_texts,
+            tokenizer=tokenizer,
+            dataset_text_field=dataset_text_field,
+            formatting_func=formatting_func,
+            max_seq_length=max_seq_length,
+            **(dataset_kwargs or {}),
+        )
+        if packing:
+            prepare = partial(prepare, num_of_sequences=num_of_sequences, chars_per_token=chars_per_token)
+        else:
+            prepare = partial(
+                prepare,
+                remove_unused_columns=args.remove_unused_columns,
+                num_proc=dataset_num_proc,
+                batch_size=dataset_batch_size,
+            )
+        with PartialState().local_main_process_first():
+            train_dataset = _prepared(train_dataset, prepare)
+            eval_dataset = _prepared(eval_dataset, prepare)
+        if packing and isinstance(train_dataset, ConstantLengthDataset):
+            train_dataset.infinite = args.max_steps > 0
+        super().__init__(
+            tokenizer,
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            model_init=model_init,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+
+
+def prepare_texts(
+    dataset: Any,
+    tokenizer: Any,
+    dataset_text_field: str | None,
+    formatting_func: Callable | None,
+    max_seq_length: int,
+    remove_unused_columns: bool = True,
+    add_special_tokens: bool = True,
+    num_proc: int | None = None,
+    batch_size: int = 1000,
+    append_concat_token: bool = True,
+) -> Any:
+    """`dataset` with `input_ids` and `attention_mask`, one row per text; arguments are those of `SFTTrainer`.
+
+    `append_concat_token` is for packed rows and has no effect here.
+    """
+    _require_text(dataset_text_field, formatting_func)
+
+    def tokenize(rows: Any) -> dict[str, Any]:
+        # the column goes before the function, where both are given
+        texts = rows[dataset_text_field] if formatting_func is None or dataset_text_field else formatting_func(rows)
+        if not isinstance(texts, list):
+            raise ValueError(
+                "formatting_func gets a batch of rows, each column a list, and must return a list of texts, not "
+                f"{type(texts).__name__}"
+            )
+        tokens = tokenizer(texts, add_special_tokens=add_special_tokens, truncation=True, max_length=max_seq_length)
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+    return dataset.map(
+        tokenize,
+        batched=True,
+        batch_size=batch_size,
+        remove_columns=dataset.column_names if remove_unused_columns else None,
+        **({} if num_proc is None else {"num_proc": num_proc}),  # a streamed dataset takes no num_proc
+    )
+
+
+def prepare_packed(
+    dataset: Any,
+    tokenizer: Any,
+    dataset_text_field: str | None,
+    formatting_func: Callable | None,
+    max_seq_length: int,
+    **options: Any,
+) -> Any:
+    """Rows of `max_seq_length` tokens, see `ConstantLengthDataset`, which gets the `options`, as a dataset on disk."""
+    from datasets import Dataset
+    from datasets.fingerprint import generate_random_fingerprint
+
+    _require_text(dataset_text_field, formatting_func)
+    packed = ConstantLengthDataset(
+        tokenizer, dataset, dataset_text_field, formatting_func, seq_length=max_seq_length, **options
+    )
+    rows = iter(packed)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"all texts together are shorter than one row of max_seq_length={max_seq_length} tokens")
+    # rows are shuffled by the process's random stream: no cached file is the right one
+    return Dataset.from_generator(lambda: chain((first,), rows), fingerprint=generate_random_fingerprint())
+
+
+def _prepared(dataset: Any, prepare: Callable[[Any], Any]) -> Any:
+    if isinstance(dataset, dict):
+        return {name: _prepared(one, prepare) for name, one in dataset.items()}
+    if dataset is None or isinstance(dataset, torch.utils.data.Dataset):
+        return dataset
+    return prepare(dataset)
+
+
+def _require_text(dataset_text_field: str | None, formatting_func: Callable | None) -> None:
+    if dataset_text_field is None and formatting_func is None:
+        raise ValueError(
+            "it is not said where the text is: pass dataset_text_field, the name of a column, or formatting_func"
+        )
+
+
+def _tokenizer_beside(model: Any) -> Any:
+    """The tokenizer of the folder or repository that the model was loaded from."""
+    tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,84 @@
+"""What the trainers of texts share: a model given by name, a tokenizer under two names, tags on the hub."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+
+from trl_step.models.loading import load_pretrained
+from trl_step.models.notices import warn_user
+
+
+class TextTrainer(transformers.Trainer):
+    """`transformers.Trainer` whose tokenizer is called `tokenizer` as well, and whose models are tagged on the hub.
+
+    Args:
+        tokenizer: becomes `processing_class`.
+        arguments: every other one of `transformers.Trainer`.
+    """
+
+    _tag_names: tuple[str, ...] = ("trl",)
+
+    def __init__(self, tokenizer: Any, **arguments: Any) -> None:
+        super().__init__(processing_class=tokenizer, **arguments)
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(list(self._tag_names))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that the trainer was built with."""
+        return self.processing_class
+
+    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
+        """As that of `transformers.Trainer`, with the tags of this trainer."""
+        from trl_step.trainer.utils import trl_sanitze_kwargs_for_tagging
+
+        tagged = trl_sanitze_kwargs_for_tagging(self.model, list(self._tag_names), kwargs) or {}
+        return super().push_to_hub(commit_message=commit_message, blocking=blocking, **tagged)
+
+
+def model_of(model: Any, init_kwargs: Mapping[str, Any] | None, name: str = "model") -> Any:
+    """`model` itself, or the causal language model that it names.
+
+    Args:
+        model: a module, None, or a folder or hub name.
+        init_kwargs: for `from_pretrained`; weights are float32 unless it says otherwise.
+        name: what the argument is called.
+
+    Raises:
+        ValueError: there are `init_kwargs` for a model that is already built.
+    """
+    if isinstance(model, str):
+        return load_pretrained(transformers.AutoModelForCausalLM, model, (), init_kwargs or {})
+    if init_kwargs is not None:
+        raise ValueError(f"{name}_init_kwargs is for a {name} given by name; this one is built already")
+    return model
+
+
+def tokenizer_of(tokenizer: Any, processing_class: Any) -> Any:
+    """The one that is given, under its name of transformers 4 or 5.
+
+    Raises:
+        TypeError: both are given, and are not the same.
+    """
+    if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
+        raise TypeError("tokenizer and processing_class are two names of one argument: give one of them")
+    return processing_class if tokenizer is None else tokenizer
+
+
+def arguments_of(args: Any, **changes: Any) -> Any:
+    """A copy of `args` with `changes`, or default ones where there are none: the caller's object stays as it is."""
+    args = copy.copy(transformers.TrainingArguments(output_dir="tmp_trainer") if args is None else args)
+    for name, value in changes.items():
+        setattr(args, name, value)
+    return args
+
+
+def length_or_default(value: int | None, default: int, name: str) -> int:
+    """`value`, or `default` with a warning that says so."""
+    if value is None:
+        warn_user(f"{name} is not given: it is {default} tokens")
+    return default if value is None else value

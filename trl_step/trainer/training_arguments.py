@@ -1,0 +1,107 @@
+"""transformers' `TrainingArguments` under the names that they had in its releases 4 as well."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional
+
+import transformers
+from transformers.trainer_utils import IntervalStrategy
+
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "push_to_hub_token": "hub_token",
+    "push_to_hub_model_id": "hub_model_id",
+    "torchdynamo": "torch_compile_backend",
+}
+"""Old name -> the one that transformers 5 takes."""
+
+WITHOUT_EFFECT = (
+    "overwrite_output_dir", "logging_dir", "save_safetensors", "use_mps_device", "jit_mode_eval", "use_ipex",
+    "fp16_opt_level", "half_precision_backend", "fp16_backend", "tpu_num_cores", "tpu_metrics_debug", "past_index",
+    "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap", "use_legacy_prediction_loop",
+    "push_to_hub_organization", "mp_parameters", "ray_scope", "include_tokens_per_second",
+)  # fmt: skip
+"""Arguments of transformers 4 that release 5 has no place for."""
+
+WHAT_TO_DO = {
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "save_safetensors": "files are always safetensors",
+    "fsdp_min_num_params": "set min_num_params in fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "set transformer_layer_cls_to_wrap in fsdp_config",
+    "push_to_hub_organization": "write the organization into hub_model_id",
+}
+
+
+def translate_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of transformers 4's `TrainingArguments` as those of release 5; each change warns once.
+
+    Raises:
+        TypeError: one setting is given under its old and its new name.
+    """
+    translated = dict(arguments)
+    for old, new in RENAMED.items():
+        if old in translated:
+            _put(translated, new, translated.pop(old), old)
+    if translated.pop("adafactor", False):
+        _put(translated, "optim", "adafactor", "adafactor")
+    if translated.pop("group_by_length", False):
+        _put(translated, "train_sampling_strategy", "group_by_length", "group_by_length")
+    if translated.pop("include_inputs_for_metrics", False):
+        _put(translated, "include_for_metrics", ["inputs"], "include_inputs_for_metrics")
+    ratio = translated.pop("warmup_ratio", None)
+    if ratio and not translated.get("warmup_steps"):  # steps went before the ratio
+        translated["warmup_steps"] = ratio
+    of_accelerator = {
+        name: translated.pop(name) for name in ("split_batches", "dispatch_batches") if name in translated
+    }
+    if any(of_accelerator.values()):
+        _put(translated, "accelerator_config", of_accelerator, " and ".join(of_accelerator))
+    for name in WITHOUT_EFFECT:
+        if translated.pop(name, None):
+            advice = WHAT_TO_DO.get(name, "leave it out")
+            warnings.warn(f"{name} has no effect with transformers 5: {advice}", FutureWarning, stacklevel=4)
+    return translated
+
+
+def _put(arguments: dict[str, Any], new: str, value: Any, old: str) -> None:
+    if new in arguments:
+        raise TypeError(f"{old} is the old name of {new}: give one of them")
+    if value is None:
+        return
+    arguments[new] = value
+    warnings.warn(
+        f"{old} is called {new} since transformers 5; the old name is taken until trl_step 1.0",
+        FutureWarning,
+        stacklevel=5,
+    )
+
+
+def _with_flag(name: str, old: str) -> Any:
+    """The field of transformers' arguments, with the old name as a second flag on the command line."""
+    known = next(one for one in fields(transformers.TrainingArguments) if one.name == name)
+    return field(default=known.default, metadata={**known.metadata, "aliases": [f"--{old}"]})
+
+
+EVAL_STRATEGY = _with_flag("eval_strategy", "evaluation_strategy")
+USE_CPU = _with_flag("use_cpu", "no_cuda")
+
+
+@dataclass(init=False)
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' `TrainingArguments`, which takes old names too: `evaluation_strategy`, `no_cuda`, and so on.
+
+    Args:
+        output_dir: where checkpoints go.
+        arguments: every other one of `transformers.TrainingArguments`, of release 4 or 5.
+    """
+
+    eval_strategy: IntervalStrategy | str = EVAL_STRATEGY
+    use_cpu: bool = USE_CPU
+
+    def __init__(self, output_dir: Optional[str] = None, **arguments: Any) -> None:
+        super().__init__(output_dir=output_dir, **translate_arguments(arguments))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.tiny import weights
-from tests.trainer.resumed_runs import CASES, build, outcome, train
+from tests.trainer.resumed_runs import CASES, build, outcome, step, train
 from trl_step import PPOTrainer
 
 SCRIPT = __file__
@@ -29,7 +30,12 @@ def begin(rank: int, folder: Path) -> dict[str, Any]:
         whole = build(case, accelerator_kwargs={})
         seen[name] = (train(whole, case), outcome(whole), weights(whole.accelerator.unwrap_model(whole.model)))
         train(build(case, accelerator_kwargs={}), case, save_to=folder / name)
-    return {**seen, "interrupted": interrupted(rank, folder), "failed": failed(rank, folder)}
+    return {
+        **seen,
+        "interrupted": interrupted(rank, folder),
+        "failed": failed(rank, folder),
+        "little memory": little_memory(rank),
+    }
 
 
 def go_on(rank: int, folder: Path) -> dict[str, Any]:
@@ -71,6 +77,26 @@ def failed(rank: int, folder: Path) -> Any:
     return told(lambda: ours.save_state(folder / "failed")), PPOTrainer.load_state(
         build(case, accelerator_kwargs={}), folder / "failed"
     )
+
+
+def little_memory(rank: int) -> dict[str, Any]:
+    """Process 1 has memory for two samples of a forward pass, and process 0 for as many as there are."""
+    after: dict[bool, dict[str, torch.Tensor]] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for little in (False, True):
+            ours = build(CASES["plain"], accelerator_kwargs={})
+            policy = ours.accelerator.unwrap_model(ours.model)
+
+            def hook(_: Any, inputs: Any, fails: bool = little and rank == 1) -> None:
+                if fails and torch.is_grad_enabled() and len(inputs[0]) > 2:
+                    raise torch.OutOfMemoryError("out of memory")
+
+            policy.pretrained_model.transformer.h[1].register_forward_pre_hook(hook)
+            step(ours, next(iter(ours.dataloader))["input_ids"])
+            after[little] = weights(policy)
+    warned = sum("out of memory in a forward pass of 4 samples" in str(warning.message) for warning in caught)
+    return {"plenty": after[False], "little": after[True], "warned": warned}
 
 
 def damaged(rank: int, folder: Path) -> Any:

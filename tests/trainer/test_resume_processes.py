@@ -68,6 +68,14 @@ def test_a_process_that_cannot_write_is_told_of_on_all_and_the_old_state_stays(b
     assert (loaded_one, loaded_two) == (0, 0)
 
 
+def test_memory_that_runs_out_on_one_process_changes_no_number(begun: list[dict[str, Any]]) -> None:
+    one, two = (whole["little memory"] for whole in begun)
+    assert (one["warned"], two["warned"]) == (0, 1)
+    for name, weight in one["little"].items():
+        assert torch.equal(weight, two["little"][name])
+        torch.testing.assert_close(weight, one["plenty"][name], rtol=0, atol=1e-5)
+
+
 def test_a_damaged_file_of_one_process_is_told_of_on_all(went_on: list[dict[str, Any]]) -> None:
     (one, steps_one), (two, steps_two) = (parts["damaged"] for parts in went_on)
     assert "is damaged: process-1.json has" in one

@@ -18,8 +18,10 @@ from torch.distributed.tensor import DTensor
 from tests.regressions.two_processes import CASES, Case, build, play
 from tests.tiny import batch, tokenizer, weights, with_value_head
 from tests.tiny import config as tiny_config
+from tests.trainer import resumed_runs
 from trl_step import PPOTrainer
 from trl_step.models.sharding import gathered, is_sharded
+from trl_step.trainer.shards import own_part
 
 SCRIPT = __file__
 SHARDED_CASES = {name: CASES[name] for name in CASES if name not in ("tokens", "some token scores", "early stop")} | {
@@ -75,10 +77,6 @@ def own_optimizer(rank: int, folder: Path) -> dict[str, Any]:
     stats = ours.step(queries[own], responses[own], scores[own])
     states = list(ours.optimizer.state.values())
     ours.save_pretrained(str(folder / "saved"))
-    try:
-        ours.save_state(str(folder / "state"))
-    except ValueError as error:
-        refused = str(error)
     after = weights(ours.model)
     return {
         "finite": all(torch.isfinite(value).all() for value in after.values()),
@@ -87,9 +85,32 @@ def own_optimizer(rank: int, folder: Path) -> dict[str, Any]:
         "fused": ours.optimizer.param_groups[0]["fused"],
         "weights": after,
         "ratio error": stats["ppo/policy/ratio_error"],
-        "refused": refused,
         "files": sorted(os.listdir(folder / "saved")),
     }
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """Runs in one go, and runs that were saved and loaded on the way: what differs."""
+    differ: dict[str, Any] = {}
+    for name in ("plain", "scheduler"):
+        case = resumed_runs.CASES[name]
+        whole = resumed_runs.build(case, accelerator_kwargs={})
+        seen = resumed_runs.train(whole, case)
+        resumed_runs.train(resumed_runs.build(case, accelerator_kwargs={}), case, save_to=folder / name)
+        again = resumed_runs.build(case, accelerator_kwargs={}, seed=5)
+        again.load_state(folder / name, may_differ=("seed",))
+        rest = resumed_runs.train(again, case)
+        one, two = own_part(whole.optimizer.state_dict()["state"]), own_part(again.optimizer.state_dict()["state"])
+        weights_differ = [
+            key for key, tensor in whole.model.state_dict().items()
+            if not torch.equal(own_part(tensor), own_part(again.model.state_dict()[key]))
+        ]  # fmt: skip
+        moments_differ = [
+            (index, key) for index in one for key in one[index] if not torch.equal(one[index][key], two[index][key])
+        ]
+        spread = all(isinstance(state["exp_avg"], DTensor) for state in again.optimizer.state.values())
+        differ[name] = (rest == seen[case.saved_after :], weights_differ, moments_differ, spread)
+    return differ
 
 
 def main(folder: Path) -> None:
@@ -97,6 +118,7 @@ def main(folder: Path) -> None:
     seen: dict[str, Any] = {name: play(case, rank, accelerator_kwargs={}) for name, case in SHARDED_CASES.items()}
     seen["sampled"] = sample(rank)
     seen["own optimizer"] = own_optimizer(rank, folder)
+    seen["resumed"] = resumed(folder)
     torch.save(seen, folder / f"{rank}.pt")
 
 

@@ -83,4 +83,8 @@ def test_what_was_saved_is_a_whole_checkpoint(both: Seen, folder: Path) -> None:
     found = weights(loaded)
     assert found.keys() == saved["weights"].keys()
     assert all(torch.equal(found[name], value) for name, value in saved["weights"].items())
-    assert saved["refused"].startswith("save_state does not hold weights that are spread over processes")
+
+
+def test_a_sharded_run_goes_on_bit_for_bit(both: Seen) -> None:
+    for seen in both:
+        assert seen["resumed"] == {name: (True, [], [], True) for name in ("plain", "scheduler")}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from peft import LoraConfig
 
 from tests.tiny import batch, config, gpt2, tokenizer, trainer, with_value_head
@@ -223,3 +224,10 @@ def test_the_size_that_memory_allowed_and_what_the_doctor_saw_come_back(tmp_path
     assert again._forward_size.most_samples == 2
     assert [finding.diagnosis.name for finding in ours._sampling.checkup.findings] == ["no end token"]
     assert again._sampling.checkup.state_dict() == ours._sampling.checkup.state_dict()
+
+
+def test_deepspeed_is_told_about(tmp_path: Path) -> None:
+    ours = build()
+    ours.accelerator.state.distributed_type = DistributedType.DEEPSPEED
+    with pytest.raises(ValueError, match="cannot see into the optimizer of DeepSpeed"):
+        ours.save_state(tmp_path)

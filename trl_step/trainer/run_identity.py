@@ -10,8 +10,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 
+from trl_step.models.sharding import is_sharded
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.shards import own_part
 
 if TYPE_CHECKING:
     from trl_step.trainer.ppo_trainer import PPOTrainer
@@ -39,19 +42,24 @@ SAMPLED = 64
 
 
 def identity(trainer: PPOTrainer) -> dict[str, Any]:
-    """What must be the same where a state is loaded, as a tree without tensors."""
+    """What must be the same where a state is loaded, as a tree without tensors; every process calls it."""
     policy = trainer.accelerator.unwrap_model(trainer.model)
     parameters = dict(policy.named_parameters())
     optimizer, loader = trainer.optimizer.optimizer, trainer.dataloader
     # the reference's value head is drawn at random, and never asked
     reference = None if trainer.ref_model is None else trainer.ref_model.pretrained_model.named_parameters()
+
+    def joined(own: str) -> str:
+        """Sharded weights have a part on every process."""
+        return own if not is_sharded(policy) else " ".join(gather_object([own]))
+
     return {
         "processes": trainer.accelerator.num_processes,
         "mixed_precision": trainer.accelerator.mixed_precision,
         "settings": {f.name: getattr(trainer.config, f.name) for f in fields(PPOConfig) if f.name not in FREE_SETTINGS},
         "policy": {name: _describe(tensor) for name, tensor in policy.state_dict().items()},
-        "frozen weights": fingerprint((name, p) for name, p in parameters.items() if not p.requires_grad),
-        "reference": None if reference is None else fingerprint(reference),
+        "frozen weights": joined(fingerprint((name, p) for name, p in parameters.items() if not p.requires_grad)),
+        "reference": None if reference is None else joined(fingerprint(reference)),
         "optimizer": {
             "class": _class_of(optimizer),
             **{key: _plain(value) for key, value in optimizer.defaults.items() if key not in IMPLEMENTATION},
@@ -106,7 +114,7 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Of names, shapes, dtypes and a few elements of each tensor: cheap, and another checkpoint has another one."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
-        flat = tensor.detach().flatten()
+        flat = own_part(tensor.detach()).flatten()
         sample = flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous()
         digest.update(f"{name} {_describe(tensor)}".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())

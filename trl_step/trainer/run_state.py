@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DistributedType
 
 from trl_step.models.sharding import is_sharded
 from trl_step.trainer import random_streams, state_folder
 from trl_step.trainer.dataloader import PositionedLoader
 from trl_step.trainer.run_identity import differences, identity, packages
+from trl_step.trainer.shards import own_part, spread_state
 from trl_step.trainer.state_codec import cloned, read_tree, write_tree
 
 if TYPE_CHECKING:
@@ -21,21 +23,26 @@ if TYPE_CHECKING:
 LATEST = "latest"
 
 
+SHARED = ("policy", "optimizer", "run", "identity")
+"""Trees that all processes have in common, and one of them writes; the others are of each process."""
+
+
 def collect(trainer: PPOTrainer) -> dict[str, Any]:
     """The run as it is now, as trees. Tensors are the trainer's own, not copies: write them before the next step.
 
     Raises:
-        ValueError: the weights are spread over processes.
+        ValueError: DeepSpeed holds the optimizer.
     """
-    if is_sharded(trainer.accelerator.unwrap_model(trainer.model)):
+    if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
-            "save_state does not hold weights that are spread over processes (FSDP, ZeRO-3): unset save_every, and "
-            "save the whole model with save_pretrained"
+            "save_state cannot see into the optimizer of DeepSpeed: unset save_every, and save with "
+            "trainer.model.save_checkpoint of DeepSpeed, or the policy alone with save_pretrained"
         )
     scaler = trainer.accelerator.scaler
+    policy, optimizer = _weights(trainer)
     return {
-        "policy": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
+        policy: own_part(trainer.accelerator.unwrap_model(trainer.model).state_dict()),
+        optimizer: own_part(trainer.optimizer.state_dict()),
         "run": {
             "steps_done": trainer.steps_done,
             "current_step": trainer.current_step,
@@ -58,10 +65,8 @@ def collect(trainer: PPOTrainer) -> dict[str, Any]:
 def save(trainer: PPOTrainer, folder: Path, collected: dict[str, Any] | None = None) -> None:
     """Write the run as it is now, or as it was `collected`, into `folder`; see `PPOTrainer.save_state`."""
     trees = collect(trainer) if collected is None else collected
-    own = [_process(trainer)]
-    if trainer.accelerator.is_main_process:
-        trees["identity"] = identity(trainer)
-        own = list(trees)
+    trees["identity"] = identity(trainer)
+    own = [name for name in trees if trainer.accelerator.is_main_process or name not in SHARED]
 
     def write_files(data: Path) -> list[str]:
         return [file for name in own for file in write_tree(data, name, trees[name])]
@@ -77,8 +82,9 @@ def load(trainer: PPOTrainer, folder: str | Path, may_differ: Sequence[str]) -> 
     data = found[0]
     if data is None:
         return 0
+    here = identity(trainer)
     trees: dict[str, Any] = {}
-    state_folder.together(accelerator, lambda: trees.update(_read(trainer, data, may_differ)))
+    state_folder.together(accelerator, lambda: trees.update(_read(trainer, data, here, may_differ)))
     _apply(trainer, trees)
     accelerator.wait_for_everyone()
     return trainer.steps_done
@@ -93,21 +99,22 @@ def _find(trainer: PPOTrainer, folder: str | Path) -> Path | None:
     return state_folder.newest(Path(save_dir))
 
 
-def _read(trainer: PPOTrainer, data: Path, may_differ: Sequence[str]) -> dict[str, Any]:
+def _read(trainer: PPOTrainer, data: Path, here: Mapping[str, Any], may_differ: Sequence[str]) -> dict[str, Any]:
     """All trees of this process, of a state that fits; nothing is changed."""
-    lines = differences(read_tree(data, "identity"), identity(trainer), may_differ)
+    lines = differences(read_tree(data, "identity"), here, may_differ)
     if lines:
         raise ValueError(
             f"the state in {data.parent} is not one of this run, and nothing was changed:\n  " + "\n  ".join(lines)
         )
-    return {name: read_tree(data, name) for name in ("policy", "optimizer", "run", _process(trainer))}
+    return {name: read_tree(data, name) for name in (*_weights(trainer), "run", _process(trainer))}
 
 
 @torch.no_grad()
 def _apply(trainer: PPOTrainer, trees: dict[str, Any]) -> None:
+    policy, optimizer = _weights(trainer)
     for name, tensor in trainer.accelerator.unwrap_model(trainer.model).state_dict().items():
-        tensor.copy_(trees["policy"][name])
-    trainer.optimizer.load_state_dict(cloned(trees["optimizer"]))
+        own_part(tensor).copy_(trees[policy][name])
+    trainer.optimizer.load_state_dict(spread_state(cloned(trees[optimizer]), trainer.optimizer.optimizer))
     run, process = trees["run"], trees[_process(trainer)]
     if trainer.lr_scheduler is not None:
         trainer.lr_scheduler.load_state_dict(run["scheduler"])
@@ -135,6 +142,13 @@ def _apply(trainer: PPOTrainer, trees: dict[str, Any]) -> None:
 
 def _process(trainer: PPOTrainer) -> str:
     return f"process-{trainer.accelerator.process_index}"
+
+
+def _weights(trainer: PPOTrainer) -> tuple[str, str]:
+    """Names of the trees of policy and optimizer; of sharded ones each process has its own."""
+    sharded = is_sharded(trainer.accelerator.unwrap_model(trainer.model))
+    rank = f"-{trainer.accelerator.process_index}" if sharded else ""
+    return f"policy{rank}", f"optimizer{rank}"
 
 
 def _best(trainer: PPOTrainer) -> dict[str, Any] | None:

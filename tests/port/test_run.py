@@ -180,6 +180,39 @@ steps = Old(model, arguments, train_dataset=[dict(x=torch.ones(2))] * 4, tokeniz
     assert not any("New.compute_loss" in line for line in told)
 
 
+def test_old_flags_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--output_dir out --overwrite_output_dir --evaluation_strategy=steps --logging_dir old logs --seed 3"
+    monkeypatch.setattr(sys, "argv", ["old.py", *words.split()])
+    told: list[str] = []
+    names = run(
+        """
+from transformers import HfArgumentParser, TrainingArguments
+arguments, rest = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(return_remaining_strings=True)
+""",
+        told,
+    )
+    assert names["arguments"].eval_strategy == "steps"
+    assert names["arguments"].seed == 3
+    assert names["rest"] == ["logs"], "one value belongs to a flag, a further word does not"
+    assert [line.partition(": ")[2].partition(" (")[0] for line in told] == [
+        "--overwrite_output_dir -> left out", "--evaluation_strategy -> --eval_strategy", "--logging_dir -> left out"
+    ]  # fmt: skip
+
+
+def test_flags_of_the_script_itself_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["old.py", "--evaluation_strategy", "mine", "--logging_dir", "here"])
+    names = run("""
+from dataclasses import dataclass
+from transformers import HfArgumentParser
+@dataclass
+class Own:
+    evaluation_strategy: str = ""
+    logging_dir: str = ""
+(own,) = HfArgumentParser(Own).parse_args_into_dataclasses()
+""")
+    assert (names["own"].evaluation_strategy, names["own"].logging_dir) == ("mine", "here")
+
+
 def test_names_and_methods_that_moved(classifier: str, tmp_path: Path) -> None:
     names = run(f"""
 from peft import prepare_model_for_int8_training

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer
 
 from trl_step.models.notices import PACKAGE
+from trl_step.port.old_flags import with_old_flags
 from trl_step.port.replacing import replaced
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, TEXT_CLASSIFICATION
 
@@ -67,6 +68,8 @@ def translated(tell: Tell) -> Iterator[None]:
                 stack.enter_context(replaced(importlib.import_module(module), name, value))
         for name, new_name in RENAMED_METHODS.items():
             stack.enter_context(replaced(PreTrainedTokenizerBase, name, getattr(PreTrainedTokenizerBase, new_name)))
+        parse = with_old_flags(HfArgumentParser.parse_known_args, translator.tell_once)
+        stack.enter_context(replaced(HfArgumentParser, "parse_known_args", parse))
         stack.enter_context(replaced(Trainer, "__init_subclass__", classmethod(translator.adapt_overrides)))
         yield
 

@@ -55,6 +55,7 @@ def test_change(old: str, new: str) -> None:
 
 
 LEFT_ALONE = [
+    "print(f'{m.generate(q, top_k=0.0)}')",
     "import trlx\nfrom trlx.core import x\nfrom . import trl\nfrom .trl import y",
     "BitsAndBytesConfig(load_in_8bit=True)",
     "from trl_step import AutoModelForCausalLMWithValueHead as A\nA.from_pretrained('x', load_in_8bit=True)",

@@ -75,7 +75,7 @@ class Rewriter:
 
     def __init__(self, script: Script) -> None:
         self.script = script
-        self.nodes = list(ast.walk(script.tree))
+        self.nodes = list(nodes_outside_of_f_strings(script.tree))
         self.own_functions = {node.name for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
         self.ours = {"trl"}
         """Names in the script that stand for trl or for something of it."""
@@ -299,6 +299,14 @@ class Rewriter:
                 end = max(self.script.span(part)[1] for part in parts)
                 note = f"{method.name} is given {parameter} as well"
                 yield self.script.edit((end, end), f", {parameter}=None", note)
+
+
+def nodes_outside_of_f_strings(node: ast.AST) -> Iterator[ast.AST]:
+    """As `ast.walk`; before Python 3.12 the places of nodes inside of an f-string are wrong."""
+    yield node
+    if not isinstance(node, ast.JoinedStr):
+        for child in ast.iter_child_nodes(node):
+            yield from nodes_outside_of_f_strings(child)
 
 
 def import_edits(script: Script, needed: Mapping[str, str]) -> list[Edit]:

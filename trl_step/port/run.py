@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,9 @@ def run_script(script: str, arguments: Sequence[str] = ()) -> None:
 
 
 def tell(line: str) -> None:
-    """Print a notice of the porting kit."""
-    print(f"trl_step.port: {line}", file=sys.stderr, flush=True)
+    """Print a notice of the porting kit; of several processes the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"trl_step.port: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from trl_step.environment.tool_calls import (
     tool_replies,
     tools_by_name,
 )
-from trl_step.environment.turns import TurnWriter, device_of, is_encoder_decoder
+from trl_step.environment.turns import TurnWriter, device_of, inner_model, is_encoder_decoder
 
 __all__ = ["RewardError", "StringStoppingCriteria", "TextEnvironment", "TextHistory"]
 
@@ -77,7 +77,7 @@ class TextEnvironment:
         *,
         max_tool_response: int | None = None,
         tool_timeout: float | None = 60.0,
-        tool_workers: int = 16,
+        tool_workers: int = 32,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -96,13 +96,16 @@ class TextEnvironment:
 
         self.is_encoder_decoder = is_encoder_decoder(model)
         self.current_device = device_of(model)
+        self._unwrapped: tuple[Any, Any] = None, None
         self._control: tuple[tuple[str, ...], re.Pattern[str]] | None = None
 
     @property
     def _writer(self) -> TurnWriter:
         """Made anew each time, as all of its settings may be changed."""
+        if self._unwrapped[0] is not self.model:
+            self._unwrapped = self.model, inner_model(self.model)
         return TurnWriter(
-            self.model,
+            self._unwrapped[1],
             self.tokenizer,
             self.is_encoder_decoder,
             self.current_device,

@@ -26,7 +26,7 @@ from trl_step.environment.tool_calls import (
     tool_replies,
     tools_by_name,
 )
-from trl_step.environment.turns import TurnWriter, device_of, is_encoder_decoder
+from trl_step.environment.turns import TurnWriter, device_of, inner_model, is_encoder_decoder
 
 ChatEpisodes = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[Any], list[TextHistory]]
 
@@ -75,7 +75,7 @@ class ChatEnvironment:
         max_length: int | None = None,
         generation_kwargs: dict[str, Any] | None = None,
         tool_timeout: float | None = 60.0,
-        tool_workers: int = 16,
+        tool_workers: int = 32,
         chat_template: str | None = None,
         template_options: Mapping[str, Any] | None = None,
         tool_schemas: Sequence[Mapping[str, Any]] | None = None,
@@ -93,7 +93,7 @@ class ChatEnvironment:
         schemas = [_schema(*item) for item in self.tools.items()] if tool_schemas is None else tool_schemas
         self.template = ChatTemplate(tokenizer, chat_template, schemas, template_options)
         self.writer = TurnWriter(
-            model,
+            inner_model(model),
             tokenizer,
             is_encoder_decoder(model),
             device_of(model),

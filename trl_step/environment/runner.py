@@ -15,7 +15,7 @@ from trl_step.environment.rewards import is_finite
 from trl_step.environment.side_by_side import Outcome, SideBySide
 from trl_step.environment.text_history import TextHistory
 from trl_step.environment.tool_calls import control_pattern, escape, special_tokens
-from trl_step.environment.turns import TurnWriter, device_of, is_encoder_decoder
+from trl_step.environment.turns import TurnWriter, device_of, inner_model, is_encoder_decoder
 
 Observation = str | Message | Sequence[Message]
 """Text, or one or several chat messages."""
@@ -124,7 +124,7 @@ class EnvironmentRunner:
         self.make_environment = make_environment
         self.max_turns = max_turns
         self.writer = TurnWriter(
-            model,
+            inner_model(model),
             tokenizer,
             is_encoder_decoder(model),
             device_of(model),

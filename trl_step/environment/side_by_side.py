@@ -34,7 +34,7 @@ class SideBySide:
     next one at once. Run what may hang or do harm in a process of its own.
     """
 
-    def __init__(self, workers: int = 16, timeout: float | None = 60.0) -> None:
+    def __init__(self, workers: int = 32, timeout: float | None = 60.0) -> None:
         """Raises ValueError for a negative number of workers, or a time limit that is not positive."""
         if workers < 0:
             raise ValueError(f"workers={workers} must not be negative")

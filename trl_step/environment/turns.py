@@ -37,7 +37,7 @@ class TurnWriter:
     """Lets a model write turns.
 
     Attributes:
-        model: a value-head wrapper or a transformers model, also in a parallel wrapper.
+        model: a value-head wrapper or a transformers model, without parallel wrappers (see `inner_model`).
         tokenizer: of that model.
         is_encoder_decoder, device: of that model.
         generation_kwargs: for `model.generate`; never changed.
@@ -63,7 +63,7 @@ class TurnWriter:
     def end_ids(self) -> set[int]:
         """All ids that end a turn: the tokenizer's, the generation config's and those of `generation_kwargs`."""
         eos = self.tokenizer.eos_token_id
-        return set(all_eos_ids(inner_model(self.model), [] if eos is None else [eos], self.generation_kwargs))
+        return set(all_eos_ids(self.model, [] if eos is None else [eos], self.generation_kwargs))
 
     def end_token(self, like: torch.Tensor) -> torch.Tensor:
         """An end-of-sequence id, int64 [1], on the device of `like`."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.trainer import text_tools
 from tests.trainer.text_tools import arguments, lora, moved, preferences
 from trl_step import DPOTrainer
 
@@ -25,7 +26,14 @@ def trainer(folder: Path, model: Any = None, ref_model: Any = None, config: dict
         seeded() if model is None else model,
         ref_model,
         args=arguments(folder, **(config or {})),
-        **{"train_dataset": rows, "eval_dataset": rows, "tokenizer": tiny.tokenizer(), **SIZES, **seq2seq, **options},
+        **{
+            "train_dataset": rows,
+            "eval_dataset": rows,
+            "tokenizer": text_tools.tokenizer(),
+            **SIZES,
+            **seq2seq,
+            **options,
+        },
     )
 
 
@@ -186,7 +194,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pass tokenizer="):
         trainer(tmp_path, tokenizer=None)
     with pytest.raises(ValueError, match="is_encoder_decoder="):
-        DPOTrainer(args=arguments(tmp_path), model_init=tiny.gpt2, tokenizer=tiny.tokenizer())
+        DPOTrainer(args=arguments(tmp_path), model_init=tiny.gpt2, tokenizer=text_tools.tokenizer())
     with pytest.warns(UserWarning, match="label_smoothing"):
         trainer(tmp_path, loss_type="ipo", label_smoothing=0.1)
     rows = preferences().map(lambda row: {"chosen": [row["chosen"]]})

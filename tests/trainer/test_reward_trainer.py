@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from tests import tiny
+from tests.trainer import text_tools
 from tests.trainer.text_tools import arguments, classifier, lora, moved, preferences
 from trl_step import RewardConfig, RewardTrainer
 from trl_step.trainer import compute_accuracy
@@ -26,7 +27,7 @@ def trainer(folder: Path, rows: Dataset | None = None, **options: object) -> Rew
     config = arguments(folder, RewardConfig, max_length=16, **options.pop("config", {}))
     return RewardTrainer(
         options.pop("model", None) or classifier(), config, train_dataset=rows, eval_dataset=rows,
-        **{"tokenizer": tiny.tokenizer(), **options},
+        **{"tokenizer": text_tools.tokenizer(), **options},
     )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def test_the_loss_of_two_pairs_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tokenizer", "processing_class"])
 def test_it_learns_pairs_of_texts(tmp_path: Path, name: str) -> None:
-    ours = trainer(tmp_path, config={"max_steps": 20}, **{"tokenizer": None, name: tiny.tokenizer()})
+    ours = trainer(tmp_path, config={"max_steps": 20}, **{"tokenizer": None, name: text_tools.tokenizer()})
     assert ours.tokenizer is ours.processing_class
     ours.train()
     metrics = ours.evaluate()
@@ -60,7 +61,7 @@ def test_it_learns_pairs_of_texts(tmp_path: Path, name: str) -> None:
 
 def test_texts_and_their_tokens_are_the_same_rows(tmp_path: Path) -> None:
     texts = trainer(tmp_path).train_dataset
-    tokenizer = tiny.tokenizer()
+    tokenizer = text_tools.tokenizer()
     columns = {}
     for side in ("chosen", "rejected"):
         tokens = tokenizer([row["prompt"] + row[side] for row in preferences()])
@@ -82,14 +83,14 @@ def test_several_evaluation_sets_and_plain_arguments(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="max_length"):
         ours = RewardTrainer(
             classifier(), arguments(tmp_path, TrainingArguments), train_dataset=sets["one"], eval_dataset=sets,
-            tokenizer=tiny.tokenizer(),
+            tokenizer=text_tools.tokenizer(),
         )  # fmt: skip
     assert {"eval_one_accuracy", "eval_two_accuracy"} <= set(ours.evaluate())
 
 
 def test_arguments_of_the_caller_stay_as_they_are(tmp_path: Path) -> None:
     config = arguments(tmp_path, RewardConfig, max_length=8)
-    ours = RewardTrainer(classifier(), config, train_dataset=preferences(), tokenizer=tiny.tokenizer())
+    ours = RewardTrainer(classifier(), config, train_dataset=preferences(), tokenizer=text_tools.tokenizer())
     assert config.remove_unused_columns
     assert not ours.args.remove_unused_columns
 
@@ -100,7 +101,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pass tokenizer="):
         trainer(tmp_path, tokenizer=None)
     with pytest.raises(TypeError, match="two names of one argument"):
-        trainer(tmp_path, processing_class=tiny.tokenizer())
+        trainer(tmp_path, processing_class=text_tools.tokenizer())
 
 
 def test_accuracy_counts_the_first_column_and_warns_of_ties() -> None:

@@ -6,9 +6,24 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2ForSequenceClassification, TrainingArguments
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast, TrainingArguments
 
 from tests import tiny
+
+
+def tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:
+    """Splits at spaces; words w4 .. w59 for the ids 4 .. 59, special tokens that no word contains before them."""
+    special = ["<pad>", "</s>", "<s>", "<unk>"]
+    vocabulary = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(4, tiny.VOCABULARY))])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, padding_side=padding_side,
+        **dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), special, strict=True)),
+    )  # fmt: skip
 
 
 def words(count: int, seed: int) -> str:

@@ -94,6 +94,12 @@ def _check_company(num_processes: int) -> None:
         )
 
 
+def own_accumulation(accelerator: Accelerator, steps: int) -> None:
+    """Let this accelerator, and no other one of the process, accumulate over `steps` batches."""
+    state = accelerator.gradient_state
+    state.__dict__ = {**state.__dict__, "plugin_kwargs": {**state.plugin_kwargs, "num_steps": steps}}
+
+
 def detach(accelerator: Accelerator, *prepared: Any) -> None:
     """Point objects that `accelerator.prepare` returned at the trainer's own gradient state."""
     for item in prepared:

@@ -12,6 +12,7 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
 
 from trl_step.core import PPODecorators
 from trl_step.models.notices import warn_user
+from trl_step.trainer.accelerate_state import detach, own_accumulation
 from trl_step.trainer.peft_setup import is_peft_model
 from trl_step.trainer.text_trainer import TextTrainer, tokenizer_of
 
@@ -86,8 +87,9 @@ class IterativeSFTTrainer(TextTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self.create_optimizer_and_scheduler(self.args.max_steps)
-        self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        own_accumulation(self.accelerator, self.args.gradient_accumulation_steps)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        detach(self.accelerator, self.optimizer)
         self._losses: list[torch.Tensor] = []
 
     def prepare_model_inputs(

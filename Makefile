@@ -5,10 +5,10 @@ INSTALLED := $(VENV)/.installed
 # waiting threads sleep in place of spinning: on a busy machine a spinning one takes the core that it waits for
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-fast bench-quick lint type format clean
+.PHONY: help demo demo-calculator demo-game test test-fast bench-quick lint type format clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,12 @@ $(INSTALLED): setup.py constraints.txt
 
 demo: $(INSTALLED) ## tune a small language model towards positive film reviews (one to two minutes on two cores)
 	$(BIN)/python examples/sentiment/ppo_sentiment.py
+
+demo-calculator: $(INSTALLED) ## teach a small model to use a calculator
+	$(BIN)/python examples/calculator/ppo_calculator.py
+
+demo-game: $(INSTALLED) ## teach a small model a game of many turns
+	$(BIN)/python examples/guess_number/ppo_guess_number.py
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest -n 2

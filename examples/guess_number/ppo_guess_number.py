@@ -1,0 +1,172 @@
+"""Teach a language model to play a game of many turns with PPO, with a reward for every turn.
+
+Without a network, in about two minutes on two cores; the first run builds a small model that knows the rules:
+
+    python examples/guess_number/ppo_guess_number.py
+
+With a chat model from the hub (made for a GPU):
+
+    python examples/guess_number/ppo_guess_number.py --model_name Qwen/Qwen2.5-0.5B-Instruct --chat \
+        --learning_rate 1e-5 --steps 6400
+
+Every setting of PPOConfig is an option, and so is every field of `Arguments` below; `--help` lists them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from game import BEST_MEAN, HIGHEST, MOST_GUESSES, GuessTheNumber, guesses_needed, write_game
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from trl_step import (
+    AutoModelForCausalLMWithValueHead,
+    PPOConfig,
+    PPOTrainer,
+    create_reference_model,
+    set_seed,
+)
+from trl_step.environment import EnvironmentRunner
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from small_model import CACHE, SmallModelSettings, build_once, train_small_model, word_tokenizer
+
+BUILT_IN = "built-in"
+BUILT_IN_SETTINGS: dict[str, Any] = {
+    "steps": 40 * 256,  # samples, so 40 calls of `trainer.step`
+    "batch_size": 256,
+    "mini_batch_size": 64,
+    "learning_rate": 1e-3,
+    "lam": 0.7,
+    "init_kl_coef": 0.02,
+    "adap_kl_ctrl": False,
+}
+WORDS_AND_NUMBERS = r"\d+| ?[^\W\d]+|\s|[^\w\s]"
+
+
+@dataclass
+class Arguments:
+    """Settings of the script."""
+
+    ppo: Annotated[PPOConfig, tyro.conf.arg(name="")]
+    small_model: SmallModelSettings = field(default_factory=lambda: SmallModelSettings(2, 64, 400))
+    """what to build where the built-in model is used"""
+    cache_dir: Path = CACHE / "guess_number"
+    """where it is kept"""
+    output_dir: Path = Path("runs/guess_number")
+    """folder for summary.json and the tuned model"""
+    chat: bool = False
+    """put the game into messages, with the tokenizer's chat template"""
+    max_new_tokens: int = 4
+    """longest turn of the model, in tokens"""
+    games: int = 16
+    """games for each secret number, for the comparison of before and after"""
+
+
+def main() -> None:
+    arguments = read_arguments(sys.argv[1:])
+    started = time.perf_counter()
+    config = arguments.ppo
+    if config.model_name == BUILT_IN:
+        config.model_name = str(build_model(arguments))
+    set_seed(config.seed)
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model_name)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(config.model_name)
+    trainer = PPOTrainer(config, model, create_reference_model(model), tokenizer)
+    runner = EnvironmentRunner(
+        trainer.model,
+        tokenizer,
+        GuessTheNumber,
+        max_turns=MOST_GUESSES,
+        stop_strings=() if arguments.chat else ("\n",),
+        chat=arguments.chat,
+        generation_kwargs={"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": arguments.max_new_tokens},
+    )
+
+    before = mean_guesses(runner, arguments.games)
+    curve = train(trainer, runner, random.Random(config.seed))
+    after = mean_guesses(runner, arguments.games)
+
+    trainer.save_pretrained(str(arguments.output_dir / "model"))
+    report(arguments, before, after, curve, time.perf_counter() - started)
+
+
+def train(trainer: PPOTrainer, runner: EnvironmentRunner, random_numbers: random.Random) -> list[float]:
+    """Play games, and make a step with the rewards of their turns; the mean number of guesses in each."""
+    curve = []
+    progress = tqdm(range(trainer.config.total_ppo_epochs), desc="PPO")
+    for _ in progress:
+        secrets = [random_numbers.randint(1, HIGHEST) for _ in range(trainer.config.batch_size)]
+        games = runner.run(secrets)
+        # rewards[i] has one number per response token: each guess has its own, on the last token of its turn
+        stats = trainer.step(games.queries, games.responses, games.rewards, games.masks)
+        columns = {"query": secrets, "response": [history.text for history in games.histories]}
+        trainer.log_stats(stats, columns, games.rewards)
+        needed = [guesses_needed(infos, secret) for infos, secret in zip(games.infos, secrets, strict=True)]
+        curve.append(sum(needed) / len(needed))
+        progress.set_postfix(guesses=f"{curve[-1]:.2f}", KL=f"{stats['objective/kl']:.2f}")
+    return curve
+
+
+def mean_guesses(runner: EnvironmentRunner, games: int) -> float:
+    """Mean number of guesses over `games` games for each secret number, sampling as in training."""
+    secrets = [secret for secret in range(1, HIGHEST + 1) for _ in range(games)]
+    infos = runner.run(secrets).infos
+    return sum(guesses_needed(info, secret) for info, secret in zip(infos, secrets, strict=True)) / len(secrets)
+
+
+def build_model(arguments: Arguments) -> Path:
+    """The folder of a small model that imitates `write_game`."""
+
+    def write(folder: Path) -> None:
+        random_numbers = random.Random(arguments.small_model.seed)
+        numbers = " ".join(map(str, range(1, HIGHEST + 1)))
+        games = [write_game(random_numbers) for _ in range(1000)]
+        tokenizer = word_tokenizer([*games, numbers], WORDS_AND_NUMBERS)
+        tokenizer.save_pretrained(folder)
+        model = train_small_model(tokenizer, lambda: write_game(random_numbers), arguments.small_model, context=160)
+        model.save_pretrained(folder)
+
+    here = Path(__file__)
+    return build_once(arguments.cache_dir, arguments.small_model, [here, here.with_name("game.py")], write)
+
+
+def report(arguments: Arguments, before: float, after: float, curve: list[float], seconds: float) -> None:
+    """Print the outcome and write summary.json."""
+    summary = {
+        "guesses_first": before,
+        "guesses_last": after,
+        "guesses_best": BEST_MEAN,
+        "guesses_in_training": curve,
+        "steps": arguments.ppo.total_ppo_epochs,
+        "seed": arguments.ppo.seed,
+        "seconds": round(seconds, 1),
+    }
+    (arguments.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(f"mean guesses: {before:.2f} -> {after:.2f} (the best player needs {BEST_MEAN:.2f}; {seconds:.0f} s)")
+
+
+def read_arguments(words: list[str]) -> Arguments:
+    """The command line. The defaults that suit the built-in model hold for no other one."""
+
+    def parse(settings: dict[str, Any]) -> Arguments:
+        return tyro.cli(
+            Arguments, args=words, default=Arguments(PPOConfig(model_name=BUILT_IN, **settings)), description=__doc__
+        )
+
+    arguments = parse(BUILT_IN_SETTINGS)
+    return arguments if arguments.ppo.model_name == BUILT_IN else parse({})
+
+
+if __name__ == "__main__":
+    main()

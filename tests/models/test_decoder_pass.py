@@ -126,7 +126,7 @@ def test_what_cannot_be_is_said() -> None:
     rows = some_rows(inputs)
     with pytest.raises(ValueError, match="head= needs rows="):
         model(**inputs, head=lambda hidden, embedding: hidden)
-    with pytest.raises(ValueError, match=r"bool tensor \[B, S\], not torch.int64"):
+    with pytest.raises(ValueError, match=r"bool \[B, S\] or int64 \[N\]"):
         model(**inputs, rows=rows.long())
     with pytest.raises(ValueError, match=r"rows has shape \(3, 5\), but the decoder's positions are \(3, 6\)"):
         model(**inputs, rows=rows[:, 1:])

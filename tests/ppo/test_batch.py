@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from trl_step.ppo.batch import counted_positions, mini_batches, occupied_columns, pad_sequences
+from trl_step.ppo.batch import counted_positions, mini_batches, pad_sequences
 
 SEQUENCES = [torch.tensor([5, 6, 7]), torch.tensor([8])]
 
@@ -31,10 +31,6 @@ def test_counted_positions_by_hand():
 def test_counted_positions_behind_left_padding():
     attention = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     assert counted_positions(attention, [1, 1], [2, 3]).tolist() == [[0, 0, 1, 1], [0, 1, 1, 1]]
-
-
-def test_occupied_columns():
-    assert occupied_columns(torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]])) == slice(1, 4)
 
 
 def parts(*args, **kwargs):

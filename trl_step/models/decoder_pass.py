@@ -41,7 +41,8 @@ def run_decoder(
     Args:
         model: a transformers model with a language model head, or a PeftModel around one.
         inputs: arguments of its forward.
-        rows: bool [B, S] over the decoder's positions, True where logits and hidden states are wanted; None for all.
+        rows: where logits and hidden states are wanted: bool [B, S] over the decoder's positions, or int64 [N],
+            positions in the flattened [B, S], which a GPU need not be waited for; None for all.
         head: computes what stands in place of the logits from the N chosen rows; the model's own head then sees none.
 
     Raises:
@@ -51,8 +52,8 @@ def run_decoder(
         if head is not None:
             raise ValueError("head= needs rows=: it is called with the chosen hidden rows")
         return _run_all_rows(model, inputs)
-    if rows.dtype != torch.bool or rows.dim() != 2:
-        raise ValueError(f"rows must be a bool tensor [B, S], not {rows.dtype} of shape {tuple(rows.shape)}")
+    if (rows.dtype, rows.dim()) not in ((torch.bool, 2), (torch.int64, 1)):
+        raise ValueError(f"rows must be bool [B, S] or int64 [N], not {rows.dtype} of shape {tuple(rows.shape)}")
     if inputs.get("labels") is not None:
         raise ValueError("labels= and rows= do not go together: the loss would be that of the chosen rows alone")
     return _run_chosen_rows(model, inputs, rows, head)
@@ -67,7 +68,7 @@ def _run_all_rows(model: nn.Module, inputs: Mapping[str, Any]) -> DecoderPass:
 def _run_chosen_rows(
     model: nn.Module, inputs: Mapping[str, Any], rows: torch.Tensor, head: HeadFunction | None
 ) -> DecoderPass:
-    index = rows.flatten().nonzero().squeeze(1)
+    index = rows.flatten().nonzero().squeeze(1) if rows.dim() == 2 else rows
     embedding = output_embedding(model)
     head_results: list[Any] = []
     entered: list[bool] = []
@@ -103,8 +104,8 @@ def _run_chosen_rows(
 
 
 def take_rows(hidden: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The rows [N, D] of `hidden` [B, S, D] at `index` [N], positions of the flattened mask `rows` [B, S]."""
-    if hidden.shape[:-1] != rows.shape:
+    """The rows [N, D] of `hidden` [B, S, D] at `index` [N]; `rows` is what they were asked for by."""
+    if rows.dim() == 2 and hidden.shape[:-1] != rows.shape:
         raise ValueError(
             f"rows has shape {tuple(rows.shape)}, but the decoder's positions are {tuple(hidden.shape[:-1])}"
         )

@@ -102,7 +102,8 @@ class _ValueHeadModel(PreTrainedModelWrapper):
             past_key_values: cache of former positions.
             attention_mask: [B, S], 1 where a token counts.
             return_past_key_values: return the cache as well.
-            rows: bool [B, S]; only these positions reach the output embedding, in row-major order.
+            rows: bool [B, S], or int64 [N] positions in the flattened [B, S]; only these reach the output embedding,
+                in row-major order.
             head: called inside the forward pass with the chosen rows [N, D], as they enter the output embedding, and
                 the output embedding; what it returns takes the place of the logits, which are then not computed.
             **kwargs: further arguments of the wrapped model, such as `decoder_input_ids`, `position_ids`, `labels`.

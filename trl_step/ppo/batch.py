@@ -86,12 +86,6 @@ def spread(values: Sequence[torch.Tensor], positions: torch.Tensor) -> torch.Ten
     return torch.zeros(positions.shape, device=positions.device).masked_scatter(positions.bool(), flat)
 
 
-def occupied_columns(attention_mask: torch.Tensor) -> slice:
-    """The columns of `attention_mask` [B, S] between the first and the last one that any sample uses."""
-    used = attention_mask.any(dim=0).nonzero()
-    return slice(int(used[0]), int(used[-1]) + 1)
-
-
 def mini_batches(
     order: np.ndarray, backward_batch_size: int, mini_batch_size: int, at_least: int = 0
 ) -> Iterator[list[np.ndarray]]:

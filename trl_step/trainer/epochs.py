@@ -15,6 +15,7 @@ from trl_step.ppo.loss import minibatch_weights, policy_loss_gradient, value_los
 from trl_step.ppo.stats import ARRAYS, join_minibatch_statistics
 from trl_step.trainer.forward import TokenOutputs
 from trl_step.trainer.modes import training_without_dropout
+from trl_step.trainer.places import Chosen, upload
 from trl_step.trainer.rollout import Rollout
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> tuple[Stats, int]:
     config, count = trainer.config, len(rollout.queries)
     most = trainer._reduce_max(count)
     plain = trainer._overrides("batched_forward_pass", "loss", "train_minibatch")
-    token_counts = rollout.masks.sum(dim=1).cpu().numpy()
+    token_counts = rollout.places.counted.sum(axis=1)
     updater = trainer._updater
     updater.reset()
     all_stats: list[Stats] = []
@@ -56,6 +57,7 @@ def run_epochs(trainer: PPOTrainer, rollout: Rollout) -> tuple[Stats, int]:
             policykl = all_stats[-1]["policy/policykl"]
             if config.early_stopping and trainer._early_stop(_share(trainer, policykl, tokens[-1])):
                 break
+    updater.finish()
     stacked = _stack(all_stats)
     if trainer.is_distributed:
         stacked = join_minibatch_statistics(stacked, torch.tensor(tokens), trainer._reduce_sum)
@@ -97,7 +99,7 @@ def _share(trainer: PPOTrainer, mean: torch.Tensor, tokens: float) -> torch.Tens
 
 def _train_fused(trainer: PPOTrainer, batch: Rollout) -> Stats:
     """The fast path: the policy's gradient is formed while its log-probs are, and no logits are kept."""
-    lengths = trainer._layout.predicted_ids(batch.inputs)[1].sum(dim=1).tolist()
+    lengths = batch.places.lengths.tolist()
     if trainer._updater.sharded:  # every part is exchanged between processes, so all make equally many
         return _train_parts(trainer, batch, trainer._forward_size.split_alike(lengths, trainer._reduce_max))
     return trainer._forward_size.run(lengths, lambda parts: _train_parts(trainer, batch, parts))
@@ -110,20 +112,22 @@ def _train_parts(trainer: PPOTrainer, batch: Rollout, parts: list[np.ndarray]) -
     with trainer._updater.in_parts():
         for part in parts:
             piece = batch.take(part) if len(parts) > 1 else batch
-            inputs, columns = trainer._layout.trim(piece.inputs, piece.left_padded)
+            inputs, columns = trainer._layout.trim(piece.inputs, piece.left_padded, piece.places)
+            chosen = piece.places.chosen(columns, piece.masks.device)
             piece = piece.narrow(inputs, columns)
+            samples = upload(part, piece.masks.device) if len(parts) > 1 else slice(None)
             # the backward pass runs inside as well: a checkpointed layer asks for the same hidden states again
             with nullcontext() if piece.trunk is None else piece.trunk.training(piece.trunk_states):
                 last = part is parts[-1]
                 # processes exchange gradients in the last backward pass
                 with nullcontext() if last else trainer._updater.without_exchange():
-                    outputs, loss = _forward(trainer, piece, count)
+                    outputs, loss = _forward(trainer, piece, chosen, count)
                     for whole, own in (
                         (logprobs, outputs.logprobs),
                         (values, outputs.values),
                         (entropy, outputs.entropy),
                     ):
-                        whole[part, columns] = own.detach()
+                        whole[samples, columns] = own.detach()
                     if not last:
                         trainer._updater.part(loss)
                         continue
@@ -142,21 +146,24 @@ def _train_parts(trainer: PPOTrainer, batch: Rollout, parts: list[np.ndarray]) -
     raise AssertionError("a mini-batch has at least one part")
 
 
-def _forward(trainer: PPOTrainer, batch: Rollout, count: torch.Tensor) -> tuple[TokenOutputs, torch.Tensor]:
-    """Forward pass, and a 0-d loss with the gradients of both losses, as sums over tokens divided by `count`.
+def _forward(
+    trainer: PPOTrainer, batch: Rollout, chosen: Chosen, count: torch.Tensor
+) -> tuple[TokenOutputs, torch.Tensor]:
+    """Forward pass at the positions `chosen`, and a 0-d loss with the gradients of both losses, as sums over tokens
+    divided by `count`.
 
     Its value is that of the value loss alone.
     """
-    config, chosen = trainer.config, batch.masks.bool()
-    old, advantages = batch.logprobs[chosen], batch.advantages[chosen]
+    config = trainer.config
+    old, advantages = chosen.take(batch.logprobs), chosen.take(batch.advantages)
 
     def gradient_of(rows: slice, logprobs: torch.Tensor) -> torch.Tensor:
         return policy_loss_gradient(logprobs, old[rows], advantages[rows], config.cliprange) / count
 
     with trainer.accelerator.autocast():
-        outputs = trainer._forward.chosen(trainer.model, batch.inputs, batch.masks, batch.left_padded, gradient_of)
+        outputs = trainer._forward.chosen(trainer.model, batch.inputs, chosen, batch.left_padded, gradient_of)
     losses = value_losses(outputs.values, batch.values, batch.returns, config.cliprange_value).losses
-    value_loss = torch.where(chosen, losses, 0.0).sum() / count
+    value_loss = torch.where(batch.masks.bool(), losses, 0.0).sum() / count
     return outputs, outputs.anchor + config.vf_coef * value_loss
 
 

@@ -32,6 +32,7 @@ from trl_step.ppo.token_logprobs import (
     token_logprobs,
 )
 from trl_step.trainer.layout import Inputs, Layout
+from trl_step.trainer.places import Chosen
 
 SUPPORTED_ARCHITECTURES = (AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead)
 
@@ -123,18 +124,17 @@ class TokenForward:
         self,
         model: Any,
         inputs: Inputs,
-        mask: torch.Tensor,
+        chosen: Chosen,
         left_padded: bool,
         gradient_of: LogprobGradient | None = None,
     ) -> TokenOutputs:
-        """Log-probs, values and entropy where `mask` [b, T] is 1.
+        """Log-probs, values and entropy at the N positions `chosen`.
 
         Args:
             gradient_of: d loss / d log-prob of some of the N rows, see `policy_gradient_rows`; with it the result has
                 an `anchor` that carries the gradient. Without it the log-probs have none.
         """
-        chosen = mask.bool()
-        labels = self.labels(inputs, mask)
+        labels = self.labels(inputs, chosen)
         access = self._head_access(model)
         if access.head is not None:
             joined = JoinedGradient()
@@ -142,7 +142,7 @@ class TokenForward:
             with joined_where_tied(self.unwrap(model).pretrained_model, joined) if trains else nullcontext():
                 result, _, values = model(
                     **self.model_kwargs(model, inputs, left_padded),
-                    rows=torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1),
+                    rows=chosen.rows,
                     head=self._head_function(access.head, labels, gradient_of, joined.put),
                 )
             logprobs, entropy, anchor = result
@@ -153,27 +153,26 @@ class TokenForward:
             if gradient_of is not None:
                 anchor, entropy = _plain_anchor(logprobs, logits, gradient_of, self.temperature)
 
-        def spread(flat: torch.Tensor) -> torch.Tensor:
-            return torch.zeros(chosen.shape, dtype=flat.dtype, device=flat.device).masked_scatter(chosen, flat)
-
         return TokenOutputs(
-            spread(logprobs.detach()), spread(values), None if entropy is None else spread(entropy), anchor
+            chosen.spread(logprobs.detach()),
+            chosen.spread(values),
+            None if entropy is None else chosen.spread(entropy),
+            anchor,
         )
 
-    def labels(self, inputs: Inputs, mask: torch.Tensor) -> torch.Tensor:
-        """The tokens [N] that the positions where `mask` [b, T] is 1 predict."""
-        return self.layout.predicted_ids(inputs)[0][:, 1:][mask.bool()]
+    def labels(self, inputs: Inputs, chosen: Chosen) -> torch.Tensor:
+        """The tokens [N] that the positions `chosen` predict."""
+        return chosen.predicted(self.layout.predicted_ids(inputs)[0])
 
-    def rows(self, model: Any, inputs: Inputs, mask: torch.Tensor, left_padded: bool) -> tuple[Rows, torch.Tensor]:
-        """The rows and the values [N] where `mask` [b, T] is 1."""
-        chosen = mask.bool()
+    def rows(self, model: Any, inputs: Inputs, chosen: Chosen, left_padded: bool) -> tuple[Rows, torch.Tensor]:
+        """The rows and the values [N] at the positions `chosen`."""
         access = self._head_access(model)
         if access.head is None:
             logits, values = self._chosen_logits(model, access, inputs, chosen, left_padded)
             return Rows(logits, None), values
         (hidden, *parameters), _, values = model(
             **self.model_kwargs(model, inputs, left_padded),
-            rows=torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1),
+            rows=chosen.rows,
             head=lambda hidden, embedding: (hidden, embedding.weight, embedding.bias),
         )
         return Rows(hidden, _with_parameters(access.head, *parameters)), values
@@ -195,16 +194,15 @@ class TokenForward:
         )
 
     def _chosen_logits(
-        self, model: Any, access: _HeadAccess, inputs: Inputs, chosen: torch.Tensor, left_padded: bool
+        self, model: Any, access: _HeadAccess, inputs: Inputs, chosen: Chosen, left_padded: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [N, V] and values [N], with gradients, of a model whose head is no plain product."""
         kwargs = self.model_kwargs(model, inputs, left_padded)
-        rows = torch.cat((chosen, torch.zeros_like(chosen[:, :1])), dim=1)
         if access.takes_rows:
-            logits, _, values = model(**kwargs, rows=rows)
+            logits, _, values = model(**kwargs, rows=chosen.rows)
             return logits, values
         logits, _, values = model(**kwargs)
-        return logits[rows], values[rows]
+        return tuple(everything.flatten(0, 1).index_select(0, chosen.rows) for everything in (logits, values))
 
     def _head_function(
         self,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from trl_step.ppo.batch import counted_positions, occupied_columns, pad_sequences, spread
+from trl_step.ppo.batch import counted_positions, pad_sequences, spread
+from trl_step.trainer.places import Places
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -63,8 +64,7 @@ class Layout:
 
     def is_left_padded(self, inputs: Inputs) -> bool:
         """Whether any sample's padding stands in front of its tokens, in the encoder or the decoder."""
-        prefixes = ("", "decoder_") if self.is_encoder_decoder else ("",)
-        return not all(bool(inputs[f"{prefix}attention_mask"][:, 0].all()) for prefix in prefixes)
+        return not all(bool(inputs[f"{prefix}attention_mask"][:, 0].all()) for prefix in self._prefixes)
 
     def response_positions(
         self,
@@ -111,13 +111,21 @@ class Layout:
         """Whether unused columns may go without changing a number."""
         return self.fixed_length is None and not (self.exact_v07 and left_padded)
 
-    def trim(self, inputs: Inputs, left_padded: bool) -> Trimmed:
-        """Cut off the columns that no sample of a mini-batch uses."""
+    def places(self, inputs: Inputs, masks: torch.Tensor) -> Places:
+        """Where tokens stand in a batch, and which of them `masks` [B, T] counts."""
+        return Places.of(masks, [inputs[f"{prefix}attention_mask"] for prefix in self._prefixes])
+
+    @property
+    def _prefixes(self) -> tuple[str, ...]:
+        """Of the model's inputs, those of the predicted one last."""
+        return ("", "decoder_") if self.is_encoder_decoder else ("",)
+
+    def trim(self, inputs: Inputs, left_padded: bool, places: Places) -> Trimmed:
+        """Cut off the columns that no sample of a mini-batch uses; `places` are those of its samples."""
         trimmed = dict(inputs)
         columns = slice(0, self.predicted_ids(inputs)[0].shape[1])
         if self.may_trim(left_padded):
-            for prefix in ("", "decoder_") if self.is_encoder_decoder else ("",):
-                columns = occupied_columns(inputs[f"{prefix}attention_mask"])
+            for prefix, columns in zip(self._prefixes, places.columns(), strict=True):
                 for key in (f"{prefix}input_ids", f"{prefix}attention_mask"):
                     trimmed[key] = inputs[key][:, columns]
         return Trimmed(trimmed, slice(columns.start, columns.stop - 1))

@@ -56,12 +56,12 @@ from trl_step.trainer.sampling import SamplingWatch, active_dropout
 from trl_step.trainer.setup import (
     make_kl_controller,
     make_optimizer,
+    make_updater,
     place_reference,
     shard_with_fsdp,
     without_unused_columns,
 )
 from trl_step.trainer.sweeps import plain_sweep, sweep
-from trl_step.trainer.update import Updater
 
 
 class PPOTrainer(BaseTrainer):
@@ -197,7 +197,7 @@ class PPOTrainer(BaseTrainer):
             self.ref_model = place_reference(self.ref_model, self.current_device)
         if self.accelerator.is_fsdp2:
             shard_with_fsdp(self)
-        self._updater = Updater(self.accelerator, self.model, self.optimizer, self.model_params, self.config)
+        self._updater = make_updater(self)
 
     def prepare_dataloader(
         self, dataset: Union[torch.utils.data.Dataset, datasets.Dataset], data_collator: Optional[Callable] = None
@@ -378,6 +378,7 @@ class PPOTrainer(BaseTrainer):
             old_values,
             advantages,
             returns,
+            self._layout.places(rolled.inputs, rolled.masks),
             rolled.trunk,
             None if rolled.trunk is None else rolled.trunk.states,
         )
@@ -640,7 +641,7 @@ class PPOTrainer(BaseTrainer):
         self, loss: torch.Tensor, stats: dict[str, torch.Tensor], mask: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         skipped = self._updater.backward(loss, mean_over(stats["policy/ratio"], mask))
-        return _without_losses(stats) if skipped else stats
+        return _without_losses(stats, skipped)
 
     def loss(
         self,
@@ -668,7 +669,7 @@ class PPOTrainer(BaseTrainer):
             entropy = entropy_from_logits(logits.float() / config.temperature)
         stats = self._minibatch_statistics(logprobs, old_logprobs, vpreds, values, mask, advantages, returns, entropy)
         if not bool(mean_over(stats["policy/ratio"], mask) <= config.ratio_threshold):
-            policy, value, stats = policy * 0.0, value * 0.0, _without_losses(stats)
+            policy, value, stats = policy * 0.0, value * 0.0, _without_losses(stats, torch.ones_like(policy).bool())
         return policy, config.vf_coef * value, stats
 
     def _minibatch_statistics(
@@ -846,9 +847,9 @@ class PPOTrainer(BaseTrainer):
         return hub.push(self, repo_id, **kwargs)
 
 
-def _without_losses(stats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Statistics of a skipped mini-batch: its losses count as 0."""
-    return {key: torch.zeros_like(value) if key.startswith("loss/") else value for key, value in stats.items()}
+def _without_losses(stats: dict[str, torch.Tensor], skipped: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Statistics of a mini-batch; where it was `skipped` (0-d bool) its losses count as 0."""
+    return {key: value.masked_fill(skipped, 0.0) if key.startswith("loss/") else value for key, value in stats.items()}
 
 
 def _readable(stats: dict[str, Any]) -> dict[str, Any]:

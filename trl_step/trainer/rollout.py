@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from trl_step.models.frozen_trunk import FrozenTrunk
+from trl_step.trainer.places import Places, upload
 
 
 class RolledForward(NamedTuple):
@@ -54,6 +55,8 @@ class Rollout(NamedTuple):
     """old values"""
     advantages: torch.Tensor
     returns: torch.Tensor
+    places: Places
+    """where the tokens stand, known on the host"""
     trunk: FrozenTrunk | None = None
     trunk_states: torch.Tensor | None = None
     """hidden states [B, S, D] that enter the first layer which trains, where the layers below are frozen"""
@@ -63,7 +66,7 @@ class Rollout(NamedTuple):
         still have samples, this one goes along with it."""
         empty = len(part) == 0
         part = np.zeros(1, dtype=np.int64) if empty else part
-        index = torch.as_tensor(part, device=self.masks.device)
+        index, places = upload(part, self.masks.device), self.places.take(part)
         masks = self.masks[index]
         return Rollout(
             [self.queries[i] for i in part],
@@ -75,6 +78,7 @@ class Rollout(NamedTuple):
             self.values[index],
             self.advantages[index],
             self.returns[index],
+            places._replace(counted=np.zeros_like(places.counted)) if empty else places,
             self.trunk,
             None if self.trunk_states is None else self.trunk_states[index],
         )
@@ -96,7 +100,8 @@ class Rollout(NamedTuple):
         )
 
     def narrow(self, inputs: dict[str, torch.Tensor], predicted: slice) -> Rollout:
-        """The same samples with narrower `inputs`, of whose predicted positions only `predicted` remain."""
+        """The same samples with narrower `inputs`, of whose predicted positions only `predicted` remain; `places` stay
+        those of all columns."""
         return self._replace(
             inputs=inputs,
             masks=self.masks[:, predicted],

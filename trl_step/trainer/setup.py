@@ -12,6 +12,8 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from trl_step.models.sharding import start_fsdp
 from trl_step.ppo.kl import AdaptiveKLController, FixedKLController
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.update import Updater
+from trl_step.trainer.waitless_update import WaitlessUpdater, may_decide_on_device
 
 if TYPE_CHECKING:
     from trl_step.trainer.ppo_trainer import PPOTrainer
@@ -42,6 +44,13 @@ def make_kl_controller(config: PPOConfig) -> AdaptiveKLController | FixedKLContr
         horizon: Any = config.horizon
         return AdaptiveKLController(coefficient, target, horizon)
     return FixedKLController(coefficient)
+
+
+def make_updater(trainer: PPOTrainer) -> Updater:
+    """What makes the trainer's updates; on an accelerator, one for which the host need not wait."""
+    accelerator, model, optimizer, config = trainer.accelerator, trainer.model, trainer.optimizer, trainer.config
+    waits = accelerator.device.type == "cpu" or not may_decide_on_device(accelerator, model, optimizer, config)
+    return (Updater if waits else WaitlessUpdater)(accelerator, model, optimizer, trainer.model_params, config)
 
 
 def place_reference(reference: Any, device: torch.device) -> Any:

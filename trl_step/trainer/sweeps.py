@@ -13,6 +13,7 @@ from trl_step.models.frozen_trunk import FrozenTrunk
 from trl_step.trainer.forward import TokenForward
 from trl_step.trainer.forward_size import ForwardSize
 from trl_step.trainer.layout import Inputs
+from trl_step.trainer.places import Chosen, upload
 
 Around = Callable[[torch.Tensor, slice, torch.Size], AbstractContextManager[None]]
 """(samples of the mini-batch, its columns of S, [B, S]) -> what surrounds its forward pass"""
@@ -75,7 +76,7 @@ def sweep(
 
     def visit(piece: _Piece) -> None:
         with around(*piece.place):
-            outputs = forward.chosen(model, piece.inputs, piece.masks, piece.left_padded)
+            outputs = forward.chosen(model, piece.inputs, piece.chosen, piece.left_padded)
         columns = torch.arange(piece.predicted.start, piece.predicted.stop, device=masks.device)
         logprobs[piece.samples.unsqueeze(1), columns] = outputs.logprobs
         values[piece.samples.unsqueeze(1), columns] = outputs.values.float()
@@ -109,14 +110,13 @@ def paired_sweep(
 
     def visit(piece: _Piece) -> None:
         with trunk.policy(*piece.place):
-            rows, values = forward.rows(policy, piece.inputs, piece.masks, piece.left_padded)
+            rows, values = forward.rows(policy, piece.inputs, piece.chosen, piece.left_padded)
         with as_reference(), trunk.reference(*piece.place):
-            ref_rows, _ = forward.rows(reference, piece.inputs, piece.masks, piece.left_padded)
-        found = forward.divergence(rows, ref_rows, forward.labels(piece.inputs, piece.masks))
-        samples, positions = piece.masks.bool().nonzero(as_tuple=True)
-        place = (piece.samples[samples], positions + piece.predicted.start)
+            ref_rows, _ = forward.rows(reference, piece.inputs, piece.chosen, piece.left_padded)
+        found = forward.divergence(rows, ref_rows, forward.labels(piece.inputs, piece.chosen))
+        columns = torch.arange(piece.predicted.start, piece.predicted.stop, device=masks.device)
         for target, flat in zip(outputs, (found.logprobs, values, found.ref_logprobs, found.divergence), strict=True):
-            target[place] = flat.float()
+            target[piece.samples.unsqueeze(1), columns] = piece.chosen.spread(flat.float())
 
     _visit_by_length(forward, sizes, inputs, masks, size, visit, first)
     return outputs
@@ -127,7 +127,7 @@ class _Piece(NamedTuple):
 
     samples: torch.Tensor
     inputs: dict[str, torch.Tensor]
-    masks: torch.Tensor
+    chosen: Chosen
     predicted: slice
     left_padded: bool
     shape: torch.Size
@@ -147,23 +147,28 @@ def _visit_by_length(
     visit: Callable[[_Piece], None],
     first: np.ndarray | None = None,
 ) -> None:
-    ids, attention_mask = forward.layout.predicted_ids(inputs)
-    left_padded = forward.layout.is_left_padded(inputs)
-    lengths = attention_mask.sum(dim=1).cpu()
+    layout, shape = forward.layout, forward.layout.predicted_ids(inputs)[0].shape
+    left_padded = layout.is_left_padded(inputs)
+    places = layout.places(inputs, masks)
 
-    def pieces(samples: torch.Tensor, parts: list[np.ndarray]) -> Iterator[_Piece]:
+    def pieces(samples: np.ndarray, parts: list[np.ndarray]) -> Iterator[_Piece]:
         for part in parts:
-            own = samples[torch.as_tensor(part)].to(masks.device)
-            trimmed, predicted = forward.layout.trim({key: value[own] for key, value in inputs.items()}, left_padded)
-            yield _Piece(own, trimmed, masks[own][:, predicted], predicted, left_padded, ids.shape)
+            own, own_places = upload(samples[part], masks.device), places.take(samples[part])
+            trimmed, predicted = layout.trim(
+                {key: value[own] for key, value in inputs.items()}, left_padded, own_places
+            )
+            chosen = own_places.chosen(predicted, masks.device)
+            yield _Piece(own, trimmed, chosen, predicted, left_padded, shape)
 
-    ahead = torch.as_tensor(np.empty(0, dtype=np.int64) if first is None else first)
-    by_length = torch.argsort(lengths, descending=True, stable=True)
-    others = by_length[~torch.isin(by_length, ahead)]
-    for samples in (together for group in (ahead, others) if len(group) for together in group.split(size)):
+    ahead = np.empty(0, dtype=np.int64) if first is None else first
+    by_length = np.argsort(-places.lengths, kind="stable")
+    others = by_length[~np.isin(by_length, ahead)]
+    for group in (ahead, others):
+        for start in range(0, len(group), size):
+            samples = group[start : start + size]
 
-        def work(parts: list[np.ndarray], samples: torch.Tensor = samples) -> None:
-            for piece in pieces(samples, parts):
-                visit(piece)
+            def work(parts: list[np.ndarray], samples: np.ndarray = samples) -> None:
+                for piece in pieces(samples, parts):
+                    visit(piece)
 
-        sizes.run(lengths[samples].tolist(), work)
+            sizes.run(places.lengths[samples].tolist(), work)

@@ -83,14 +83,20 @@ class Updater:
         The gradients of earlier mini-batches are held back meanwhile. An error gives them back and drops the new ones,
         so that the mini-batch can be tried again.
         """
-        self._held = [parameter.grad for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._hold()
         try:
             yield
         except BaseException:
             self._take_back(keep_new=False)
             raise
+
+    def _hold(self) -> None:
+        """Put the gradients of earlier mini-batches aside."""
+        if self._held is not None:
+            return
+        self._held = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def part(self, loss: torch.Tensor) -> None:
         """Add the gradient of a part that is not the last one."""
@@ -105,14 +111,14 @@ class Updater:
             parameter.grad = held if new is None else new if held is None else held.add_(new)
         self._held = None
 
-    def backward(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> bool:
+    def backward(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> torch.Tensor:
         """Add the gradient of `loss` (0-d, a mean over this process's tokens) and step if it is time.
 
         Args:
             mean_ratio: 0-d, of this process's counted tokens
 
         Returns:
-            whether the mini-batch was skipped, the same on all processes
+            0-d bool: whether the mini-batch was skipped, the same on all processes
 
         Raises:
             ValueError: the loss is not finite though the ratio is; weights and optimizer are untouched.
@@ -142,7 +148,10 @@ class Updater:
         self._take_back(keep_new=True)
         if self._last:
             self._step()
-        return skip
+        return torch.tensor(skip, device=loss.device)
+
+    def finish(self) -> None:
+        """Called behind the last mini-batch of a step."""
 
     def reset(self) -> None:
         """Forget gradients that an interrupted step left behind, and count skipped mini-batches from 0."""
@@ -169,24 +178,33 @@ class Updater:
     def _verdict(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> bool:
         if self.config.exact_v07:
             return bool(mean_ratio > self.config.ratio_threshold)
-        skip = ~(mean_ratio <= self.config.ratio_threshold)  # a ratio that is not a number fails every comparison
-        broken = ~skip & ~torch.isfinite(loss)
-        flags = torch.stack((skip, broken)).to(torch.float32)
-        if self.accelerator.num_processes > 1:
-            flags = self.accelerator.reduce(flags, reduction="sum")
-        some_skip, some_broken = (bool(flag) for flag in flags.tolist())
+        some_skip, some_broken = (bool(flag) for flag in self._flags(loss, mean_ratio).tolist())
         if some_broken and not some_skip:
             self._forget_gradients()
-            raise ValueError(
-                f"the loss of a mini-batch is {float(loss)}, before it could reach the weights; the scores, values or "
-                "returns are too large for float32: scale the scores (use_score_scaling, score_clip)"
-            )
+            raise loss_error(float(loss))
         return some_skip
+
+    def _flags(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> torch.Tensor:
+        """[2] float32: on how many processes the ratio is too large, and the loss not finite where the ratio is not."""
+        skip = ~(mean_ratio <= self.config.ratio_threshold)  # a ratio that is not a number fails every comparison
+        flags = torch.stack((skip, ~skip & ~torch.isfinite(loss))).to(torch.float32)
+        return self.accelerator.reduce(flags, reduction="sum") if self.accelerator.num_processes > 1 else flags
 
     def _step(self) -> None:
         if self._has_gradient:
             if self.config.max_grad_norm is not None:
                 self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-            self.optimizer.step()
+            self._optimizer_step()
         self.optimizer.zero_grad()
         self._has_gradient = False
+
+    def _optimizer_step(self) -> None:
+        self.optimizer.step()
+
+
+def loss_error(loss: float | str) -> ValueError:
+    """What is raised for a `loss` that is no finite number."""
+    return ValueError(
+        f"the loss of a mini-batch is {loss}, before it could reach the weights; the scores, values or returns are too "
+        "large for float32: scale the scores (use_score_scaling, score_clip)"
+    )

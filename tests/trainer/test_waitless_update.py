@@ -1,4 +1,4 @@
-"""The updater of accelerators, on a CPU: the same numbers as the one that reads each verdict, and no look in between."""
+"""The updater of accelerators, on a CPU: the numbers of the one that reads each verdict, and no look in between."""
 
 from __future__ import annotations
 

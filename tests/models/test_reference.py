@@ -109,7 +109,8 @@ def test_a_layer_that_is_not_there_is_named(layers: int, pattern: str | None) ->
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_partitioned_parameters_cannot_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.integrations.deepspeed.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="ZeRO-3"):
-        create_reference_model(wrapped())
+def test_weights_that_are_spread_over_processes_cannot_be_copied() -> None:
+    model = wrapped()
+    next(model.parameters()).ds_id = 0  # the mark of DeepSpeed ZeRO-3
+    with pytest.raises(ValueError, match=r"ZeRO-3\). Call it before the trainer is built"):
+        create_reference_model(model)

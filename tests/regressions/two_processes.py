@@ -27,6 +27,7 @@ from peft import LoraConfig
 from tests.tiny import batch as samples
 from tests.tiny import config, tokenizer, weights, with_value_head
 from trl_step import PPOTrainer, create_reference_model
+from trl_step.models.sharding import gathered
 from trl_step.ppo.batch import mini_batches
 
 ROOT = Path(__file__).parents[2]
@@ -149,7 +150,9 @@ def play(case: Case, rank: int | None, **more: Any) -> dict[str, Any]:
             | {f"running/{key}": value for key, value in ours.running.state_dict().items()}
         )
     seen["early stop"] = getattr(ours, "seen", [])
-    seen["weights"] = weights(ours.accelerator.unwrap_model(ours.model))
+    policy = ours.accelerator.unwrap_model(ours.model)
+    with gathered(policy):
+        seen["weights"] = weights(policy)
     return seen
 
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from trl_step.models.sharding import is_sharded
+
 LAYER_PATTERNS = (
     "transformer.h.{layer}",
     "model.decoder.layers.{layer}",
@@ -32,14 +34,13 @@ def create_reference_model(model: Model, num_shared_layers: int | None = None, p
             models whose layers are named otherwise than in `LAYER_PATTERNS`.
 
     Raises:
-        ValueError: no parameter matches the pattern; DeepSpeed ZeRO-3 has already partitioned the parameters.
+        ValueError: no parameter matches the pattern; FSDP or DeepSpeed ZeRO-3 has already spread the weights over
+            processes.
     """
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-    if is_deepspeed_zero3_enabled():
+    if is_sharded(model):
         raise ValueError(
-            "create_reference_model cannot copy a model that DeepSpeed ZeRO-3 has partitioned. Load the reference with "
-            "from_pretrained instead."
+            "create_reference_model cannot copy a model whose weights are spread over processes (FSDP, DeepSpeed "
+            "ZeRO-3). Call it before the trainer is built, or load the reference with from_pretrained"
         )
     shared = [] if num_shared_layers is None else _parameters_before(model, num_shared_layers, pattern)
     # a memo that already knows the shared parameters: the copy gets the very same ones, tied weights included

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -18,6 +18,8 @@ from torch.distributed.tensor import DTensor
 
 _GATHERED: WeakSet[nn.Module] = WeakSet()
 """Models that are gathered at the moment."""
+ZERO3_ENGINES: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+"""The DeepSpeed engine of each model that ZeRO-3 has partitioned; the trainer enters it."""
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -70,11 +72,18 @@ def _whole_fsdp(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _whole_zero3(model: nn.Module) -> Iterator[None]:
+    """Without the hooks that would give each layer's weights back behind its pass, and gather them anew."""
     import deepspeed
 
-    with ExitStack() as stack:
-        stack.enter_context(deepspeed.zero.GatheredParameters(_zero3_parameters(model)))
-        yield
+    offload = ZERO3_ENGINES[model].optimizer.parameter_offload
+    with deepspeed.zero.GatheredParameters(_zero3_parameters(model)):
+        offload._remove_module_hooks()
+        offload.forward_hooks.clear()
+        offload.backward_hooks.clear()
+        try:
+            yield
+        finally:
+            offload.setup_zero_stage3_hooks()
 
 
 def release(model: nn.Module) -> None:

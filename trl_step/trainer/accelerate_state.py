@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ProjectConfiguration
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, ProjectConfiguration
 
 
 def make_accelerator(
@@ -40,6 +40,7 @@ def make_accelerator(
         accelerator.state.__dict__ = dict(accelerator.state.__dict__)
         accelerator.gradient_state.__dict__ = dict(accelerator.gradient_state.__dict__)
         _take_fsdp(accelerator, options.get("fsdp_plugin"))
+        _take_deepspeed(accelerator)
     finally:
         for single, state in zip(singletons, before, strict=True):
             if state:  # what was there stays there; a first trainer leaves its own state behind, as accelerate does
@@ -66,6 +67,18 @@ def _take_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin 
             "fsdp_cpu_ram_efficient_loading: true leaves the weights of all processes but the first one empty when a "
             "script loads its model; set it to false in the configuration of accelerate"
         )
+
+
+def _take_deepspeed(accelerator: Accelerator) -> None:
+    """DeepSpeed on a CPU as on accelerators, where accelerate itself falls back to DDP."""
+    state = accelerator.state
+    wanted = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if wanted and state.distributed_type == DistributedType.MULTI_CPU:
+        plugin = DeepSpeedPlugin()
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+        plugin.select(_from_accelerator_state=True)
+        state.deepspeed_plugins = plugin
+        state.distributed_type = DistributedType.DEEPSPEED
 
 
 def _processes_started() -> int:

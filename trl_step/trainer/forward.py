@@ -84,6 +84,10 @@ class TokenForward:
         head = describe_output_head(model.pretrained_model) if takes_rows else None
         self._heads[id(model)] = _HeadAccess(takes_rows, head)
 
+    def forget_head(self, model: PreTrainedModelWrapper) -> None:
+        """Let the model's own code compute the logits: the head's weights are whole only while the head runs."""
+        self._heads[id(model)] = self._heads[id(model)]._replace(head=None)
+
     def _head_access(self, model: Any) -> _HeadAccess:
         unwrapped = self.unwrap(model)
         if id(unwrapped) not in self._heads:

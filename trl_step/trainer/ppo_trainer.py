@@ -30,7 +30,7 @@ from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
 from trl_step.ppo.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
 from trl_step.ppo.stats import PER_TOKEN, STATS, rollout_statistics
-from trl_step.trainer import hub, run_state, trackers
+from trl_step.trainer import deepspeed, hub, run_state, trackers
 from trl_step.trainer.accelerate_state import detach, make_accelerator
 from trl_step.trainer.autosave import AutoSave, saves_states
 from trl_step.trainer.base import BaseTrainer
@@ -188,6 +188,9 @@ class PPOTrainer(BaseTrainer):
     def _prepare(self, optimizer: torch.optim.Optimizer, lr_scheduler: Any) -> None:
         """Place everything on the device and let accelerate wrap what is trained. The reference is never wrapped, but
         sharded where the policy is."""
+        if deepspeed.uses_deepspeed(self.accelerator):
+            deepspeed.configure(self.accelerator, self.config)
+            self.ref_model = None if self.ref_model is None else deepspeed.unshared(self.ref_model, self.model)
         self.model, self.optimizer, self.dataloader, self.lr_scheduler = self.accelerator.prepare(
             self.model, optimizer, self.dataloader, lr_scheduler
         )
@@ -195,6 +198,8 @@ class PPOTrainer(BaseTrainer):
         self.dataloader = positioned(self.dataloader)
         if self.ref_model is not None:
             self.ref_model = place_reference(self.ref_model, self.current_device)
+        if deepspeed.uses_deepspeed(self.accelerator):
+            deepspeed.begin(self)
         if self.accelerator.is_fsdp2:
             shard_with_fsdp(self)
         self._updater = make_updater(self)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from trl_step.models.generation import is_out_of_memory
 from trl_step.models.sharding import is_sharded, release
+from trl_step.trainer import deepspeed
 from trl_step.trainer.ppo_config import PPOConfig
 
 
@@ -130,6 +131,7 @@ class Updater:
         if skip:
             self.skipped += 1
             release(self.model)
+            deepspeed.check_skip(self.accelerator, self.config)
             warnings.warn(
                 f"a mini-batch's mean ratio {float(mean_ratio):.4g} exceeds "
                 f"ratio_threshold={self.config.ratio_threshold:g} (on this or another process): it is skipped",
@@ -164,6 +166,8 @@ class Updater:
         self._has_gradient, self._held = False, None
 
     def _backward(self, loss: torch.Tensor) -> None:
+        # DeepSpeed steps inside of the backward pass of an update's last mini-batch
+        self.accelerator.gradient_state.sync_gradients = self._last
         try:
             # `Accelerator.backward` divides by a number of accumulation steps that the trainer does not use
             self.accelerator.backward(loss * self.accelerator.gradient_accumulation_steps)

@@ -55,6 +55,12 @@ def begin(trainer: PPOTrainer) -> None:
         trainer._forward.forget_head(engine.module)
 
 
+def announce(accelerator: Accelerator, last: bool) -> None:
+    """Say whether a backward pass is an update's last one: DeepSpeed's engine steps inside of it."""
+    if uses_deepspeed(accelerator):
+        accelerator.gradient_state.sync_gradients = last
+
+
 def check_skip(accelerator: Accelerator, config: PPOConfig) -> None:
     """Raise where a mini-batch is left out of an accumulated update, which DeepSpeed's engine cannot do."""
     if uses_deepspeed(accelerator) and config.gradient_accumulation_steps > 1:

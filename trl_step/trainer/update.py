@@ -166,8 +166,7 @@ class Updater:
         self._has_gradient, self._held = False, None
 
     def _backward(self, loss: torch.Tensor) -> None:
-        # DeepSpeed steps inside of the backward pass of an update's last mini-batch
-        self.accelerator.gradient_state.sync_gradients = self._last
+        deepspeed.announce(self.accelerator, last=self._last)
         try:
             # `Accelerator.backward` divides by a number of accumulation steps that the trainer does not use
             self.accelerator.backward(loss * self.accelerator.gradient_accumulation_steps)

@@ -1,15 +1,17 @@
-"""Tables that are made from the code: logged keys in README.md, translations in docs/from-trl-0.7.md.
+"""Tables that are made: logged keys in README.md, and in docs/ the porting kit's translations and the tuning curves.
 
-`python -m tests.readme_tables` writes them anew after a change of `trl_step.ppo.stats` or `trl_step.port.rules`.
+`python -m tests.readme_tables` writes them anew after a change of `trl_step.ppo.stats`, of `trl_step.port.rules`, or of
+`benchmarks/results/curves.json`.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.markdown_pages import DOCS, README
+from tests.markdown_pages import DOCS, README, ROOT
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, UNKNOWN, Flag, Quantization, Rule, Source
 from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS, Stat
 
@@ -35,6 +37,8 @@ def _row(stat: Stat) -> str:
 
 
 PORTING = DOCS / "from-trl-0.7.md"
+TUNING = DOCS / "which-number.md"
+CURVES = ("env/reward_mean", "objective/kl", "ppo/policy/entropy", "ppo/policy/clipfrac", "ppo/val/var_explained")
 CALL_NAMES = {
     "pipeline": "`pipeline(...)`",
     "pipe": "the pipeline's call",
@@ -79,13 +83,34 @@ def _new(rule: Rule) -> str:
     return f"`{', '.join(f'{name}={source}' for name, source in new.items())}`" if new else "left out"
 
 
+def curve_table() -> str:
+    """Markdown: where each run of benchmarks/curves.py was at its end."""
+    plots = json.loads((ROOT / "benchmarks" / "results" / "curves.json").read_text(encoding="utf-8"))["plots"]
+    runs = {name: curves for lines in plots.values() for name, curves in lines.items()}
+    lines = ["| run | score | KL | entropy | clipped | explained variance |", "|---|---|---|---|---|---|"]
+    for name, curves in runs.items():
+        means = (_mean_of_last_tenth(curves[key]) for key in CURVES)
+        lines.append(f"| {name} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    return "\n".join(lines)
+
+
+def _mean_of_last_tenth(curve: list[float]) -> float:
+    tail = curve[-max(1, len(curve) // 10) :]
+    return sum(tail) / len(tail)
+
+
 def with_tables(page: str) -> str:
     """`page` with today's tables between their marks."""
-    for mark, table in (("table of logged keys", metric_table()), ("table of translations", translation_table())):
+    tables = {
+        "table of logged keys": metric_table,
+        "table of translations": translation_table,
+        "table of curves": curve_table,
+    }
+    for mark, table in tables.items():
         begin, end = f"<!-- {mark}: begin (python -m tests.readme_tables writes it) -->", f"<!-- {mark}: end -->"
         if begin in page:
             before, rest = page.split(begin)
-            page = f"{before}{begin}\n{table}\n{end}{rest.split(end, 1)[1]}"
+            page = f"{before}{begin}\n{table()}\n{end}{rest.split(end, 1)[1]}"
     return page
 
 
@@ -95,5 +120,5 @@ def write(page: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(README)
-    write(PORTING)
+    for each in (README, PORTING, TUNING):
+        write(each)

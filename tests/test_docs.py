@@ -26,6 +26,8 @@ from tests.markdown_pages import (
 from trl_step import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+LARGEST_PLOT = 100_000
+"""Bytes."""
 WITH_SNIPPETS = [page for page in PAGES if list(snippets((DOCS / page).read_text(encoding="utf-8")))]
 
 
@@ -84,6 +86,13 @@ def test_every_page_is_linked_from_the_index_and_the_index_from_the_readme() -> 
     linked = {(DOCS / target.partition("#")[0]).resolve() for target in links(DOCS / "README.md")}
     assert not [page for page in PAGES if page != "README.md" and DOCS / page not in linked]
     assert "docs/README.md" in links(README)
+
+
+def test_plots_are_shown_and_small() -> None:
+    shown = {(DOCS / page).parent / target for page in PAGES for target in links(DOCS / page)}
+    for plot in (DOCS / "plots").glob("*"):
+        assert plot in shown, f"no page shows {plot.name}"
+        assert plot.stat().st_size < LARGEST_PLOT
 
 
 def test_setups_belong_to_pages() -> None:

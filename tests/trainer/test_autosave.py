@@ -145,6 +145,27 @@ def test_a_step_that_fails_and_was_interrupted_saves_nothing(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_refused_step_leaves_the_one_before_to_be_saved(tmp_path: Path) -> None:
+    ours = saving(tmp_path, save_every=100)
+    ours.step(*batch())
+    with pytest.raises(ValueError, match="empty"):
+        ours.step([], [], [])
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert states(tmp_path) == ["1"]
+
+
+def test_a_step_that_broke_off_behind_an_update_leaves_nothing_to_be_saved(tmp_path: Path) -> None:
+    ours = saving(tmp_path, save_every=100)
+    ours.step(*batch())
+    ours.on_step(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ours.step(*batch())
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert not list(tmp_path.iterdir())
+
+
 def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path, handler: Any) -> None:
     ours = saving(tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from tests.tiny import batch, config, gpt2, tokenizer, trainer, with_value_head
 from tests.trainer.state_tools import changed, everything
 from trl_step import AutoModelForCausalLMWithValueHead, PPOTrainer
+from trl_step.trainer.autosave import AutoSave
 
 
 def build(model: Any = None, optimizer: Any = None, scheduler: Any = None, dataset: Any = None, **options: Any) -> Any:
@@ -229,5 +230,8 @@ def test_the_size_that_memory_allowed_and_what_the_doctor_saw_come_back(tmp_path
 def test_deepspeed_is_told_about(tmp_path: Path) -> None:
     ours = build()
     ours.accelerator.state.distributed_type = DistributedType.DEEPSPEED
-    with pytest.raises(ValueError, match="cannot see into the optimizer of DeepSpeed"):
+    with pytest.raises(ValueError, match="cannot be saved under DeepSpeed"):
         ours.save_state(tmp_path)
+    ours.config.save_every = 1
+    with pytest.raises(ValueError, match=r"cannot be saved under DeepSpeed.*unset save_every"):
+        AutoSave(ours)

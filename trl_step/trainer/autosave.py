@@ -52,6 +52,9 @@ class AutoSave:
     """
 
     def __init__(self, trainer: PPOTrainer) -> None:
+        """Raises ValueError where `save_every` is set, and the run cannot be saved."""
+        if trainer.config.save_every is not None:
+            run_state.check_optimizer(trainer)
         self._trainer = weakref.ref(trainer)
         self._process = os.getpid()
         self._busy = False
@@ -72,12 +75,17 @@ class AutoSave:
     def around_step(self, trainer: PPOTrainer) -> Iterator[None]:
         """Lets an interrupt wait for the step's end, then saves the run if it is time."""
         self._put_in_place()
+        former, updates = self._behind_step, trainer._updater.updates
         self._behind_step = None
         self._busy = True
         agreed = False
         try:
             yield
             agreed = self._after_step(trainer)
+        except BaseException:
+            if trainer._updater.updates == updates:  # refused: the run is still behind the step before
+                self._behind_step = former
+            raise
         finally:
             self._busy = False
             if agreed or (self._interrupted_at is not None and not trainer.is_distributed):
@@ -96,13 +104,14 @@ class AutoSave:
 
     def _save(self, trainer: PPOTrainer) -> None:
         """Save the run behind its last step; a failure is told, as the run is worth more than its copy."""
-        steps, config = trainer.steps_done, trainer.config
+        behind, config = self._behind_step, trainer.config
+        steps = trainer.steps_done if behind is None else behind["run"]["steps_done"]
         if steps == self._saved_steps:
             return
         save_dir = Path(config.save_dir)
         folder = state_folder.folder_of_step(save_dir, steps)
         try:
-            run_state.save(trainer, folder, self._behind_step)
+            run_state.save(trainer, folder, behind)
             self._saved_steps = steps
             if config.keep_last is not None and trainer.accelerator.is_main_process:
                 state_folder.prune(save_dir, config.keep_last)

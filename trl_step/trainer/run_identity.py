@@ -49,12 +49,15 @@ def identity(trainer: PPOTrainer) -> dict[str, Any]:
     # the reference's value head is drawn at random, and never asked
     reference = None if trainer.ref_model is None else trainer.ref_model.pretrained_model.named_parameters()
 
+    sharded = is_sharded(policy)
+
     def joined(own: str) -> str:
         """Sharded weights have a part on every process."""
-        return own if not is_sharded(policy) else " ".join(gather_object([own]))
+        return " ".join(gather_object([own])) if sharded else own
 
     return {
         "processes": trainer.accelerator.num_processes,
+        "sharded": sharded,
         "mixed_precision": trainer.accelerator.mixed_precision,
         "settings": {f.name: getattr(trainer.config, f.name) for f in fields(PPOConfig) if f.name not in FREE_SETTINGS},
         "policy": {name: _describe(tensor) for name, tensor in policy.state_dict().items()},

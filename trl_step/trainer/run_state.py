@@ -27,17 +27,18 @@ SHARED = ("policy", "optimizer", "run", "identity")
 """Trees that all processes have in common, and one of them writes; the others are of each process."""
 
 
-def collect(trainer: PPOTrainer) -> dict[str, Any]:
-    """The run as it is now, as trees. Tensors are the trainer's own, not copies: write them before the next step.
-
-    Raises:
-        ValueError: DeepSpeed holds the optimizer.
-    """
+def check_optimizer(trainer: PPOTrainer) -> None:
+    """Raise a ValueError where the optimizer is DeepSpeed's, which keeps its state to itself."""
     if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
-            "save_state cannot see into the optimizer of DeepSpeed: unset save_every, and save with "
-            "trainer.model.save_checkpoint of DeepSpeed, or the policy alone with save_pretrained"
+            "a run cannot be saved under DeepSpeed, which keeps its optimizer to itself: unset save_every, and save "
+            "with trainer.model.save_checkpoint of DeepSpeed, or the policy alone with save_pretrained"
         )
+
+
+def collect(trainer: PPOTrainer) -> dict[str, Any]:
+    """The run as it is now, as trees. Tensors are the trainer's own, not copies: write them before the next step."""
+    check_optimizer(trainer)
     scaler = trainer.accelerator.scaler
     policy, optimizer = _weights(trainer)
     return {

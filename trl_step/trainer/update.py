@@ -47,6 +47,8 @@ class Updater:
         self.config = config
         self.sharded = is_sharded(accelerator.unwrap_model(model))
         self.skipped = 0
+        self.updates = 0
+        """steps of the optimizer so far"""
         self._weight = 1.0
         self._last = True
         self._has_gradient = False
@@ -198,6 +200,7 @@ class Updater:
             if self.config.max_grad_norm is not None:
                 self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
             self._optimizer_step()
+            self.updates += 1
         self.optimizer.zero_grad()
         self._has_gradient = False
 

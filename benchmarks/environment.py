@@ -40,12 +40,14 @@ def main() -> None:
     if args.quick:
         args.peers, args.rounds, args.runs = ["trl_step"], 1, 1
     seconds: dict[str, list[float]] = {name: [] for name in args.peers}
+    processor: dict[str, list[float]] = {name: [] for name in args.peers}
     tokens: dict[str, int] = {}
     for _ in range(args.rounds):
         for name in args.peers:
             job = {"library": PEERS[name].library, "case": case, "runs": args.runs, "threads": args.threads}
             result = run(python_of(PEERS[name], dict(args.python)), "environment_worker.py", job)
             seconds[name] += result["seconds"]
+            processor[name] += result["processor_seconds"]
             tokens[name] = result["written_tokens"]
     if len(set(tokens.values())) != 1:
         raise SystemExit(f"the contenders did not write equally many tokens: {tokens}")
@@ -56,6 +58,7 @@ def main() -> None:
             name,
             f"{m:.2f}",
             f"{min(seconds[name]):.2f}",
+            f"{statistics.median(processor[name]):.2f}",
             f"{case['episodes'] / m:.1f}",
             f"{base / m:.1f}" if base else "",
         ]
@@ -63,11 +66,15 @@ def main() -> None:
     ]
     show(
         f"{case['episodes']} episodes of {case['turns']} turns, a tool of {1000 * case['tool_seconds']:.0f} ms",
-        ["library", "s", "min", "episodes/s", "speed over 0.7.11"],
+        ["library", "s", "min", "processor s", "episodes/s", "speed over 0.7.11"],
         rows,
     )
     if not args.quick:
-        save("environment", {"case": case, "seconds": seconds, "written_tokens": tokens}, args.output)
+        save(
+            "environment",
+            {"case": case, "seconds": seconds, "processor_seconds": processor, "written_tokens": tokens},
+            args.output,
+        )
 
 
 if __name__ == "__main__":

@@ -88,16 +88,18 @@ def main() -> None:
     low, high = case["query_words"]
     tasks = [" ".join(WORDS[(i + k) % 64] for k in range(low + i % (high - low + 1))) for i in range(case["episodes"])]
     environment.run(tasks[:2])
-    seconds, written = [], 0
+    seconds, processor_seconds, written = [], [], 0
     for _ in range(job["runs"]):
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         _, _, masks, _, histories = environment.run(tasks)
         seconds.append(time.perf_counter() - start)
+        processor_seconds.append(time.process_time() - processor_start)
         written = sum(int(mask.sum()) for mask in masks)
         calls = [history.text.count("<response>") for history in histories]
         if calls != [case["turns"]] * case["episodes"]:
             raise SystemExit(f"episodes with other numbers of tool calls than {case['turns']}: {calls}")
-    print("RESULT " + json.dumps({"seconds": seconds, "written_tokens": written}))
+    result = {"seconds": seconds, "processor_seconds": processor_seconds, "written_tokens": written}
+    print("RESULT " + json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -32,11 +32,7 @@ test: $(INSTALLED) ## run all tests
 test-fast: $(INSTALLED) ## run all tests that are not marked slow
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-<<<<<<< HEAD
-BENCHMARKS := step generate scaling options soak demo_seeds curves
-=======
-BENCHMARKS := step generate scaling options soak environment demo_seeds
->>>>>>> 274e1ac (Time the processor in the benchmark of environments; make bench-quick runs it)
+BENCHMARKS := step generate scaling options soak environment demo_seeds curves
 bench-quick: $(INSTALLED) ## run every benchmark on a tiny case, to see that it works; times are not judged
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick; done
 

@@ -24,6 +24,8 @@ CHANGES = [
     ("from transformers import load_tool", "from trl_step.port.tools import load_tool"),
     ("TrainingArguments('o', evaluation_strategy = 'no')", "TrainingArguments('o', eval_strategy = 'no')"),
     ("TrainingArguments('o', no_cuda=(a), ray_scope=1)", "TrainingArguments('o', use_cpu=(a))"),
+    ("TrainingArguments(warmup_ratio=0.1, warmup_steps=5)", "TrainingArguments(warmup_steps=5)"),
+    ("p(x, return_all_scores=True, top_k=2)", "p(x, top_k=2)"),
     ("TrainingArguments(ray_scope=1)", "TrainingArguments()"),
     ("TrainingArguments(ray_scope=1, seed=2)", "TrainingArguments(seed=2)"),
     ("TrainingArguments(\n    'o',\n    ray_scope=1,  # x\n    seed=2,\n)",

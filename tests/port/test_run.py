@@ -111,6 +111,14 @@ for _ in range(3):
     assert "hf_secret" not in "".join(told)
 
 
+def test_of_two_names_of_one_setting_the_new_one_is_taken() -> None:
+    names = run("""
+from transformers import TrainingArguments
+arguments = TrainingArguments("out", warmup_ratio=0.1, warmup_steps=5, report_to="none")
+""")
+    assert names["arguments"].warmup_steps == 5
+
+
 def test_all_scores_come_in_the_order_of_the_labels(classifier: str) -> None:
     names = run(f"""
 from transformers import pipeline

@@ -105,6 +105,8 @@ class Translator:
             values = rule.values(given) if given else None
             if values is None:
                 continue
+            if any(new in keywords and new not in given for new in values):
+                values = {}
             keywords = {key: value for key, value in keywords.items() if key not in given} | values
             self.tell_once(f"{name}({_shown(given)})", f"{_shown(values) or 'left out'} ({rule.why})")
         if isinstance(keywords.get("model_kwargs"), dict):

@@ -171,6 +171,8 @@ class Rewriter:
             new = rule.sources({item.name: self._source(item.value) for item in given}) if given else None
             if new is None:
                 continue
+            if any(name in by_name and name not in rule.old for name in new):
+                new = {}
             first, *others = given
             text = ", ".join(first.written(name, source) for name, source in new.items())
             note = self._note(rule, given, text)

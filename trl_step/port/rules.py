@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from trl_step.trainer.training_arguments import RENAMED, WHAT_TO_DO, WITHOUT_EFFECT
+
 UNKNOWN: Any = object()
 """The value of an expression that is no literal."""
 
@@ -34,7 +36,10 @@ class Source(NamedTuple):
 
 
 class Rule(Protocol):
-    """Keywords `old` of one call and what becomes of those that are `given`; None where they stay as they are."""
+    """Keywords `old` of one call and what becomes of those that are `given`; None where they stay as they are.
+
+    Where a call has a new keyword as well as its old one, the new one is kept and the old one left out.
+    """
 
     @property
     def old(self) -> tuple[str, ...]: ...
@@ -243,30 +248,16 @@ ALL_SCORES = Flag(
     "transformers 5 ignores it; top_k=None sorts by score unless AllScoresPipeline is told not to",
     default={"top_k": "", "sort_scores": True},
 )
-UNUSED_IN_TRAINING = "transformers 5 has no such setting"
 TRAINING: tuple[Rule, ...] = (
-    Rename("evaluation_strategy", "eval_strategy"),
-    Rename("per_gpu_train_batch_size", "per_device_train_batch_size"),
-    Rename("per_gpu_eval_batch_size", "per_device_eval_batch_size"),
-    Rename("no_cuda", "use_cpu"),
+    *(Rename(old, new) for old, new in RENAMED.items()),
     Rename("warmup_ratio", "warmup_steps", "a number below 1 is a share of all steps"),
-    Rename("push_to_hub_token", "hub_token"),
-    Rename("push_to_hub_model_id", "hub_model_id"),
-    Rename("include_tokens_per_second", "include_num_input_tokens_seen"),
-    Rename("torchdynamo", "torch_compile_backend"),
     Flag("adafactor", {"optim": "adafactor"}, {}, "the optimizer is chosen by its name", {"optim": "adamw_torch"}),
     Flag("group_by_length", {"train_sampling_strategy": "group_by_length"}, {}, "sampling is chosen by its name",
          {"train_sampling_strategy": "random"}),
+    Flag("include_inputs_for_metrics", {"include_for_metrics": ["inputs"]}, {}, "it is one of several",
+         {"include_for_metrics": []}),
     Group(("dispatch_batches", "split_batches"), "accelerator_config", "accelerate's settings are in one dictionary"),
-    Drop("overwrite_output_dir", "a run never refuses its output folder"),
-    Drop("save_safetensors", "nothing else is written"),
-    Drop("logging_dir", "set the environment variable TENSORBOARD_LOGGING_DIR"),
-    Drop("use_mps_device", "a device that is there is used"),
-    *(Drop(name, UNUSED_IN_TRAINING) for name in (
-        "fp16_opt_level", "half_precision_backend", "fp16_backend", "tpu_num_cores", "tpu_metrics_debug", "past_index",
-        "jit_mode_eval", "use_ipex", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap", "mp_parameters",
-        "use_legacy_prediction_loop", "ray_scope", "push_to_hub_organization",
-    )),
+    *(Drop(name, WHAT_TO_DO.get(name, "transformers 5 has no such setting")) for name in WITHOUT_EFFECT),
 )  # fmt: skip
 SAMPLING: tuple[Rule, ...] = (
     WholeNumber("top_k", "a number of tokens is an int; 0 switches it off"),

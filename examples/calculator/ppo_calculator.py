@@ -40,10 +40,10 @@ from small_model import CACHE, SmallModelSettings, build_once, train_small_model
 
 BUILT_IN = "built-in"
 BUILT_IN_SETTINGS: dict[str, Any] = {
-    "steps": 60 * 64,  # samples, so 60 calls of `trainer.step`
-    "batch_size": 64,
+    "steps": 40 * 128,  # samples, so 40 calls of `trainer.step`
+    "batch_size": 128,
     "mini_batch_size": 32,
-    "learning_rate": 3e-4,
+    "learning_rate": 1e-4,
 }
 # What a model is shown that was not made for this.
 PROMPT = """Solve the problems with the calculator.

@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # waiting threads sleep in place of spinning: on a busy machine a spinning one takes the core that it waits for
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo demo-calculator demo-game test test-fast bench-quick lint type format clean
+.PHONY: help demo demo-calculator demo-game stack-llama test test-fast bench-quick lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -25,6 +25,9 @@ demo-calculator: $(INSTALLED) ## teach a small model to use a calculator
 
 demo-game: $(INSTALLED) ## teach a small model a game of many turns
 	$(BIN)/python examples/guess_number/ppo_guess_number.py
+
+stack-llama: $(INSTALLED) ## the StackLLaMA pipeline with a small Llama: SFT, reward model, PPO (some minutes on two cores)
+	$(BIN)/python examples/stack_llama/pipeline.py
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest -n 2

@@ -376,7 +376,11 @@ class DPOTrainer(TextTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Losses, see `preference_losses`, and the implied rewards of chosen and rejected [B], without a gradient.
 
-        Args: log-probs [B] of the four.
+        Args:
+            policy_chosen_logps: log-probs [B], with a gradient.
+            policy_rejected_logps: the same of the rejected answers.
+            reference_chosen_logps: the reference's, without one.
+            reference_rejected_logps: the same of the rejected answers.
         """
         device = self.accelerator.device
         policy = Logps(policy_chosen_logps.to(device), policy_rejected_logps.to(device))

@@ -55,13 +55,13 @@ def test_rollout_statistics_by_hand():
         queries=[torch.zeros(2), torch.zeros(2)],
         responses=[torch.tensor([5, 7]), torch.tensor([4])],
         kl_coef=0.2,
-        end_tokens=(1, 7),
+        end_tokens=(4, 7),
     )
     assert stats["objective/kl_dist"].tolist() == [0.75, -0.25]
     assert float(stats["objective/kl"]) == pytest.approx(0.25)
     assert float(stats["objective/entropy"]) == pytest.approx(3.0)
     assert float(stats["objective/token_surprise"]) == pytest.approx(2.0)
-    assert float(stats["tokens/responses_ended"]) == 0.5
+    assert float(stats["tokens/responses_ended"]) == 1.0
     assert float(stats["ppo/mean_non_score_reward"]) == pytest.approx(-0.2 * 0.5 / 3)
     assert float(stats["ppo/mean_scores"]) == 2.0
     assert float(stats["ppo/std_scores"]) == pytest.approx(2**0.5)

@@ -41,6 +41,7 @@ CHANGES = [
     ("g.update({'top_k': 0.0})\nm.generate(**g)", "g.update({'top_k': 0})\nm.generate(**g)"),
     ("k['return_all_scores'] = True\np(x, **k)", "k.update(top_k=None, sort_scores=False)\np(x, **k)"),
     ("TextEnvironment(m, generation_kwargs={'top_k': 0.0})", "TextEnvironment(m, generation_kwargs={'top_k': 0})"),
+    ("PPOConfig(accelerator_kwargs={'logging_dir': 'x'})", "PPOConfig(accelerator_kwargs={'project_dir': 'x'})"),
     ("load_dataset('d', use_auth_token=True, task='x')", "load_dataset('d', token=True)"),
     ("tok.encode_plus(t, padding=True)", "tok(t, padding=True)"),
     ("class R(Trainer):\n    def compute_loss(self, m, i, o=False):\n        pass",

@@ -106,8 +106,8 @@ for _ in range(3):
         told,
     )
     assert len(told) == 3
-    assert all(line.startswith("old.py:4: __init__(") for line in told[:2])
-    assert told[2].startswith("old.py:7: __init__(top_k=0.0) -> top_k=0 (")
+    assert all(line.startswith("old.py:4: TrainingArguments(") for line in told[:2])
+    assert told[2].startswith("old.py:7: GenerationConfig(top_k=0.0) -> top_k=0 (")
     assert "hf_secret" not in "".join(told)
 
 

@@ -61,7 +61,8 @@ def translated(tell: Tell) -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, kind in wrapped_functions():
             original = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
-            stack.enter_context(replaced(owner, name, translator.wrap(original, name, kind)))
+            shown = owner.__name__ if name.startswith("__") else name
+            stack.enter_context(replaced(owner, name, translator.wrap(original, shown, kind)))
         for (module, name), (new_module, new_name) in MOVED.items():
             if importlib.util.find_spec(module) is not None:
                 value = getattr(importlib.import_module(new_module), new_name)

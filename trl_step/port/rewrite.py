@@ -27,7 +27,11 @@ from trl_step.port.rules import (
 
 KINDS = {"Seq2SeqTrainingArguments": "TrainingArguments", "GenerationConfig": "generate"}
 """Names that are called and are not themselves a kind of `CALLS`."""
-DICTIONARIES = {"generation_kwargs": "generate", "model_kwargs": "from_pretrained"}
+DICTIONARIES = {
+    "generation_kwargs": "generate",
+    "model_kwargs": "from_pretrained",
+    "accelerator_kwargs": "Accelerator",
+}
 """Keywords whose dictionary holds the arguments of another call."""
 ATOMS = (ast.Name, ast.Attribute, ast.Constant, ast.Call, ast.Subscript, ast.Dict, ast.List)
 MOST_PASSES = 8

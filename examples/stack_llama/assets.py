@@ -4,7 +4,7 @@
 
     posts/   question-and-answer pairs with votes: `load_dataset(posts, data_dir="data/reward")`, and data/finetune,
              data/rl, data/evaluation, as the classic dataset on the hub has them
-    llama/   a byte-level BPE tokenizer and a Llama of two million weights, trained on loose sentences of such posts
+    llama/   a byte-level BPE tokenizer and a Llama of 0.7 million weights, trained on loose sentences of such posts
 
 They lie in a folder named after the source files and the settings that made them: a change of either builds anew.
 """

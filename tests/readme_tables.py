@@ -1,7 +1,8 @@
-"""Tables that are made: logged keys in README.md, and in docs/ the porting kit's translations and the tuning curves.
+"""Tables that are made: logged keys and times in README.md, and in docs/ the porting kit's translations, the tuning
+curves and what was measured.
 
 `python -m tests.readme_tables` writes them anew after a change of `trl_step.ppo.stats`, of `trl_step.port.rules`, or of
-`benchmarks/results/curves.json`.
+what lies in `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests import benchmark_tables
 from tests.markdown_pages import DOCS, README, ROOT
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, UNKNOWN, Flag, Quantization, Rule, Source
 from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS, Stat
@@ -38,6 +40,7 @@ def _row(stat: Stat) -> str:
 
 PORTING = DOCS / "from-trl-0.7.md"
 TUNING = DOCS / "which-number.md"
+PAGES = (README, PORTING, TUNING, DOCS / "performance.md")
 CURVES = ("env/reward_mean", "objective/kl", "ppo/policy/entropy", "ppo/policy/clipfrac", "ppo/val/var_explained")
 CALL_NAMES = {
     "pipeline": "`pipeline(...)`",
@@ -105,6 +108,7 @@ def with_tables(page: str) -> str:
         "table of logged keys": metric_table,
         "table of translations": translation_table,
         "table of curves": curve_table,
+        **benchmark_tables.TABLES,
     }
     for mark, table in tables.items():
         begin, end = f"<!-- {mark}: begin (python -m tests.readme_tables writes it) -->", f"<!-- {mark}: end -->"
@@ -120,5 +124,5 @@ def write(page: Path) -> None:
 
 
 if __name__ == "__main__":
-    for each in (README, PORTING, TUNING):
+    for each in PAGES:
         write(each)

@@ -14,7 +14,7 @@ import pytest
 
 import trl_step
 from tests.markdown_pages import ROOT, broken_links, missing_paths, run_snippets, snippets, write_tiny_models
-from tests.readme_tables import PORTING, README, TUNING, with_tables
+from tests.readme_tables import PAGES, PORTING, README, with_tables
 from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS
 
 TEXT = README.read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def test_loop_is_short_and_in_the_first_screen() -> None:
 
 
 def test_tables_are_those_of_the_code() -> None:
-    for page in (README, PORTING, TUNING):
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert with_tables(text) == text, "run python -m tests.readme_tables"
     for stat in (*STATS, *LOGGED_BY_LOG_STATS):

@@ -1,0 +1,111 @@
+"""Tables of what was measured, from the files that the scripts in benchmarks/ write."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.cases import CASES, Case
+from tests.markdown_pages import ROOT
+
+REFERENCE = "trl 0.7.11"
+
+
+def results(name: str) -> dict[str, Any]:
+    """The last recorded run of a benchmark."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, numbers as they are."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def step_table() -> str:
+    """One row per case: release 0.7.11 beside `trl_step`."""
+    header = ["case, samples x (query + response)", "0.7.11", "`trl_step`", "time over 0.7.11's", "time over the limit",
+              "peak over 0.7.11's"]  # fmt: skip
+    rows = []
+    for name, by_peer in results("step")["cases"].items():
+        ours, theirs = by_peer["trl_step"], by_peer[REFERENCE]
+        rows.append(
+            [describe(CASES[name]), f"{theirs['seconds']:.1f} s", f"{ours['seconds']:.1f} s",
+             f"{ours['seconds'] / theirs['seconds']:.2f}", f"{ours['ratio_to_limit']:.1f}",
+             f"{ours['peak_mb'] / theirs['peak_mb']:.2f}"]
+        )  # fmt: skip
+    return markdown(header, rows)
+
+
+def describe(case: Case) -> str:
+    """A case in words."""
+    if case.shared_layers:
+        return f"{case.name}: `fixed` with {case.shared_layers} layers shared"
+    if case.lora:
+        return f"{case.name}: `fixed` with adapters of rank 16"
+    spans = (" to ".join(str(n) for n in dict.fromkeys(span)) for span in (case.query, case.response))
+    return f"{case.name}: {case.layers} layers, width {case.width}, {case.samples} x ({' + '.join(spans)})"
+
+
+def peers_table() -> str:
+    """One row per case and library."""
+    header = ["case", "library", "s", "least", "CPU s", "time over the limit", "peak MB"]
+    rows = [
+        [case, peer, f"{r['seconds']:.2f}", f"{r['seconds_min']:.2f}", f"{r['cpu_seconds']:.1f}",
+         f"{r['ratio_to_limit']:.2f}", f"{r['peak_mb']:.0f}"]
+        for case, by_peer in results("step")["cases"].items()
+        for peer, r in by_peer.items()
+    ]  # fmt: skip
+    return markdown(header, rows)
+
+
+def generate_table() -> str:
+    """One row per library."""
+    found = results("generate")
+    medians = {peer: statistics.median(seconds) for peer, seconds in found["seconds"].items()}
+    return markdown(
+        ["library", "s", "new tokens per second", "speed over 0.7.11's"],
+        [
+            [peer, f"{m:.2f}", f"{found['new_tokens'][peer] / m:.0f}", f"{medians[REFERENCE] / m:.1f}"]
+            for peer, m in medians.items()
+        ],
+    )
+
+
+def scaling_table() -> str:
+    """One row per size."""
+    return markdown(
+        ["what grows", "size", "s", "peak MB", "kept for the backward pass, MB"],
+        [
+            [name, f"{r['size']:,}", f"{r['seconds']:.2f}", f"{r['peak_mb']:.0f}", f"{r['saved_mb']:.1f}"]
+            for name, rows in results("scaling")["sweeps"].items()
+            for r in rows
+        ],
+    )
+
+
+def options_table() -> str:
+    """One row per setting."""
+    settings = results("options")["settings"]
+    base = settings["defaults"]
+    return markdown(
+        ["setting", "time over the defaults'", "CPU time", "peak MB", "kept for the backward pass, MB",
+         "statistics move by"],
+        [
+            [f"`{name}`" if "=" in name else name, f"{r['seconds'] / base['seconds']:.2f}",
+             f"{r['cpu_seconds'] / base['cpu_seconds']:.2f}", f"{r['peak_mb']:.0f}", f"{r['saved_mb']:.0f}",
+             f"{100 * r['moved']:.1g} %" if r["moved"] else "0"]
+            for name, r in settings.items()
+        ],
+    )  # fmt: skip
+
+
+TABLES = {
+    "table of steps": step_table,
+    "table of libraries": peers_table,
+    "table of generate": generate_table,
+    "table of growth": scaling_table,
+    "table of settings": options_table,
+}

@@ -102,10 +102,22 @@ def options_table() -> str:
     )  # fmt: skip
 
 
+def episodes_table() -> str:
+    """One row per library."""
+    found = results("environment")
+    medians = {peer: statistics.median(seconds) for peer, seconds in found["seconds"].items()}
+    episodes = found["case"]["episodes"]
+    return markdown(
+        ["library", "s", "episodes per second", "speed over 0.7.11's"],
+        [[peer, f"{m:.2f}", f"{episodes / m:.1f}", f"{medians[REFERENCE] / m:.1f}"] for peer, m in medians.items()],
+    )
+
+
 TABLES = {
     "table of steps": step_table,
     "table of libraries": peers_table,
     "table of generate": generate_table,
+    "table of episodes": episodes_table,
     "table of growth": scaling_table,
     "table of settings": options_table,
 }

@@ -91,12 +91,10 @@ def options_table() -> str:
     settings = results("options")["settings"]
     base = settings["defaults"]
     return markdown(
-        ["setting", "time over the defaults'", "CPU time", "peak MB", "kept for the backward pass, MB",
-         "statistics move by"],
+        ["setting", "time over the defaults'", "CPU time", "peak MB", "kept for the backward pass, MB"],
         [
             [f"`{name}`" if "=" in name else name, f"{r['seconds'] / base['seconds']:.2f}",
-             f"{r['cpu_seconds'] / base['cpu_seconds']:.2f}", f"{r['peak_mb']:.0f}", f"{r['saved_mb']:.0f}",
-             f"{100 * r['moved']:.1g} %" if r["moved"] else "0"]
+             f"{r['cpu_seconds'] / base['cpu_seconds']:.2f}", f"{r['peak_mb']:.0f}", f"{r['saved_mb']:.0f}"]
             for name, r in settings.items()
         ],
     )  # fmt: skip

@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trl_step.models.sharding import is_sharded
 from trl_step.trainer.ppo_config import PPOConfig
 
@@ -105,6 +107,24 @@ def push(
     finally:  # the other processes wait, also for a push that fails
         trainer.accelerator.wait_for_everyone()
     return str(address)
+
+
+def push_if_best(trainer: Any, scores: torch.Tensor) -> None:
+    """With `config.push_to_hub_if_best_kwargs`: push every `config.compare_steps` steps if the batch's mean score,
+    over all processes, is the best so far.
+
+    Args:
+        scores: [B]
+    """
+    if not hasattr(trainer, "highest_reward"):
+        return
+    if trainer.compare_step % trainer.config.compare_steps == 0:
+        total, count = trainer._reduce_sum(torch.stack((scores.sum(), scores.new_tensor(len(scores)))))
+        mean = (total / count).cpu()
+        if mean > trainer.highest_reward:
+            trainer.highest_reward = mean
+            push_without_failing(trainer)
+    trainer.compare_step += 1
 
 
 def push_without_failing(trainer: Any) -> None:

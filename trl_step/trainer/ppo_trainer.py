@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, Optional, Union
 
 import datasets
@@ -20,9 +19,8 @@ from trl_step.core import PPODecorators, convert_to_scalar, entropy_from_logits,
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
 from trl_step.models.activations import fuse_activations
 from trl_step.models.adapters import without_adapter
-from trl_step.models.generation import all_eos_ids, generate_batched, padding_id
+from trl_step.models.generation import all_eos_ids, padding_id
 from trl_step.models.modes import eval_mode
-from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.ppo.advantages import advantages_and_returns
 from trl_step.ppo.batch import Padded, padding_behind
 from trl_step.ppo.diagnosis import Checkup, Circumstances
@@ -30,7 +28,7 @@ from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
 from trl_step.ppo.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
 from trl_step.ppo.stats import PER_TOKEN, STATS, rollout_statistics
-from trl_step.trainer import deepspeed, hub, run_state, trackers
+from trl_step.trainer import deepspeed, hub, trackers
 from trl_step.trainer.accelerate_state import detach, make_accelerator
 from trl_step.trainer.autosave import AutoSave, saves_states
 from trl_step.trainer.base import BaseTrainer
@@ -47,12 +45,14 @@ from trl_step.trainer.dataloader import positioned
 from trl_step.trainer.epochs import run_epochs
 from trl_step.trainer.forward import TokenForward
 from trl_step.trainer.forward_size import ForwardSize
+from trl_step.trainer.generation import GenerationMixin
 from trl_step.trainer.layout import Layout
 from trl_step.trainer.lengths import LengthLimits
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.rolling import Given, roll_forward
 from trl_step.trainer.rollout import RolledForward, Rollout
 from trl_step.trainer.sampling import SamplingWatch, active_dropout
+from trl_step.trainer.saving import SavingMixin
 from trl_step.trainer.setup import (
     make_kl_controller,
     make_optimizer,
@@ -64,7 +64,7 @@ from trl_step.trainer.setup import (
 from trl_step.trainer.sweeps import plain_sweep, sweep
 
 
-class PPOTrainer(BaseTrainer):
+class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
     """Tunes a language model with PPO from queries, responses and scores that your own loop makes.
 
     ```python
@@ -222,87 +222,6 @@ class PPOTrainer(BaseTrainer):
         """Whether a subclass replaced any of these methods, or a script replaced it on this object."""
         return any(name in vars(self) or getattr(type(self), name) is not getattr(PPOTrainer, name) for name in methods)
 
-    # --- sampling --------------------------------------------------------------------------------------------
-
-    def generate(
-        self,
-        query_tensor: Union[torch.Tensor, list[torch.Tensor]],
-        length_sampler: Optional[Callable] = None,
-        batch_size: int = 4,
-        return_prompt: bool = True,
-        generate_ref_response: bool = False,
-        **generation_kwargs: Any,
-    ) -> Any:
-        """Sample responses with the policy, in eval mode.
-
-        Args:
-            query_tensor: one query [Q] int64, or a list of them of any lengths
-            length_sampler: called once per query, gives its number of new tokens
-            batch_size: prompts that run together at least; more do while `config.generation_tokens` allows
-            return_prompt: keep the query in front of the response (decoder-only models)
-            generate_ref_response: sample from the reference as well
-            generation_kwargs: for `model.generate`; `remove_padding=False` and `pad_to_multiple_of` are taken too
-
-        Returns:
-            for a list: a list of responses [R_i] in the same order, each ending behind its first end-of-sequence
-            token; for a single query [1, R]. With `generate_ref_response` a pair of these.
-
-        Raises:
-            ValueError: a query that is not one-dimensional or empty.
-        """
-        queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
-        for i, query in enumerate(queries):
-            if not isinstance(query, torch.Tensor) or query.dim() != 1 or len(query) == 0:
-                shape = tuple(query.shape) if isinstance(query, torch.Tensor) else type(query).__name__
-                raise ValueError(f"query_tensor[{i}] must be a tensor of token ids with one dimension, got {shape}")
-        if length_sampler is not None:
-            generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
-        policy = self.accelerator.unwrap_model(self.model)
-        self._sampling.saw_generate(policy, generation_kwargs)
-
-        def sample(model: Any) -> Any:
-            responses = self._generate_batched(
-                model, queries, batch_size=batch_size, return_prompt=return_prompt, **generation_kwargs
-            )
-            return responses if isinstance(query_tensor, (list, tuple)) else responses[0].unsqueeze(0)
-
-        response = sample(self.model)
-        if not generate_ref_response:
-            return response
-        with self.optional_peft_ctx():
-            return response, sample(self._reference)
-
-    def _generate_batched(
-        self,
-        model: Any,
-        query_tensors: Sequence[torch.Tensor],
-        length_sampler: Optional[Callable] = None,
-        batch_size: int = 4,
-        return_prompt: bool = True,
-        pad_to_multiple_of: Optional[int] = None,
-        remove_padding: bool = True,
-        **generation_kwargs: Any,
-    ) -> list[torch.Tensor]:
-        if length_sampler is not None:
-            generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in query_tensors]
-        unwrapped, end = self.accelerator.unwrap_model(model), self.tokenizer.eos_token_id
-        with self.accelerator.autocast():
-            return generate_batched(
-                unwrapped,
-                query_tensors,
-                pad_token_id=padding_id(self.tokenizer, generation_kwargs.pop("pad_token_id", None)),
-                eos_token_ids=[] if end is None else [end],  # the model's own and the call's join them
-                is_encoder_decoder=self.is_encoder_decoder,
-                device=self.current_device,
-                batch_size=batch_size,
-                token_budget=self.config.generation_tokens,
-                max_new_tokens=generation_kwargs.pop("max_new_tokens", None),
-                return_prompt=return_prompt,
-                remove_padding=remove_padding,
-                pad_to_multiple_of=pad_to_multiple_of,
-                **generation_kwargs,
-            )
-
     def _reference_context(self, model: PreTrainedModelWrapper) -> Callable:
         """Inside what this gives, the PEFT model `model` is its own reference."""
         if self.config.exact_v07:  # the base model, also where training starts from an adapter
@@ -389,7 +308,7 @@ class PPOTrainer(BaseTrainer):
         )
         self._raise_together(rollout.out_of_range())
         self.running = moments
-        self._push_if_best(sample_totals(scored))
+        hub.push_if_best(self, sample_totals(scored))
         # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
         train_stats, epochs_run = run_epochs(self, rollout)
         timing["time/ppo/optimize_step"] = -mark + (mark := time.perf_counter())
@@ -519,17 +438,6 @@ class PPOTrainer(BaseTrainer):
         # differs from v0.7: use_score_norm without use_score_scaling did nothing
         use_norm = config.use_score_norm and (config.use_score_scaling or not config.exact_v07)
         return shape_scores(scores, moments, config.use_score_scaling, use_norm, config.score_clip, counted)
-
-    def _push_if_best(self, scores: torch.Tensor) -> None:
-        if not hasattr(self, "highest_reward"):
-            return
-        if self.compare_step % self.config.compare_steps == 0:
-            total, count = self._reduce_sum(torch.stack((scores.sum(), scores.new_tensor(len(scores)))))
-            mean = (total / count).cpu()
-            if mean > self.highest_reward:
-                self.highest_reward = mean
-                hub.push_without_failing(self)
-        self.compare_step += 1
 
     # --- stage 3: roll forward -------------------------------------------------------------------------------
 
@@ -790,66 +698,6 @@ class PPOTrainer(BaseTrainer):
             ValueError: a column that `batch` does not have, or one of another length than the rewards.
         """
         trackers.log_step(self, stats, batch, rewards, tuple(columns_to_log))
-
-    # --- saving ----------------------------------------------------------------------------------------------
-
-    def create_model_card(self, path: str, model_name: Optional[str] = "TRL Model") -> None:
-        """Write README.md into `path`: what the model is and how to load it. Needs no network."""
-        hub.write_model_card(path, model_name or "TRL Model", self.config)
-
-    def _save_pretrained(self, save_directory: str) -> None:
-        policy, state = self.accelerator.unwrap_model(self.model), None
-        if is_sharded(policy):
-            state = whole_state_dict(policy, keep=self.accelerator.is_main_process)
-        if not self.accelerator.is_main_process:
-            return
-        policy.save_pretrained(save_directory, state_dict=state)
-        self.tokenizer.save_pretrained(save_directory)
-        self.create_model_card(save_directory)
-
-    def save_pretrained(self, save_directory: str, **push_kwargs: Any) -> None:
-        """Save policy, value head, tokenizer and model card; `push_to_hub=True` and `repo_id` push them as well."""
-        hub.save(self, save_directory, **push_kwargs)
-
-    def save_state(self, folder: Union[str, Path]) -> None:
-        """Write all that the next step depends on into `folder`, for `load_state`; every process calls it.
-
-        Policy and value head (of a PEFT model all but the frozen base weights), optimizer, scheduler, KL coefficient,
-        running score moments, random streams, counters, the place in `trainer.dataloader`, and the best score so far.
-        The reference is not in it. Files are safetensors and JSON, and a state that is already in `folder` stays
-        until the new one is complete on the disk.
-
-        Raises:
-            TypeError: the optimizer or scheduler keeps something that these formats do not hold.
-            OSError: the files could not be written; `folder` is as it was.
-        """
-        run_state.save(self, Path(folder))
-
-    def load_state(self, folder: Union[str, Path], *, may_differ: Sequence[str] = ()) -> int:
-        """Go on, bit for bit on a CPU, from what `save_state` wrote; every process calls it.
-
-        Build the trainer as it was built for the run that was saved, then call this in front of the loop. The next
-        pass over `trainer.dataloader` is the rest of the one that was under way.
-
-        Args:
-            folder: of the state; "latest" takes the newest complete state in `config.save_dir`, and does nothing if
-                there is none yet
-            may_differ: names of settings that were changed on purpose, such as ("cliprange",); what is in force is
-                `config`, but for the learning rate: that is the optimizer's and comes with the state
-
-        Returns:
-            the steps that the run has made, 0 if there was no state
-
-        Raises:
-            FileNotFoundError: there is no such folder.
-            ValueError: the state is incomplete or damaged, or it is of a run of another model, optimizer, data set,
-                configuration or number of processes. All differences are named, and nothing was changed.
-        """
-        return run_state.load(self, folder, may_differ)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload what `save_pretrained` writes; the address of the commit. `kwargs`: see `hub.push`."""
-        return hub.push(self, repo_id, **kwargs)
 
 
 def _without_losses(stats: dict[str, torch.Tensor], skipped: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -6,12 +6,12 @@ each of them once. `m` is the response mask, sums run over counted tokens unless
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from trl_step.core import ReduceSum, keep
+from trl_step.core import ReduceSum, convert_to_scalar, keep, stats_to_np
 from trl_step.ppo.loss import mean_over
 
 Reduction = Literal["samples", "tokens", "variance", "same", "local", "sum"]
@@ -90,6 +90,8 @@ LOGGED_BY_LOG_STATS: tuple[Stat, ...] = (
 
 PER_TOKEN = ("objective/logprobs", "objective/ref_logprobs", "ppo/policy/advantages", "ppo/policy/ratio")
 """Keys with a value per token. `step` returns them as tensors; they are logged on request only."""
+LOGGED_ARRAYS = frozenset(stat.key for stat in STATS if stat.shape != "scalar")
+"""Keys that are no scalars, also where there is one sample."""
 
 
 def explain(key: str) -> str:
@@ -134,6 +136,16 @@ def join_minibatch_statistics(
         if name in joined:
             means[name] = (joined[name] - n * means[mean_name] ** 2).clamp(min=0) / (n - 1).clamp(min=1)
     return {**stacked, **{name: value.float().unsqueeze(1) for name, value in means.items()}}
+
+
+def readable(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Scalars as floats, small arrays as NumPy; what holds a value per token stays a tensor until it is read."""
+    heavy = {
+        key: value.detach() for key, value in stats.items() if isinstance(value, torch.Tensor) and key in PER_TOKEN
+    }
+    light = stats_to_np({key: value for key, value in stats.items() if key not in heavy})
+    scalars = convert_to_scalar({key: value for key, value in light.items() if key not in LOGGED_ARRAYS})
+    return light | scalars | heavy
 
 
 def mean_and_std(values: torch.Tensor, reduce_sum: ReduceSum = keep) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,6 +211,7 @@ def rollout_statistics(
 
 __all__ = [
     "STATS",
+    "LOGGED_ARRAYS",
     "LOGGED_BY_LOG_STATS",
     "PER_TOKEN",
     "Stat",
@@ -206,5 +219,6 @@ __all__ = [
     "join_minibatch_statistics",
     "mean_and_std",
     "mean_over",
+    "readable",
     "rollout_statistics",
 ]

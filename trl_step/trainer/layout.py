@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ from trl_step.ppo.batch import counted_positions, pad_sequences, spread
 from trl_step.trainer.places import Places
 
 Inputs = Mapping[str, torch.Tensor]
+Pad = Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
+"""Token ids, each [n_i], to `input_ids` and `attention_mask`, each [B, S] int64."""
 
 
 class Trimmed(NamedTuple):
@@ -47,12 +49,14 @@ class Layout:
         self.exact_v07 = exact_v07
 
     def model_inputs(
-        self, queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]
+        self, queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], pad: Pad | None = None
     ) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask` (and the same with `decoder_`), each [B, S] int64."""
+        """`input_ids`, `attention_mask` (and the same with `decoder_`), each [B, S] int64; padded by `pad`, if given,
+        in place of the layout's own way."""
+        pad = pad or self._pad
         if self.is_encoder_decoder:
-            return {**self._pad(queries), **{f"decoder_{key}": value for key, value in self._pad(responses).items()}}
-        return self._pad([torch.cat(pair) for pair in zip(queries, responses, strict=True)])
+            return {**pad(queries), **{f"decoder_{key}": value for key, value in pad(responses).items()}}
+        return pad([torch.cat(pair) for pair in zip(queries, responses, strict=True)])
 
     def _pad(self, sequences: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         return pad_sequences(sequences, self.pad_token_id, self.padding_side, self.fixed_length)._asdict()

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, Optional, Union
 
 import datasets
@@ -15,21 +14,18 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from trl_step.core import PPODecorators, convert_to_scalar, entropy_from_logits, set_seed, stats_to_np
+from trl_step.core import PPODecorators, entropy_from_logits, set_seed
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
 from trl_step.models.activations import fuse_activations
-from trl_step.models.adapters import without_adapter
-from trl_step.models.generation import all_eos_ids, padding_id
 from trl_step.models.modes import eval_mode
 from trl_step.ppo.advantages import advantages_and_returns
 from trl_step.ppo.batch import Padded, padding_behind
-from trl_step.ppo.diagnosis import Checkup, Circumstances
+from trl_step.ppo.diagnosis import Checkup
 from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
-from trl_step.ppo.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
-from trl_step.ppo.stats import PER_TOKEN, STATS, rollout_statistics
-from trl_step.trainer import deepspeed, hub, trackers
-from trl_step.trainer.accelerate_state import detach, make_accelerator
+from trl_step.ppo.rewards import RunningMoments, sample_totals, token_rewards
+from trl_step.ppo.stats import LOGGED_ARRAYS, readable, rollout_statistics
+from trl_step.trainer import hub, trackers
 from trl_step.trainer.autosave import AutoSave, saves_states
 from trl_step.trainer.base import BaseTrainer
 from trl_step.trainer.callbacks import Callback, StepReport, configured_callbacks
@@ -41,24 +37,25 @@ from trl_step.trainer.checks import (
     with_decoder_start,
 )
 from trl_step.trainer.cost import StepCost, StepFacts, cost_of
-from trl_step.trainer.dataloader import positioned
 from trl_step.trainer.epochs import run_epochs
 from trl_step.trainer.forward import TokenForward
 from trl_step.trainer.forward_size import ForwardSize
 from trl_step.trainer.generation import GenerationMixin
-from trl_step.trainer.layout import Layout
 from trl_step.trainer.lengths import LengthLimits
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.rolling import Given, roll_forward
 from trl_step.trainer.rollout import RolledForward, Rollout
-from trl_step.trainer.sampling import SamplingWatch, active_dropout
+from trl_step.trainer.sampling import SamplingWatch, circumstances, end_tokens
 from trl_step.trainer.saving import SavingMixin
+from trl_step.trainer.scores import shaped
 from trl_step.trainer.setup import (
     make_kl_controller,
+    make_layout,
     make_optimizer,
     make_updater,
-    place_reference,
-    shard_with_fsdp,
+    prepare,
+    reference_context,
+    start_accelerator,
     without_unused_columns,
 )
 from trl_step.trainer.sweeps import plain_sweep, sweep
@@ -118,7 +115,9 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         self.tokenizer = tokenizer
         self.is_encoder_decoder: bool = getattr(model, "is_encoder_decoder", False)
         self.is_peft_model: bool = getattr(model, "is_peft_model", False)
-        self._make_accelerator()
+        self.accelerator = start_accelerator(config, self.is_encoder_decoder, self.is_peft_model)
+        self.current_device = self.accelerator.device
+        self.is_distributed = self.accelerator.num_processes > 1
 
         self.model: Any = model
         # differs from v0.7: a reference given beside a PEFT model was ignored
@@ -126,18 +125,13 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         if ref_model is None and not self.is_peft_model:
             ref_model = create_reference_model(model, num_shared_layers=num_shared_layers)
         self.ref_model: Any = ref_model
-        self.optional_peft_ctx: Callable = self._reference_context(model) if self._reference_is_adapter else nullcontext
+        self.optional_peft_ctx: Callable = nullcontext
+        if self._reference_is_adapter:
+            self.optional_peft_ctx = reference_context(model, config)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.model_params = [p for p in model.parameters() if p.requires_grad]
-        self._layout = Layout(
-            self.is_encoder_decoder,
-            padding_id(tokenizer),
-            # differs from v0.7: on the right whatever the tokenizer says, where no position depends on the padding
-            tokenizer.padding_side if config.exact_v07 else "right",
-            config.pad_max_len if config.pad_for_acceleration else None,
-            config.exact_v07,
-        )
+        self._layout = make_layout(config, tokenizer, self.is_encoder_decoder)
         models = [known for known in (model, ref_model) if known is not None]
         self._length_limits = LengthLimits(models, self.is_encoder_decoder, self._layout.fixed_length)
         self._forward_size = ForwardSize(config.forward_tokens)
@@ -150,7 +144,10 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         self.dataloader: Any = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
         self._custom_collator = training_data_collator is not None
-        self._prepare(optimizer or make_optimizer(self.model_params, config.learning_rate), lr_scheduler)
+        self.optimizer: Any = optimizer or make_optimizer(self.model_params, config.learning_rate)
+        self.lr_scheduler: Any = lr_scheduler
+        prepare(self)
+        self._updater = make_updater(self)
 
         self.kl_ctl = make_kl_controller(config)
         self.running = RunningMoments(self.accelerator)
@@ -170,40 +167,6 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
 
     # --- construction ----------------------------------------------------------------------------------------
 
-    def _make_accelerator(self) -> None:
-        config = self.config
-        options = dict(config.accelerator_kwargs)
-        self.accelerator = make_accelerator(config.trackers, config.project_kwargs, options)
-        if config.use_habana and self.accelerator.device.type != "hpu":
-            raise ValueError(f"use_habana=True, but accelerate chose the device {self.accelerator.device}, not hpu")
-        self.current_device = self.accelerator.device
-        self.is_distributed = self.accelerator.num_processes > 1
-        config.world_size = self.accelerator.num_processes
-        config.global_backward_batch_size = config.backward_batch_size * config.world_size
-        config.global_batch_size = config.batch_size * config.world_size
-        config.is_encoder_decoder = self.is_encoder_decoder
-        config.is_peft_model = self.is_peft_model
-        trackers.start(self.accelerator, config)
-
-    def _prepare(self, optimizer: torch.optim.Optimizer, lr_scheduler: Any) -> None:
-        """Place everything on the device and let accelerate wrap what is trained. The reference is never wrapped, but
-        sharded where the policy is."""
-        if deepspeed.uses_deepspeed(self.accelerator):
-            deepspeed.configure(self.accelerator, self.config)
-            self.ref_model = None if self.ref_model is None else deepspeed.unshared(self.ref_model, self.model)
-        self.model, self.optimizer, self.dataloader, self.lr_scheduler = self.accelerator.prepare(
-            self.model, optimizer, self.dataloader, lr_scheduler
-        )
-        detach(self.accelerator, self.optimizer, self.lr_scheduler, self.dataloader)
-        self.dataloader = positioned(self.dataloader)
-        if self.ref_model is not None:
-            self.ref_model = place_reference(self.ref_model, self.current_device)
-        if deepspeed.uses_deepspeed(self.accelerator):
-            deepspeed.begin(self)
-        if self.accelerator.is_fsdp2:
-            shard_with_fsdp(self)
-        self._updater = make_updater(self)
-
     def prepare_dataloader(
         self, dataset: Union[torch.utils.data.Dataset, datasets.Dataset], data_collator: Optional[Callable] = None
     ) -> torch.utils.data.DataLoader:
@@ -221,12 +184,6 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
     def _overrides(self, *methods: str) -> bool:
         """Whether a subclass replaced any of these methods, or a script replaced it on this object."""
         return any(name in vars(self) or getattr(type(self), name) is not getattr(PPOTrainer, name) for name in methods)
-
-    def _reference_context(self, model: PreTrainedModelWrapper) -> Callable:
-        """Inside what this gives, the PEFT model `model` is its own reference."""
-        if self.config.exact_v07:  # the base model, also where training starts from an adapter
-            return partial(without_adapter, model.pretrained_model)
-        return model.reference_adapter
 
     @property
     def _reference(self) -> Any:
@@ -279,7 +236,7 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         )
         # 2. scores: scale, normalise, clip; the running moments are kept once nothing can fail any more
         moments = copy.copy(self.running)
-        scored = self._shape_scores(raw_scores, moments, responses, response_masks)
+        scored = shaped(raw_scores, moments, responses, response_masks, self.config)
         # 3. roll forward: log-probs and values of policy and reference on the response tokens
         timing, mark = {}, time.perf_counter()
         rolled = roll_forward(self, queries, responses, response_masks, given)
@@ -327,7 +284,7 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         )
         if self.is_distributed:
             stats = self.gather_stats(stats)
-        stats = _readable(stats)
+        stats = readable(stats)
         stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         timing["time/ppo/calc_stats"] = time.perf_counter() - mark
         self.kl_ctl.update(stats["objective/kl"], int(self._reduce_sum(torch.tensor(float(len(queries))))))
@@ -336,7 +293,7 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         self.steps_done += 1
         timing["time/ppo/total"] = time.perf_counter() - start
         self._last_step = StepFacts.of(rollout, epochs_run, timing["time/ppo/total"])
-        self._sampling.saw_step(stats, self._circumstances(queries, given), self.accelerator.is_main_process)
+        self._sampling.saw_step(stats, circumstances(self, queries, given), self.accelerator.is_main_process)
         stats |= timing
         for callback in self._callbacks:
             callback(StepReport(self, self.steps_done, stats, queries, responses, raw_scores))
@@ -410,34 +367,13 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         `input_ids` and `attention_mask` of query and response joined; for an encoder-decoder model of the queries,
         with `decoder_input_ids` and `decoder_attention_mask` of the responses.
         """
-        if not self._custom_collator:
-            return self._layout.model_inputs(queries, responses)
-        if self.is_encoder_decoder:
-            decoder = {f"decoder_{key}": value for key, value in self._collate(responses).items()}
-            return {**self._collate(queries), **decoder}
-        return self._collate([torch.cat(pair) for pair in zip(queries, responses, strict=True)])
+        return self._layout.model_inputs(queries, responses, self._collate if self._custom_collator else None)
 
-    def _collate(self, sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _collate(self, sequences: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = self.data_collator([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in sequences])
         padded = Padded(*(batch[key].to(self.current_device) for key in Padded._fields))
         # differs from v0.7: padding in front moved the positions of models that count them, such as GPT-2 and BART
         return (padded if self.config.exact_v07 else padding_behind(*padded))._asdict()
-
-    # --- stage 2: scores -------------------------------------------------------------------------------------
-
-    def _shape_scores(
-        self,
-        scores: torch.Tensor,
-        moments: RunningMoments,
-        responses: list[torch.Tensor],
-        response_masks: Optional[list[torch.Tensor]],
-    ) -> torch.Tensor:
-        config = self.config
-        masks = response_masks or [torch.ones_like(response) for response in responses]
-        counted = pad_sequence(masks, batch_first=True) if scores.dim() == 2 else None
-        # differs from v0.7: use_score_norm without use_score_scaling did nothing
-        use_norm = config.use_score_norm and (config.use_score_scaling or not config.exact_v07)
-        return shape_scores(scores, moments, config.use_score_scaling, use_norm, config.score_clip, counted)
 
     # --- stage 3: roll forward -------------------------------------------------------------------------------
 
@@ -633,7 +569,7 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
                 `responses`; `train_stats`: a dictionary of [mini-batches, 1] and [1, n] tensors
         """
         train_stats = data.pop("train_stats")
-        stats = rollout_statistics(kl_coef=kl_coef, end_tokens=self._end_tokens, reduce_sum=self._reduce_sum, **data)
+        stats = rollout_statistics(kl_coef=kl_coef, end_tokens=end_tokens(self), reduce_sum=self._reduce_sum, **data)
         for key, value in train_stats.items():
             stats[f"ppo/{key}"] = value.float().mean(dim=0)
         error, variance = stats["ppo/val/error"], stats["ppo/returns/var"]
@@ -646,25 +582,12 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         """What was found to be wrong in the steps so far; `trl_step.extras.doctor` reads it."""
         return self._sampling.checkup
 
-    @property
-    def _end_tokens(self) -> tuple[int, ...]:
-        own = self.tokenizer.eos_token_id
-        return tuple(all_eos_ids(self.accelerator.unwrap_model(self.model), [] if own is None else [own], {}))
-
-    def _circumstances(self, queries: Sequence[torch.Tensor], given: Given) -> Circumstances:
-        ragged = len({len(query) for query in queries}) > 1
-        return Circumstances(
-            dropout=active_dropout(self.accelerator.unwrap_model(self.model).pretrained_model),
-            pads_right=ragged and not self.is_encoder_decoder and self.tokenizer.padding_side == "right",
-            given_logprobs=given.old_logprobs is not None,
-            end_tokens=self._end_tokens,
-        )
-
     def gather_stats(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The mean over processes of every tensor with one element; arrays stay those of this process."""
         # an array of one sample is an array still: other processes may have more
-        arrays = {stat.key for stat in STATS if stat.shape != "scalar"}
-        names = [k for k, v in stats.items() if isinstance(v, torch.Tensor) and v.numel() == 1 and k not in arrays]
+        names = [
+            k for k, v in stats.items() if isinstance(v, torch.Tensor) and v.numel() == 1 and k not in LOGGED_ARRAYS
+        ]
         packed = torch.stack([stats[key].detach().float().flatten()[0].to(self.current_device) for key in names])
         means = self._reduce_sum(packed) / self.accelerator.num_processes
         return {**stats, **dict(zip(names, means, strict=True))}
@@ -703,14 +626,3 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
 def _without_losses(stats: dict[str, torch.Tensor], skipped: torch.Tensor) -> dict[str, torch.Tensor]:
     """Statistics of a mini-batch; where it was `skipped` (0-d bool) its losses count as 0."""
     return {key: value.masked_fill(skipped, 0.0) if key.startswith("loss/") else value for key, value in stats.items()}
-
-
-def _readable(stats: dict[str, Any]) -> dict[str, Any]:
-    """Scalars as floats, small arrays as NumPy; what holds a value per token stays a tensor until it is read."""
-    heavy = {
-        key: value.detach() for key, value in stats.items() if isinstance(value, torch.Tensor) and key in PER_TOKEN
-    }
-    arrays = {stat.key for stat in STATS if stat.shape != "scalar"}
-    readable = stats_to_np({key: value for key, value in stats.items() if key not in heavy})
-    scalars = convert_to_scalar({key: value for key, value in readable.items() if key not in arrays})
-    return readable | scalars | heavy

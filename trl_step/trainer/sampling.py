@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trl_step.models.generation import all_eos_ids
 from trl_step.ppo.diagnosis import Checkup, Circumstances
+from trl_step.trainer.rolling import Given
+
+if TYPE_CHECKING:
+    from trl_step.trainer.ppo_trainer import PPOTrainer
 
 DEFAULT_TOP_K = 50
 """transformers' own `top_k` where nobody sets one."""
@@ -103,3 +108,20 @@ def active_dropout(model: torch.nn.Module) -> float:
     """The highest rate of a dropout module that is in train mode; 0 where there is none."""
     rates = (m.p for m in model.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.training)
     return max(rates, default=0.0)
+
+
+def end_tokens(trainer: PPOTrainer) -> tuple[int, ...]:
+    """Ids that end a response: the tokenizer's and those of the model's generation config."""
+    own = trainer.tokenizer.eos_token_id
+    return tuple(all_eos_ids(trainer.accelerator.unwrap_model(trainer.model), [] if own is None else [own], {}))
+
+
+def circumstances(trainer: PPOTrainer, queries: Sequence[torch.Tensor], given: Given) -> Circumstances:
+    """What a diagnosis of the step has to know of the trainer and of what was given to `step`."""
+    ragged = len({len(query) for query in queries}) > 1
+    return Circumstances(
+        dropout=active_dropout(trainer.accelerator.unwrap_model(trainer.model).pretrained_model),
+        pads_right=ragged and not trainer.is_encoder_decoder and trainer.tokenizer.padding_side == "right",
+        given_logprobs=given.old_logprobs is not None,
+        end_tokens=end_tokens(trainer),
+    )

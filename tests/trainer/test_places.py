@@ -16,6 +16,15 @@ def test_columns_are_those_that_a_sample_uses():
     assert places.lengths.tolist() == [3, 3]
 
 
+def test_padding_in_front_is_that_of_any_sample_in_any_input_of_the_batch():
+    right = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert not Places.of(MASK, [right, ENCODER]).left_padded
+    for inputs in ([right.flip(1), ENCODER], [ENCODER, torch.tensor([[1, 1, 0], [0, 1, 1]])]):
+        places = Places.of(MASK, inputs)
+        assert places.left_padded is True
+        assert places.take(np.array([0])).left_padded  # a mini-batch is laid out as its batch
+
+
 def test_chosen_positions_by_hand():
     chosen = Chosen.of(MASK)
     assert chosen.positions.tolist() == [1, 2, 7, 8]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import tiny
 from tests.trainer.state_tools import changed, weights_and_optimizer
 from trl_step import PPOTrainer
-from trl_step.trainer import epochs
+from trl_step.trainer import epochs, rolling
 from trl_step.trainer.update import Updater
 from trl_step.trainer.waitless_update import WaitlessUpdater, may_decide_on_device
 
@@ -137,20 +137,35 @@ def test_nothing_waits_inside_a_mini_batch(size: str, name: str, monkeypatch: py
             parameter.requires_grad_(False)
     ours = build(model, **SIZES[size])
     ours.step(*tiny.batch())
-    train, seen = epochs._train_fused, []
-
-    def watched(*args: Any) -> Any:
-        for method in ("tolist", "numpy", "cpu"):  # what no dispatch sees
-            monkeypatch.setattr(torch.Tensor, method, refuse)
-        with NoLook():
-            seen.append(train(*args))
-        monkeypatch.undo()
-        monkeypatch.setattr(epochs, "_train_fused", watched)
-        return seen[-1]
-
-    monkeypatch.setattr(epochs, "_train_fused", watched)
+    calls = refuse_looks_inside(epochs, "_train_fused", monkeypatch)
     ours.step(*tiny.batch(seed=2))
-    assert len(seen) == 4 * np.ceil(8 / ours.config.mini_batch_size)
+    assert len(calls) == 4 * np.ceil(8 / ours.config.mini_batch_size)
+
+
+@pytest.mark.parametrize(("penalty", "function", "count"), [("kl", "sweep", 2), ("full", "paired_sweep", 1)])
+def test_nothing_waits_inside_the_passes_without_gradients(
+    penalty: str, function: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = build(kl_penalty=penalty, mini_batch_size=2)
+    ours.step(*tiny.batch())
+    calls = refuse_looks_inside(rolling, function, monkeypatch)
+    ours.step(*tiny.batch(seed=2))
+    assert len(calls) == count
+
+
+def refuse_looks_inside(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on `module.name` fails where it would make the host wait for a GPU; its calls, in the list given."""
+    function, calls = getattr(module, name), list[str]()
+
+    def watched(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        with NoLook(), pytest.MonkeyPatch.context() as reads:
+            for method in ("tolist", "numpy", "cpu"):  # what no dispatch sees
+                reads.setattr(torch.Tensor, method, refuse)
+            return function(*args, **options)
+
+    monkeypatch.setattr(module, name, watched)
+    return calls
 
 
 def embeddings(model: Any) -> Any:

@@ -112,7 +112,7 @@ def _train_parts(trainer: PPOTrainer, batch: Rollout, parts: list[np.ndarray]) -
     with trainer._updater.in_parts():
         for part in parts:
             piece = batch.take(part) if len(parts) > 1 else batch
-            inputs, columns = trainer._layout.trim(piece.inputs, piece.left_padded, piece.places)
+            inputs, columns = trainer._layout.trim(piece.inputs, piece.places)
             chosen = piece.places.chosen(columns, piece.masks.device)
             piece = piece.narrow(inputs, columns)
             samples = upload(part, piece.masks.device) if len(parts) > 1 else slice(None)
@@ -161,7 +161,7 @@ def _forward(
         return policy_loss_gradient(logprobs, old[rows], advantages[rows], config.cliprange) / count
 
     with trainer.accelerator.autocast():
-        outputs = trainer._forward.chosen(trainer.model, batch.inputs, chosen, batch.left_padded, gradient_of)
+        outputs = trainer._forward.chosen(trainer.model, batch.inputs, chosen, batch.places.left_padded, gradient_of)
     losses = value_losses(outputs.values, batch.values, batch.returns, config.cliprange_value).losses
     value_loss = torch.where(batch.masks.bool(), losses, 0.0).sum() / count
     return outputs, outputs.anchor + config.vf_coef * value_loss

@@ -124,11 +124,11 @@ class Layout:
         """Of the model's inputs, those of the predicted one last."""
         return ("", "decoder_") if self.is_encoder_decoder else ("",)
 
-    def trim(self, inputs: Inputs, left_padded: bool, places: Places) -> Trimmed:
+    def trim(self, inputs: Inputs, places: Places) -> Trimmed:
         """Cut off the columns that no sample of a mini-batch uses; `places` are those of its samples."""
         trimmed = dict(inputs)
         columns = slice(0, self.predicted_ids(inputs)[0].shape[1])
-        if self.may_trim(left_padded):
+        if self.may_trim(places.left_padded):
             for prefix, columns in zip(self._prefixes, places.columns(), strict=True):
                 for key in (f"{prefix}input_ids", f"{prefix}attention_mask"):
                     trimmed[key] = inputs[key][:, columns]

@@ -61,6 +61,8 @@ class Places(NamedTuple):
     one behind the last"""
     lengths: np.ndarray
     """int64 [b], tokens of the predicted input"""
+    left_padded: bool
+    """whether padding stands in front of any sample's tokens in the whole batch, in any input"""
 
     @classmethod
     def of(cls, mask: torch.Tensor, attention_masks: Sequence[torch.Tensor]) -> Places:
@@ -69,11 +71,13 @@ class Places(NamedTuple):
         occupied = [
             np.stack((used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)), axis=1) for used in masks
         ]
-        return cls(mask.cpu().numpy().astype(bool), tuple(occupied), masks[-1].sum(axis=1))
+        left_padded = not all(used[:, 0].all() for used in masks)
+        return cls(mask.cpu().numpy().astype(bool), tuple(occupied), masks[-1].sum(axis=1), left_padded)
 
     def take(self, part: np.ndarray) -> Places:
         """The samples `part`."""
-        return Places(self.counted[part], tuple(one[part] for one in self.occupied), self.lengths[part])
+        occupied = tuple(one[part] for one in self.occupied)
+        return self._replace(counted=self.counted[part], occupied=occupied, lengths=self.lengths[part])
 
     def columns(self) -> list[slice]:
         """For each input, from the first to the last column that any sample uses."""

@@ -249,20 +249,7 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
             old_values, advantages, returns = self.compute_advantages(rolled.values, rewards, rolled.masks)
             timing["time/ppo/compute_advantages"] = -mark + (mark := time.perf_counter())
         rolled = rolled._replace(distributions=None)
-        rollout = Rollout(
-            queries,
-            responses,
-            rolled.inputs,
-            rolled.left_padded,
-            rolled.masks,
-            rolled.logprobs,
-            old_values,
-            advantages,
-            returns,
-            self._layout.places(rolled.inputs, rolled.masks),
-            rolled.trunk,
-            None if rolled.trunk is None else rolled.trunk.states,
-        )
+        rollout = Rollout.of(rolled, queries, responses, old_values, advantages, returns)
         self._raise_together(rollout.out_of_range())
         self.running = moments
         hub.push_if_best(self, sample_totals(scored))
@@ -405,7 +392,8 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
             if return_logits or torch.is_grad_enabled():
                 logprobs, logits, values = plain_sweep(self._forward, model, model_inputs, size)
                 return logprobs, logits if return_logits else None, values, masks
-            return *sweep(self._forward, self._forward_size, model, model_inputs, masks, size), masks
+            places = self._layout.places(model_inputs, masks)
+            return *sweep(self._forward, self._forward_size, model, model_inputs, places, size), masks
 
     # --- stage 4: rewards and advantages ---------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from trl_step.models.modes import eval_mode
 from trl_step.models.sharding import gathered
 from trl_step.ppo.batch import mini_batches, spread
 from trl_step.trainer.modes import one_attention_kernel
+from trl_step.trainer.places import Places
 from trl_step.trainer.rollout import RolledForward
 from trl_step.trainer.sweeps import paired_sweep, sweep
 
@@ -41,8 +42,9 @@ def roll_forward(
             rolled = _by_hook(trainer, queries, responses, inputs, response_masks)
         else:
             masks = trainer._layout.response_positions(queries, responses, inputs, response_masks)
+            places = trainer._layout.places(inputs, masks)
             with eval_mode(trainer.model), trainer.accelerator.autocast():
-                rolled = (_side_by_side if full else _one_by_one)(trainer, inputs, masks, given)
+                rolled = (_side_by_side if full else _one_by_one)(trainer, inputs, masks, places, given)
         positions = trainer._layout.response_positions(queries, responses, inputs)
         return _with_given(rolled, given, positions)
 
@@ -79,7 +81,7 @@ def _by_hook(
         ref_logprobs, ref_logits, _, _ = ask(trainer._reference)
     return RolledForward(
         inputs,
-        trainer._layout.is_left_padded(inputs),
+        trainer._layout.places(inputs, counted),
         counted,
         logprobs.float(),
         values.float(),
@@ -89,7 +91,7 @@ def _by_hook(
 
 
 def _one_by_one(
-    trainer: PPOTrainer, inputs: dict[str, torch.Tensor], masks: torch.Tensor, given: Given
+    trainer: PPOTrainer, inputs: dict[str, torch.Tensor], masks: torch.Tensor, places: Places, given: Given
 ) -> RolledForward:
     """Policy, then reference; each only if the caller does not already have its numbers."""
     tools, size = (trainer._forward, trainer._forward_size), trainer.config.mini_batch_size
@@ -98,16 +100,15 @@ def _one_by_one(
     policy, reference = _unwrapped(trainer)
     if given.old_logprobs is None or given.values is None:
         with gathered(policy):
-            logprobs, _, values = sweep(*tools, trainer.model, inputs, masks, size, trunk.policy, first)
+            logprobs, _, values = sweep(*tools, trainer.model, inputs, places, size, trunk.policy, first)
     if given.ref_logprobs is None:
         with gathered(reference), trainer.optional_peft_ctx():
-            ref_logprobs, _, _ = sweep(*tools, trainer._reference, inputs, masks, size, trunk.reference, first)
-    left_padded = trainer._layout.is_left_padded(inputs)
-    return RolledForward(inputs, left_padded, masks, logprobs, values, ref_logprobs, trunk=trunk)
+            ref_logprobs, _, _ = sweep(*tools, trainer._reference, inputs, places, size, trunk.reference, first)
+    return RolledForward(inputs, places, masks, logprobs, values, ref_logprobs, trunk=trunk)
 
 
 def _side_by_side(
-    trainer: PPOTrainer, inputs: dict[str, torch.Tensor], masks: torch.Tensor, given: Given
+    trainer: PPOTrainer, inputs: dict[str, torch.Tensor], masks: torch.Tensor, places: Places, given: Given
 ) -> RolledForward:
     """Both models mini-batch by mini-batch, for the exact divergence; it needs both, whatever the caller has."""
     trunk = _frozen_trunk(trainer)
@@ -120,15 +121,14 @@ def _side_by_side(
             trainer._reference,
             trainer.optional_peft_ctx,
             inputs,
-            masks,
+            places,
             trainer.config.mini_batch_size,
             trunk,
             _first_mini_batch(trainer, len(masks)),
         )
-    left_padded = trainer._layout.is_left_padded(inputs)
     return RolledForward(
         inputs,
-        left_padded,
+        places,
         masks,
         outputs.logprobs,
         outputs.values,

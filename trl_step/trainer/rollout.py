@@ -16,7 +16,8 @@ class RolledForward(NamedTuple):
 
     inputs: dict[str, torch.Tensor]
     """padded model inputs, each [B, S]"""
-    left_padded: bool
+    places: Places
+    """where the tokens stand, known on the host"""
     masks: torch.Tensor
     logprobs: torch.Tensor
     values: torch.Tensor
@@ -47,7 +48,8 @@ class Rollout(NamedTuple):
     responses: list[torch.Tensor]
     inputs: dict[str, torch.Tensor]
     """padded model inputs, each [B, S]"""
-    left_padded: bool
+    places: Places
+    """where the tokens stand, known on the host"""
     masks: torch.Tensor
     logprobs: torch.Tensor
     """old log-probs"""
@@ -55,11 +57,34 @@ class Rollout(NamedTuple):
     """old values"""
     advantages: torch.Tensor
     returns: torch.Tensor
-    places: Places
-    """where the tokens stand, known on the host"""
     trunk: FrozenTrunk | None = None
     trunk_states: torch.Tensor | None = None
     """hidden states [B, S, D] that enter the first layer which trains, where the layers below are frozen"""
+
+    @classmethod
+    def of(
+        cls,
+        rolled: RolledForward,
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
+        values: torch.Tensor,
+        advantages: torch.Tensor,
+        returns: torch.Tensor,
+    ) -> Rollout:
+        """What was rolled forward, with old values, advantages and returns."""
+        return cls(
+            queries,
+            responses,
+            rolled.inputs,
+            rolled.places,
+            rolled.masks,
+            rolled.logprobs,
+            values,
+            advantages,
+            returns,
+            rolled.trunk,
+            None if rolled.trunk is None else rolled.trunk.states,
+        )
 
     def take(self, part: np.ndarray) -> Rollout:
         """The samples `part`. An empty `part` gives one sample of which no token counts: while other processes
@@ -72,13 +97,12 @@ class Rollout(NamedTuple):
             [self.queries[i] for i in part],
             [self.responses[i] for i in part],
             {key: value[index] for key, value in self.inputs.items()},
-            self.left_padded,
+            places._replace(counted=np.zeros_like(places.counted)) if empty else places,
             torch.zeros_like(masks) if empty else masks,
             self.logprobs[index],
             self.values[index],
             self.advantages[index],
             self.returns[index],
-            places._replace(counted=np.zeros_like(places.counted)) if empty else places,
             self.trunk,
             None if self.trunk_states is None else self.trunk_states[index],
         )

@@ -13,7 +13,7 @@ from trl_step.models.frozen_trunk import FrozenTrunk
 from trl_step.trainer.forward import TokenForward
 from trl_step.trainer.forward_size import ForwardSize
 from trl_step.trainer.layout import Inputs
-from trl_step.trainer.places import Chosen, upload
+from trl_step.trainer.places import Chosen, Places, upload
 
 Around = Callable[[torch.Tensor, slice, torch.Size], AbstractContextManager[None]]
 """(samples of the mini-batch, its columns of S, [B, S]) -> what surrounds its forward pass"""
@@ -58,30 +58,31 @@ def sweep(
     sizes: ForwardSize,
     model: Any,
     inputs: Inputs,
-    masks: torch.Tensor,
+    places: Places,
     size: int,
     around: Around = _nothing_around,
     first: np.ndarray | None = None,
 ) -> Sweep:
-    """Log-probs and values where `masks` [B, T] is 1, without gradients; long samples share a mini-batch with long
-    ones, and each mini-batch is padded to its own longest.
+    """Log-probs and values of counted tokens, without gradients; long samples share a mini-batch with long ones, and
+    each mini-batch is padded to its own longest.
 
     Args:
+        places: where the tokens of `inputs` stand, and which of them count
         size: most samples of a mini-batch
         around: surrounds each pass, see `FrozenTrunk.policy`
         first: samples that go together and ahead of the others, in this order
     """
-    logprobs = torch.zeros(masks.shape, device=masks.device)
+    ids, _ = forward.layout.predicted_ids(inputs)
+    logprobs = torch.zeros(places.counted.shape, device=ids.device)
     values = torch.zeros_like(logprobs)
 
     def visit(piece: _Piece) -> None:
         with around(*piece.place):
             outputs = forward.chosen(model, piece.inputs, piece.chosen, piece.left_padded)
-        columns = torch.arange(piece.predicted.start, piece.predicted.stop, device=masks.device)
-        logprobs[piece.samples.unsqueeze(1), columns] = outputs.logprobs
-        values[piece.samples.unsqueeze(1), columns] = outputs.values.float()
+        logprobs[piece.samples.unsqueeze(1), piece.columns] = outputs.logprobs
+        values[piece.samples.unsqueeze(1), piece.columns] = outputs.values.float()
 
-    _visit_by_length(forward, sizes, inputs, masks, size, visit, first)
+    _visit_by_length(forward, sizes, inputs, places, size, visit, first)
     return Sweep(logprobs, None, values)
 
 
@@ -93,7 +94,7 @@ def paired_sweep(
     reference: Any,
     as_reference: Callable[[], Any],
     inputs: Inputs,
-    masks: torch.Tensor,
+    places: Places,
     size: int,
     trunk: FrozenTrunk,
     first: np.ndarray | None = None,
@@ -102,11 +103,13 @@ def paired_sweep(
 
     Args:
         as_reference: context manager in which `reference` is asked
+        places: as in `sweep`
         size: most samples of a mini-batch
         trunk: records the policy's passes, and serves the reference's
         first: as in `sweep`
     """
-    outputs = PairedSweep(*(torch.zeros(masks.shape, device=masks.device) for _ in range(4)))
+    ids, _ = forward.layout.predicted_ids(inputs)
+    outputs = PairedSweep(*(torch.zeros(places.counted.shape, device=ids.device) for _ in range(4)))
 
     def visit(piece: _Piece) -> None:
         with trunk.policy(*piece.place):
@@ -114,11 +117,10 @@ def paired_sweep(
         with as_reference(), trunk.reference(*piece.place):
             ref_rows, _ = forward.rows(reference, piece.inputs, piece.chosen, piece.left_padded)
         found = forward.divergence(rows, ref_rows, forward.labels(piece.inputs, piece.chosen))
-        columns = torch.arange(piece.predicted.start, piece.predicted.stop, device=masks.device)
         for target, flat in zip(outputs, (found.logprobs, values, found.ref_logprobs, found.divergence), strict=True):
-            target[piece.samples.unsqueeze(1), columns] = piece.chosen.spread(flat.float())
+            target[piece.samples.unsqueeze(1), piece.columns] = piece.chosen.spread(flat.float())
 
-    _visit_by_length(forward, sizes, inputs, masks, size, visit, first)
+    _visit_by_length(forward, sizes, inputs, places, size, visit, first)
     return outputs
 
 
@@ -133,6 +135,11 @@ class _Piece(NamedTuple):
     shape: torch.Size
 
     @property
+    def columns(self) -> torch.Tensor:
+        """The predicted positions, int64."""
+        return torch.arange(self.predicted.start, self.predicted.stop, device=self.samples.device)
+
+    @property
     def place(self) -> tuple[torch.Tensor, slice, torch.Size]:
         """Where in [B, S] the inputs come from: one column more than is predicted."""
         return self.samples, slice(self.predicted.start, self.predicted.stop + 1), self.shape
@@ -142,23 +149,19 @@ def _visit_by_length(
     forward: TokenForward,
     sizes: ForwardSize,
     inputs: Inputs,
-    masks: torch.Tensor,
+    places: Places,
     size: int,
     visit: Callable[[_Piece], None],
     first: np.ndarray | None = None,
 ) -> None:
-    layout, shape = forward.layout, forward.layout.predicted_ids(inputs)[0].shape
-    left_padded = layout.is_left_padded(inputs)
-    places = layout.places(inputs, masks)
+    ids, _ = forward.layout.predicted_ids(inputs)
 
     def pieces(samples: np.ndarray, parts: list[np.ndarray]) -> Iterator[_Piece]:
         for part in parts:
-            own, own_places = upload(samples[part], masks.device), places.take(samples[part])
-            trimmed, predicted = layout.trim(
-                {key: value[own] for key, value in inputs.items()}, left_padded, own_places
-            )
-            chosen = own_places.chosen(predicted, masks.device)
-            yield _Piece(own, trimmed, chosen, predicted, left_padded, shape)
+            own, own_places = upload(samples[part], ids.device), places.take(samples[part])
+            trimmed, predicted = forward.layout.trim({key: value[own] for key, value in inputs.items()}, own_places)
+            chosen = own_places.chosen(predicted, ids.device)
+            yield _Piece(own, trimmed, chosen, predicted, places.left_padded, ids.shape)
 
     ahead = np.empty(0, dtype=np.int64) if first is None else first
     by_length = np.argsort(-places.lengths, kind="stable")

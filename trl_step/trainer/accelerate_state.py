@@ -9,12 +9,50 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, ProjectConfiguration
+from accelerate.utils import (
+    AutocastKwargs,
+    DeepSpeedPlugin,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    ProjectConfiguration,
+    get_mixed_precision_context_manager,
+)
+
+
+class OwnPrecision(Accelerator):
+    """An `Accelerator` whose autocast is of its own precision; accelerate's asks the process-wide state for it."""
+
+    def prepare_model(self, *args: Any, **kwargs: Any) -> Any:
+        with self._state_in_force():
+            return super().prepare_model(*args, **kwargs)
+
+    @contextmanager
+    def autocast(self, autocast_handler: AutocastKwargs | None = None) -> Iterator[None]:
+        with self._state_in_force():
+            precision = get_mixed_precision_context_manager(self.native_amp, autocast_handler or self.autocast_handler)
+        with precision:
+            yield
+
+    @contextmanager
+    def _state_in_force(self) -> Iterator[None]:
+        before = dict(AcceleratorState._shared_state)
+        _share(AcceleratorState, self.state.__dict__)
+        try:
+            yield
+        finally:
+            _share(AcceleratorState, before)
+
+
+def _share(singleton: Any, state: dict[str, Any]) -> None:
+    singleton._shared_state.clear()
+    singleton._shared_state.update(state)
 
 
 def make_accelerator(
@@ -34,7 +72,7 @@ def make_accelerator(
         options.pop("gradient_accumulation_steps", None)
         if _processes_started() > 1 and not torch.accelerator.is_available():
             options.setdefault("cpu", True)  # else accelerate takes each process for the only one
-        accelerator = Accelerator(
+        accelerator = OwnPrecision(
             log_with=log_with or None, project_config=ProjectConfiguration(**project_kwargs), **options
         )
         accelerator.state.__dict__ = dict(accelerator.state.__dict__)
@@ -44,8 +82,7 @@ def make_accelerator(
     finally:
         for single, state in zip(singletons, before, strict=True):
             if state:  # what was there stays there; a first trainer leaves its own state behind, as accelerate does
-                single._shared_state.clear()
-                single._shared_state.update(state)
+                _share(single, state)
     _check_company(accelerator.num_processes)
     return accelerator
 

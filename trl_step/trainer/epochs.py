@@ -156,15 +156,17 @@ def _forward(
     """
     config = trainer.config
     old, advantages = chosen.take(batch.logprobs), chosen.take(batch.advantages)
+    # the gradient is formed in front of the backward pass; unscaled it would vanish in float16
+    loss_scale = trainer._updater.loss_scale
 
     def gradient_of(rows: slice, logprobs: torch.Tensor) -> torch.Tensor:
-        return policy_loss_gradient(logprobs, old[rows], advantages[rows], config.cliprange) / count
+        return policy_loss_gradient(logprobs, old[rows], advantages[rows], config.cliprange) / count * loss_scale
 
     with trainer.accelerator.autocast():
         outputs = trainer._forward.chosen(trainer.model, batch.inputs, chosen, batch.places.left_padded, gradient_of)
     losses = value_losses(outputs.values, batch.values, batch.returns, config.cliprange_value).losses
     value_loss = torch.where(batch.masks.bool(), losses, 0.0).sum() / count
-    return outputs, outputs.anchor + config.vf_coef * value_loss
+    return outputs, outputs.anchor / loss_scale + config.vf_coef * value_loss
 
 
 def _train_plain(trainer: PPOTrainer, batch: Rollout) -> Stats:

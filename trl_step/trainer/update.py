@@ -48,11 +48,17 @@ class Updater:
         self.sharded = is_sharded(accelerator.unwrap_model(model))
         self.skipped = 0
         self.updates = 0
-        """steps of the optimizer so far"""
+        """steps of the optimizer so far, those that a loss scaler left out included"""
         self._weight = 1.0
         self._last = True
         self._has_gradient = False
         self._held: list[torch.Tensor | None] | None = None
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by in front of the backward pass: 1, unless training runs in float16."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     @contextmanager
     def minibatch(self, weight: float, last: bool) -> Iterator[None]:
@@ -197,12 +203,24 @@ class Updater:
 
     def _step(self) -> None:
         if self._has_gradient:
-            if self.config.max_grad_norm is not None:
-                self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-            self._optimizer_step()
+            try:
+                if self.config.max_grad_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+                self._optimizer_step()
+            except BaseException:
+                self._forget_scaling()
+                raise
             self.updates += 1
         self.optimizer.zero_grad()
         self._has_gradient = False
+
+    def _forget_scaling(self) -> None:
+        """Undo what a loss scaler notes down between clipping and the end of an update, which did not come."""
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.update(scaler.get_scale())
+            for name in ("grad_scale", "found_inf"):
+                vars(self.optimizer.optimizer).pop(name, None)
 
     def _optimizer_step(self) -> None:
         self.optimizer.step()

@@ -7,7 +7,7 @@ nor any random stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import torch
@@ -17,6 +17,9 @@ from trl_step.trainer.forward import SUPPORTED_ARCHITECTURES
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.rolling import Given
 from trl_step.trainer.scores import Scores, behind_decoder_start, check_scores
+
+if TYPE_CHECKING:
+    from trl_step.trainer.ppo_trainer import PPOTrainer
 
 
 def check_arguments(
@@ -46,6 +49,27 @@ class StepInputs(NamedTuple):
     responses: list[torch.Tensor]
     scores: Scores
     response_masks: list[torch.Tensor] | None
+
+
+def checked_for(
+    trainer: PPOTrainer,
+    queries: Sequence[torch.Tensor],
+    responses: Sequence[torch.Tensor],
+    scores: Sequence[Any] | torch.Tensor,
+    response_masks: Sequence[torch.Tensor] | None,
+    given: Given,
+) -> StepInputs:
+    """Inputs of `step` as the trainer's model takes them, or a `ValueError` that names the list and the sample."""
+    pretrained = trainer.accelerator.unwrap_model(trainer.model).pretrained_model
+    vocab_size = pretrained.get_input_embeddings().num_embeddings
+    inputs = check_step_inputs(queries, responses, scores, response_masks, vocab_size, trainer.current_device)
+    if trainer.is_encoder_decoder and trainer.config.exact_v07:
+        check_behind_first_token(inputs)
+    elif trainer.is_encoder_decoder:
+        inputs = with_decoder_start(inputs, getattr(pretrained.config, "decoder_start_token_id", None))
+    trainer._length_limits.check(inputs.queries, inputs.responses)
+    check_given(given, [trainer._layout.predicted_count(response) for response in inputs.responses])
+    return inputs
 
 
 def check_step_inputs(

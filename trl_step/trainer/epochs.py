@@ -11,7 +11,7 @@ import torch
 
 from trl_step.core import WANDB_PADDING, stack_dicts
 from trl_step.ppo.batch import mini_batches
-from trl_step.ppo.loss import minibatch_weights, policy_loss_gradient, value_losses
+from trl_step.ppo.loss import minibatch_statistics, minibatch_weights, policy_loss_gradient, value_losses
 from trl_step.ppo.stats import ARRAYS, join_minibatch_statistics
 from trl_step.trainer.forward import TokenOutputs
 from trl_step.trainer.modes import training_without_dropout
@@ -107,7 +107,7 @@ def _train_fused(trainer: PPOTrainer, batch: Rollout) -> Stats:
 
 def _train_parts(trainer: PPOTrainer, batch: Rollout, parts: list[np.ndarray]) -> Stats:
     """One mini-batch, its parts forward and backward one by one; the last backward waits for the verdict on all."""
-    count = batch.masks.sum().clamp(min=1)
+    config, count = trainer.config, batch.masks.sum().clamp(min=1)
     logprobs, values, entropy = (torch.zeros(batch.masks.shape, device=batch.masks.device) for _ in range(3))
     with trainer._updater.in_parts():
         for part in parts:
@@ -131,15 +131,18 @@ def _train_parts(trainer: PPOTrainer, batch: Rollout, parts: list[np.ndarray]) -
                     if not last:
                         trainer._updater.part(loss)
                         continue
-                stats = trainer._minibatch_statistics(
-                    logprobs,
-                    batch.logprobs,
-                    values,
-                    batch.values,
-                    batch.masks,
-                    batch.advantages,
-                    batch.returns,
-                    entropy,
+                stats = minibatch_statistics(
+                    logprobs=logprobs,
+                    old_logprobs=batch.logprobs,
+                    vpreds=values,
+                    values=batch.values,
+                    advantages=batch.advantages,
+                    returns=batch.returns,
+                    mask=batch.masks,
+                    entropy=entropy,
+                    cliprange=config.cliprange,
+                    cliprange_value=config.cliprange_value,
+                    vf_coef=config.vf_coef,
                 )
                 # the policy's loss joins as a number, to be checked for finiteness; its gradient is in the anchor
                 return trainer._update(loss + stats["loss/policy"], stats, batch.masks)

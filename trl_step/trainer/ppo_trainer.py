@@ -1,11 +1,22 @@
-"""`PPOTrainer`: the step API. `PPOTrainer.step` reads like the algorithm."""
+"""`PPOTrainer`: the step API. `PPOTrainer.step` reads like the algorithm.
+
+Here stand the constructor, the step and the methods that users override. The rest, in this folder:
+
+- `setup.py`: what the constructor builds. `generation.py`: `generate`
+- `checks.py`, `scores.py`, `layout.py`: inputs are checked, shaped and padded (stages 1 and 2)
+- `rolling.py`, `sweeps.py`, `forward.py`: what policy and reference say about the responses (stage 3)
+- `epochs.py`, `update.py`: mini-batches, their losses, the optimizer's steps (stage 5)
+- `reporting.py`, `trackers.py`: logs, callbacks, cost. `saving.py`, `run_state.py`, `hub.py`: what is written
+
+The maths is in `trl_step/ppo/`.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Optional, Union
 
@@ -20,29 +31,23 @@ from trl_step.models.activations import fuse_activations
 from trl_step.models.modes import eval_mode
 from trl_step.ppo.advantages import advantages_and_returns
 from trl_step.ppo.batch import Padded, padding_behind
-from trl_step.ppo.diagnosis import Checkup
 from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
 from trl_step.ppo.rewards import RunningMoments, sample_totals, token_rewards
 from trl_step.ppo.stats import LOGGED_ARRAYS, readable, rollout_statistics
-from trl_step.trainer import hub, trackers
+from trl_step.trainer import hub
 from trl_step.trainer.autosave import AutoSave, saves_states
 from trl_step.trainer.base import BaseTrainer
-from trl_step.trainer.callbacks import Callback, StepReport, configured_callbacks
-from trl_step.trainer.checks import (
-    check_arguments,
-    check_behind_first_token,
-    check_given,
-    check_step_inputs,
-    with_decoder_start,
-)
-from trl_step.trainer.cost import StepCost, StepFacts, cost_of
+from trl_step.trainer.callbacks import StepReport, configured_callbacks
+from trl_step.trainer.checks import check_arguments, checked_for
+from trl_step.trainer.cost import StepFacts
 from trl_step.trainer.epochs import run_epochs
 from trl_step.trainer.forward import TokenForward
 from trl_step.trainer.forward_size import ForwardSize
 from trl_step.trainer.generation import GenerationMixin
 from trl_step.trainer.lengths import LengthLimits
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.reporting import ReportingMixin
 from trl_step.trainer.rolling import Given, roll_forward
 from trl_step.trainer.rollout import RolledForward, Rollout
 from trl_step.trainer.sampling import SamplingWatch, circumstances, end_tokens
@@ -61,7 +66,7 @@ from trl_step.trainer.setup import (
 from trl_step.trainer.sweeps import plain_sweep, sweep
 
 
-class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
+class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
     """Tunes a language model with PPO from queries, responses and scores that your own loop makes.
 
     ```python
@@ -286,26 +291,6 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
             callback(StepReport(self, self.steps_done, stats, queries, responses, raw_scores))
         return stats
 
-    def on_step(self, callback: Callback) -> Callback:
-        """Call `callback` with a `StepReport` behind every step from now on, on every process; the callback itself.
-
-        What it raises comes out of `step`, whose update is done by then.
-        """
-        self._callbacks.append(callback)
-        return callback
-
-    def step_cost(self) -> StepCost:
-        """Arithmetic of the last step, and how far from the machine's limit it was.
-
-        The machine's matrix rate is measured at the first call (a fraction of a second) and then remembered.
-
-        Raises:
-            ValueError: no step was made yet.
-        """
-        if self._last_step is None:
-            raise ValueError("step_cost tells of the last step, but there was none; call step first")
-        return cost_of(self._last_step, self.accelerator.unwrap_model(self.model), self.config.mini_batch_size)
-
     # --- stage 1: inputs -------------------------------------------------------------------------------------
 
     def _step_safety_checker(
@@ -318,18 +303,10 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         given: Optional[Given] = None,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, Optional[list[torch.Tensor]]]:
         """Checked inputs on the device; `batch_size` is v0.7's and no longer limits the number of samples."""
-        pretrained = self.accelerator.unwrap_model(self.model).pretrained_model
-        vocab_size = pretrained.get_input_embeddings().num_embeddings
         error: ValueError | None = None
         inputs: Any = None
         try:
-            inputs = check_step_inputs(queries, responses, scores, masks, vocab_size, self.current_device)
-            if self.is_encoder_decoder and self.config.exact_v07:
-                check_behind_first_token(inputs)
-            elif self.is_encoder_decoder:
-                inputs = with_decoder_start(inputs, getattr(pretrained.config, "decoder_start_token_id", None))
-            self._length_limits.check(inputs.queries, inputs.responses)
-            check_given(given or Given(), [self._layout.predicted_count(response) for response in inputs.responses])
+            inputs = checked_for(self, queries, responses, scores, masks, given or Given())
         except ValueError as found:
             error = found
         self._raise_together(error)
@@ -337,14 +314,6 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
             inputs.scores if isinstance(inputs.scores, torch.Tensor) else pad_sequence(inputs.scores, batch_first=True)
         )
         return inputs.queries, inputs.responses, scored, inputs.response_masks
-
-    def _raise_together(self, error: Optional[ValueError]) -> None:
-        """Raise on every process if any process found an error, so that none waits for the others for ever."""
-        failed = float(self._reduce_sum(torch.tensor(float(error is not None), device=self.current_device)))
-        if error is not None:
-            raise error
-        if failed:
-            raise RuntimeError("another process refused its inputs to step; its message stands in its own output")
 
     def prepare_model_inputs(
         self, queries: list[torch.Tensor], responses: list[torch.Tensor]
@@ -504,24 +473,7 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         value = mean_over(value_losses(vpreds, values, returns, config.cliprange_value).losses, mask)
         with torch.no_grad():
             entropy = entropy_from_logits(logits.float() / config.temperature)
-        stats = self._minibatch_statistics(logprobs, old_logprobs, vpreds, values, mask, advantages, returns, entropy)
-        if not bool(mean_over(stats["policy/ratio"], mask) <= config.ratio_threshold):
-            policy, value, stats = policy * 0.0, value * 0.0, _without_losses(stats, torch.ones_like(policy).bool())
-        return policy, config.vf_coef * value, stats
-
-    def _minibatch_statistics(
-        self,
-        logprobs: torch.Tensor,
-        old_logprobs: torch.Tensor,
-        vpreds: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor,
-        advantages: torch.Tensor,
-        returns: torch.Tensor,
-        entropy: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        config = self.config
-        return minibatch_statistics(
+        stats = minibatch_statistics(
             logprobs=logprobs.detach(),
             old_logprobs=old_logprobs,
             vpreds=vpreds.detach(),
@@ -534,6 +486,9 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
             cliprange_value=config.cliprange_value,
             vf_coef=config.vf_coef,
         )
+        if not bool(mean_over(stats["policy/ratio"], mask) <= config.ratio_threshold):
+            policy, value, stats = policy * 0.0, value * 0.0, _without_losses(stats, torch.ones_like(policy).bool())
+        return policy, config.vf_coef * value, stats
 
     def _early_stop(self, policykl: torch.Tensor) -> bool:
         """Whether the policy moved too far for another epoch: policykl (0-d), averaged over processes, above
@@ -565,11 +520,6 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         stats["ppo/val/var_explained"] = torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
         return stats
 
-    @property
-    def checkup(self) -> Checkup:
-        """What was found to be wrong in the steps so far; `trl_step.extras.doctor` reads it."""
-        return self._sampling.checkup
-
     def gather_stats(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The mean over processes of every tensor with one element; arrays stay those of this process."""
         # an array of one sample is an array still: other processes may have more
@@ -579,6 +529,8 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
         packed = torch.stack([stats[key].detach().float().flatten()[0].to(self.current_device) for key in names])
         means = self._reduce_sum(packed) / self.accelerator.num_processes
         return {**stats, **dict(zip(names, means, strict=True))}
+
+    # --- several processes ------------------------------------------------------------------------------------
 
     def _reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         if not self.is_distributed:
@@ -590,25 +542,13 @@ class PPOTrainer(GenerationMixin, SavingMixin, BaseTrainer):
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.current_device)).max())
 
-    def log_stats(
-        self,
-        stats: dict[str, Any],
-        batch: dict[str, Any],
-        rewards: list[torch.Tensor],
-        columns_to_log: Iterable[str] = ("query", "response"),
-    ) -> None:
-        """Write a step's statistics, the rewards, and a table of samples to the tracker.
-
-        Args:
-            stats: what `step` returned
-            batch: columns, each with one entry per sample
-            rewards: one per sample; of a vector with one per token the sum is logged
-            columns_to_log: columns of `batch` that the sample table shows
-
-        Raises:
-            ValueError: a column that `batch` does not have, or one of another length than the rewards.
-        """
-        trackers.log_step(self, stats, batch, rewards, tuple(columns_to_log))
+    def _raise_together(self, error: Optional[ValueError]) -> None:
+        """Raise on every process if any process found an error, so that none waits for the others for ever."""
+        failed = float(self._reduce_sum(torch.tensor(float(error is not None), device=self.current_device)))
+        if error is not None:
+            raise error
+        if failed:
+            raise RuntimeError("another process refused its inputs to step; its message stands in its own output")
 
 
 def _without_losses(stats: dict[str, torch.Tensor], skipped: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 
 def capture() -> dict[str, Any]:
-    """Where Python's, NumPy's and torch's streams stand, torch's on the CPU and on the current device."""
+    """Where Python's, NumPy's and torch's streams stand, torch's on the CPU and on every device of this process."""
     numbers: Any = np.random.get_state(legacy=False)
     streams = {
         "python": random.getstate(),
@@ -18,7 +18,10 @@ def capture() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     device = _device_module()
-    return streams if device is None else {**streams, "device": device.get_rng_state()}
+    if device is None:
+        return streams
+    others = [device.get_rng_state(index) for index in _other_devices()]
+    return {**streams, "device": device.get_rng_state(), "other devices": others}
 
 
 def restore(streams: dict[str, Any]) -> None:
@@ -28,8 +31,17 @@ def restore(streams: dict[str, Any]) -> None:
     np.random.set_state({**streams["numpy"], "state": {**streams["numpy"]["state"], "key": key}})
     torch.set_rng_state(streams["torch"])
     device = _device_module()
-    if device is not None and "device" in streams:
-        device.set_rng_state(streams["device"])
+    if device is None or "device" not in streams:
+        return
+    device.set_rng_state(streams["device"])
+    for index, stream in zip(_other_devices(), streams.get("other devices", ()), strict=False):
+        device.set_rng_state(stream, index)
+
+
+def _other_devices() -> list[int]:
+    """Those that the process sees beside its current one; layers may be spread over them."""
+    own = torch.accelerator.current_device_index()
+    return [index for index in range(torch.accelerator.device_count()) if index != own]
 
 
 def _device_module() -> Any:

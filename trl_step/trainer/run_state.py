@@ -54,6 +54,7 @@ def collect(trainer: PPOTrainer) -> dict[str, Any]:
             "best": _best(trainer),
             "checkup": trainer._sampling.checkup.state_dict(),
             "packages": packages(),
+            "device": trainer.accelerator.device.type,
         },
         _process(trainer): {
             "streams": random_streams.capture(),
@@ -136,6 +137,14 @@ def _apply(trainer: PPOTrainer, trees: dict[str, Any]) -> None:
     if other:
         warnings.warn(
             f"the state was saved with {', '.join(other)}: the last bits of the run's numbers may differ from now on",
+            UserWarning,
+            stacklevel=4,
+        )
+    device = trainer.accelerator.device.type
+    if run.get("device", device) != device:  # states of older versions do not tell
+        warnings.warn(
+            f"the state was saved on {run['device']}, and the run goes on on {device}: what is drawn there comes from "
+            "another random stream than the saved run would have drawn from",
             UserWarning,
             stacklevel=4,
         )

@@ -29,6 +29,11 @@ def keep(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def sum_over_processes(accelerator: Any) -> ReduceSum:
+    """The `ReduceSum` of the processes that `accelerator` connects; None, or one of a single process, gives `keep`."""
+    return accelerator.reduce if getattr(accelerator, "use_distributed", False) else keep
+
+
 # --- masked statistics ---------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from trl_step.ppo.rewards import RunningMoments, last_counted, sample_totals, shape_scores, token_rewards
+from trl_step.trainer.utils import get_global_statistics
 
 
 def test_score_lands_on_the_last_counted_token():
@@ -44,6 +47,24 @@ def test_running_moments_go_on_from_saved_state():
     for moments in (first, second):
         moments.update(torch.tensor([0.0, 7.0]))
     assert first.state_dict() == second.state_dict()
+
+
+def twins(connected: bool) -> SimpleNamespace:
+    """What the trainers ask of an accelerator: of two processes that hold the same numbers, if `connected`."""
+    return SimpleNamespace(use_distributed=connected, reduce=lambda tensor: 2 * tensor, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("connected", "everything"), [(False, [1.0, 2.0, 6.0]), (True, [1.0, 2.0, 6.0] * 2)])
+def test_statistics_are_those_of_all_processes(connected, everything):
+    own, joined = torch.tensor([1.0, 2.0, 6.0]), torch.tensor(everything)
+    moments = RunningMoments(twins(connected))
+    assert moments.update(own) == pytest.approx((3.0, float(joined.std())))
+    assert moments.count == len(joined)
+    mean, variance, count = get_global_statistics(twins(connected), own)
+    assert (float(mean), float(count)) == (3.0, len(joined))
+    assert float(variance) == pytest.approx(float(joined.var(correction=0)))
+    first_two = get_global_statistics(twins(connected), own, torch.tensor([1, 1, 0]))
+    assert [float(number) for number in first_two] == [1.5, 0.25, len(joined) * 2 / 3]
 
 
 SCORES = torch.tensor([1.0, 2.0, 3.0])  # mean 2, unbiased std 1

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trl_step.core import ReduceSum, keep
+from trl_step.core import sum_over_processes
 
 
 class RunningMoments:
@@ -24,14 +24,10 @@ class RunningMoments:
         self.count = 0.0
         self.accelerator = accelerator
 
-    def _reduce_sum(self) -> ReduceSum:
-        distributed = self.accelerator is not None and getattr(self.accelerator, "use_distributed", False)
-        return self.accelerator.reduce if distributed else keep
-
     @torch.no_grad()
     def update(self, xs: torch.Tensor) -> tuple[float, float]:
         """Take in a batch of scores (any shape); returns that batch's own mean and unbiased std."""
-        reduce_sum, xs = self._reduce_sum(), xs.double()
+        reduce_sum, xs = sum_over_processes(self.accelerator), xs.double()
         total, count = (float(x) for x in reduce_sum(torch.stack((xs.sum(), xs.new_tensor(xs.numel())))))
         batch_mean = total / count
         squares = float(reduce_sum(((xs - batch_mean) ** 2).sum()))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.integrations.neftune import neftune_post_forward_hook
 
-from trl_step.core import keep
+from trl_step.core import sum_over_processes
 from trl_step.data.collators import (
     DataCollatorForCompletionOnlyLM,
     DPODataCollatorWithPadding,
@@ -85,7 +85,7 @@ def get_global_statistics(
     accelerator: Any, xs: torch.Tensor, mask: torch.Tensor | None = None, device: str | torch.device = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean, biased variance and count of `xs` over all processes, where `mask` is 1: three 0-d tensors."""
-    reduce_sum = accelerator.reduce if getattr(accelerator, "use_distributed", False) else keep
+    reduce_sum = sum_over_processes(accelerator)
     xs = xs.to(accelerator.device)
     weights = torch.ones_like(xs) if mask is None else mask.to(xs)
     total, count = reduce_sum(torch.stack(((xs * weights).sum(), weights.sum())))

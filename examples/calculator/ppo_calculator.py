@@ -13,7 +13,6 @@ Every setting of PPOConfig is an option, and so is every field of `Arguments` be
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
@@ -37,8 +36,8 @@ from trl_step import (
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from small_model import CACHE, SmallModelSettings, build_once, train_small_model, word_tokenizer
+from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
 
-BUILT_IN = "built-in"
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "steps": 40 * 128,  # samples, so 40 calls of `trainer.step`
     "batch_size": 128,
@@ -69,7 +68,7 @@ class Arguments:
     cache_dir: Path = CACHE / "calculator"
     """where it is kept"""
     output_dir: Path = Path("runs/calculator")
-    """folder for summary.json and the tuned model"""
+    """folder for summary.json, curves.png and the tuned model"""
     max_new_tokens: int = 16
     """longest turn of the model, in tokens"""
     held_out: int = 512
@@ -77,7 +76,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = read_arguments(sys.argv[1:])
+    arguments = read_arguments(Arguments, BUILT_IN_SETTINGS, sys.argv[1:], __doc__)
     started = time.perf_counter()
     config = arguments.ppo
     built_in = config.model_name == BUILT_IN
@@ -107,17 +106,24 @@ def main() -> None:
     random_numbers = random.Random(config.seed)
     held_out = [draw_problem(random_numbers, held_out=True) for _ in range(arguments.held_out)]
     before = share_of_right_answers(environment, held_out)
-    curve = train(trainer, environment, random_numbers)
+    history = train(trainer, environment, random_numbers)
     after = share_of_right_answers(environment, held_out)
 
-    trainer.save_pretrained(str(arguments.output_dir / "model"))
-    report(arguments, before, after, curve, time.perf_counter() - started)
+    summary = {
+        "right_first": before,
+        "right_last": after,
+        "right_in_training": [step["reward"] for step in history],
+        "held_out": arguments.held_out,
+    }
+    seconds = write_outcome(trainer, arguments.output_dir, history, summary, started)["seconds"]
+    gain = 100 * (after - before)
+    print(f"right answers on held-out problems: {before:.1%} -> {after:.1%} ({gain:+.1f} points, {seconds:.0f} s)")
 
 
-def train(trainer: PPOTrainer, environment: TextEnvironment, random_numbers: random.Random) -> list[float]:
-    """Draw problems, let the model work on them with the calculator, and make a step; the share of right answers in
-    each."""
-    curve = []
+def train(trainer: PPOTrainer, environment: TextEnvironment, random_numbers: random.Random) -> list[dict[str, float]]:
+    """Draw problems, let the model work on them with the calculator, and make a step; what is drawn of each. The reward
+    is the share of right answers."""
+    history = []
     progress = tqdm(range(trainer.config.total_ppo_epochs), desc="PPO")
     for _ in progress:
         problems = [draw_problem(random_numbers) for _ in range(trainer.config.batch_size)]
@@ -126,9 +132,9 @@ def train(trainer: PPOTrainer, environment: TextEnvironment, random_numbers: ran
         stats = trainer.step(queries, responses, rewards, masks)
         columns = {"query": [problem.question for problem in problems], "response": [h.text for h in histories]}
         trainer.log_stats(stats, columns, rewards)
-        curve.append(float(stats["ppo/mean_scores"]))
-        progress.set_postfix(right=f"{stats['ppo/mean_scores']:.2f}", KL=f"{stats['objective/kl']:.2f}")
-    return curve
+        history.append(numbers_of(stats))
+        progress.set_postfix(right=f"{history[-1]['reward']:.2f}", KL=f"{history[-1]['KL']:.2f}")
+    return history
 
 
 def run(environment: TextEnvironment, problems: list[Problem]) -> Any:
@@ -159,34 +165,6 @@ def build_model(arguments: Arguments) -> Path:
 
     here = Path(__file__)
     return build_once(arguments.cache_dir, arguments.small_model, [here, here.with_name("problems.py")], write)
-
-
-def report(arguments: Arguments, before: float, after: float, curve: list[float], seconds: float) -> None:
-    """Print the outcome and write summary.json."""
-    summary = {
-        "right_first": before,
-        "right_last": after,
-        "right_in_training": curve,
-        "held_out": arguments.held_out,
-        "steps": arguments.ppo.total_ppo_epochs,
-        "seed": arguments.ppo.seed,
-        "seconds": round(seconds, 1),
-    }
-    (arguments.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    gain = 100 * (after - before)
-    print(f"right answers on held-out problems: {before:.1%} -> {after:.1%} ({gain:+.1f} points, {seconds:.0f} s)")
-
-
-def read_arguments(words: list[str]) -> Arguments:
-    """The command line. The defaults that suit the built-in model hold for no other one."""
-
-    def parse(settings: dict[str, Any]) -> Arguments:
-        return tyro.cli(
-            Arguments, args=words, default=Arguments(PPOConfig(model_name=BUILT_IN, **settings)), description=__doc__
-        )
-
-    arguments = parse(BUILT_IN_SETTINGS)
-    return arguments if arguments.ppo.model_name == BUILT_IN else parse({})
 
 
 if __name__ == "__main__":

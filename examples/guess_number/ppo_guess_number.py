@@ -14,7 +14,6 @@ Every setting of PPOConfig is an option, and so is every field of `Arguments` be
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
@@ -38,8 +37,8 @@ from trl_step.environment import EnvironmentRunner
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from small_model import CACHE, SmallModelSettings, build_once, train_small_model, word_tokenizer
+from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
 
-BUILT_IN = "built-in"
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "steps": 40 * 256,  # samples, so 40 calls of `trainer.step`
     "batch_size": 256,
@@ -62,7 +61,7 @@ class Arguments:
     cache_dir: Path = CACHE / "guess_number"
     """where it is kept"""
     output_dir: Path = Path("runs/guess_number")
-    """folder for summary.json and the tuned model"""
+    """folder for summary.json, curves.png and the tuned model"""
     chat: bool = False
     """put the game into messages, with the tokenizer's chat template"""
     max_new_tokens: int = 4
@@ -72,7 +71,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = read_arguments(sys.argv[1:])
+    arguments = read_arguments(Arguments, BUILT_IN_SETTINGS, sys.argv[1:], __doc__)
     started = time.perf_counter()
     config = arguments.ppo
     if config.model_name == BUILT_IN:
@@ -94,16 +93,23 @@ def main() -> None:
     )
 
     before = mean_guesses(runner, arguments.games)
-    curve = train(trainer, runner, random.Random(config.seed))
+    history = train(trainer, runner, random.Random(config.seed))
     after = mean_guesses(runner, arguments.games)
 
-    trainer.save_pretrained(str(arguments.output_dir / "model"))
-    report(arguments, before, after, curve, time.perf_counter() - started)
+    summary = {
+        "guesses_first": before,
+        "guesses_last": after,
+        "guesses_best": BEST_MEAN,
+        "guesses_in_training": [step["guesses"] for step in history],
+    }
+    seconds = write_outcome(trainer, arguments.output_dir, history, summary, started)["seconds"]
+    print(f"mean guesses: {before:.2f} -> {after:.2f} (the best player needs {BEST_MEAN:.2f}; {seconds:.0f} s)")
 
 
-def train(trainer: PPOTrainer, runner: EnvironmentRunner, random_numbers: random.Random) -> list[float]:
-    """Play games, and make a step with the rewards of their turns; the mean number of guesses in each."""
-    curve = []
+def train(trainer: PPOTrainer, runner: EnvironmentRunner, random_numbers: random.Random) -> list[dict[str, float]]:
+    """Play games, and make a step with the rewards of their turns; what is drawn of each, and the mean number of
+    guesses."""
+    history = []
     progress = tqdm(range(trainer.config.total_ppo_epochs), desc="PPO")
     for _ in progress:
         secrets = [random_numbers.randint(1, HIGHEST) for _ in range(trainer.config.batch_size)]
@@ -113,9 +119,9 @@ def train(trainer: PPOTrainer, runner: EnvironmentRunner, random_numbers: random
         columns = {"query": secrets, "response": [history.text for history in games.histories]}
         trainer.log_stats(stats, columns, games.rewards)
         needed = [guesses_needed(infos, secret) for infos, secret in zip(games.infos, secrets, strict=True)]
-        curve.append(sum(needed) / len(needed))
-        progress.set_postfix(guesses=f"{curve[-1]:.2f}", KL=f"{stats['objective/kl']:.2f}")
-    return curve
+        history.append({"guesses": sum(needed) / len(needed), **numbers_of(stats)})
+        progress.set_postfix(guesses=f"{history[-1]['guesses']:.2f}", KL=f"{history[-1]['KL']:.2f}")
+    return history
 
 
 def mean_guesses(runner: EnvironmentRunner, games: int) -> float:
@@ -139,33 +145,6 @@ def build_model(arguments: Arguments) -> Path:
 
     here = Path(__file__)
     return build_once(arguments.cache_dir, arguments.small_model, [here, here.with_name("game.py")], write)
-
-
-def report(arguments: Arguments, before: float, after: float, curve: list[float], seconds: float) -> None:
-    """Print the outcome and write summary.json."""
-    summary = {
-        "guesses_first": before,
-        "guesses_last": after,
-        "guesses_best": BEST_MEAN,
-        "guesses_in_training": curve,
-        "steps": arguments.ppo.total_ppo_epochs,
-        "seed": arguments.ppo.seed,
-        "seconds": round(seconds, 1),
-    }
-    (arguments.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(f"mean guesses: {before:.2f} -> {after:.2f} (the best player needs {BEST_MEAN:.2f}; {seconds:.0f} s)")
-
-
-def read_arguments(words: list[str]) -> Arguments:
-    """The command line. The defaults that suit the built-in model hold for no other one."""
-
-    def parse(settings: dict[str, Any]) -> Arguments:
-        return tyro.cli(
-            Arguments, args=words, default=Arguments(PPOConfig(model_name=BUILT_IN, **settings)), description=__doc__
-        )
-
-    arguments = parse(BUILT_IN_SETTINGS)
-    return arguments if arguments.ppo.model_name == BUILT_IN else parse({})
 
 
 if __name__ == "__main__":

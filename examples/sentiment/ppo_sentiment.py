@@ -88,7 +88,7 @@ class Arguments:
 
 def main() -> None:
     arguments = read_arguments(sys.argv[1:])
-    check_packages()
+    check_packages("rich", "matplotlib")
     started = time.perf_counter()
     prepare(arguments)
     config = arguments.ppo

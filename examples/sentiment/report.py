@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PACKAGES = ("rich", "matplotlib")
-
 
 class Evaluation(NamedTuple):
     """Responses to the held-out queries, and how likely the classifier finds each text positive (0 to 1)."""
@@ -22,9 +20,9 @@ class Evaluation(NamedTuple):
         return sum(self.positive) / len(self.positive)
 
 
-def check_packages() -> None:
+def check_packages(*names: str) -> None:
     """Raise ImportError now, not after the training, if a package for the report is missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"this example needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 

@@ -20,12 +20,12 @@ TINY = ["--small_model.layers=1", "--small_model.width=16", "--small_model.updat
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, ModuleType]]:
     """The examples' files as modules, importable as they are for a script that lies beside them."""
-    names = ("small_model", "problems", "ppo_calculator", "game", "ppo_guess_number")
+    names = ("small_model", "small_run", "problems", "ppo_calculator", "game", "ppo_guess_number")
     with pytest.MonkeyPatch.context() as patch:
         for folder in (EXAMPLES, EXAMPLES / "calculator", EXAMPLES / "guess_number"):
             patch.syspath_prepend(str(folder))
         yield {name: __import__(name) for name in names}
-        for name in names:
+        for name in (*names, "sentiment.report", "sentiment"):
             sys.modules.pop(name, None)
 
 
@@ -37,9 +37,31 @@ def run(script: ModuleType, folder: Path, *options: str) -> dict:
     return json.loads((folder / "runs" / "summary.json").read_text())
 
 
-def test_the_calculator_in_short_form(modules, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def drawn(modules, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """The steps whose curves a run draws."""
+    steps: list[dict[str, float]] = []
+    draw = modules["small_run"].draw_curves
+
+    def watched(history: list[dict[str, float]], file: Path) -> None:
+        steps.extend(history)
+        draw(history, file)
+
+    monkeypatch.setattr(modules["small_run"], "draw_curves", watched)
+    return steps
+
+
+def is_png(file: Path) -> bool:
+    return file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_calculator_in_short_form(modules, drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = run(modules["ppo_calculator"], tmp_path, "--held_out=6", "--max_new_tokens=4")
     assert summary["steps"] == len(summary["right_in_training"]) == 2
+    assert is_png(tmp_path / "runs" / "curves.png")
+    assert [list(step) for step in drawn] == [["reward", "KL", "entropy"]] * 2
+    assert [step["reward"] for step in drawn] == summary["right_in_training"]
+    assert all(step["entropy"] > 1 for step in drawn)
     assert "right answers on held-out problems: " in capsys.readouterr().out.splitlines()[-1]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "model").config.n_embd == 16
 
@@ -52,16 +74,20 @@ def test_the_calculator_with_a_model_of_a_name(modules, tmp_path: Path) -> None:
     model.config.n_positions = 256
     model.__class__(model.config).save_pretrained(tmp_path / "named")
     AutoTokenizer.from_pretrained(name).save_pretrained(tmp_path / "named")
-    arguments = modules["ppo_calculator"].read_arguments(["--model_name", str(tmp_path / "named")])
+    script, words = modules["ppo_calculator"], ["--model_name", str(tmp_path / "named")]
+    arguments = modules["small_run"].read_arguments(script.Arguments, script.BUILT_IN_SETTINGS, words, "")
     assert arguments.ppo.learning_rate == 1.41e-5
     options = [f"--model_name={tmp_path / 'named'}", "--held_out=2", "--max_new_tokens=2"]
     assert run(modules["ppo_calculator"], tmp_path, *options)["steps"] == 2
 
 
-def test_the_game_in_short_form(modules, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_game_in_short_form(modules, drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = run(modules["ppo_guess_number"], tmp_path, "--games=1")
     assert summary["steps"] == len(summary["guesses_in_training"]) == 2
     assert summary["guesses_best"] == pytest.approx(3.2667, abs=1e-3)
+    assert is_png(tmp_path / "runs" / "curves.png")
+    assert [list(step) for step in drawn] == [["guesses", "reward", "KL", "entropy"]] * 2
+    assert [step["guesses"] for step in drawn] == summary["guesses_in_training"]
     assert "mean guesses: " in capsys.readouterr().out.splitlines()[-1]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "model").config.n_embd == 16
 

@@ -293,7 +293,6 @@ def test_a_reward_model_without_its_task_is_refused(example) -> None:
         example["ppo_sentiment"].RewardModel("lvwerra/distilbert-imdb", torch.device("cpu"))
 
 
-def test_a_missing_package_is_named_before_any_work(example, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(example["report"], "PACKAGES", ("rich", "no_such_package"))
+def test_a_missing_package_is_named_before_any_work(example) -> None:
     with pytest.raises(ImportError, match="pip install no_such_package"):
-        example["report"].check_packages()
+        example["report"].check_packages("rich", "no_such_package")

@@ -104,3 +104,17 @@ def test_prompts_of_a_decoder_are_padded_on_the_left() -> None:
     assert encoder["prompt_input_ids"].tolist() == [[4, 9], [4, 4]]
     with pytest.raises(ValueError, match=r"set tokenizer.pad_token"):
         DPODataCollatorWithPadding(pad_token_id=None)(rows)
+
+
+def test_a_template_that_holds_the_padding_token_is_found() -> None:
+    tokenizer = text_tools.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    collator = DataCollatorForCompletionOnlyLM([tokenizer.eos_token_id, 20], tokenizer=tokenizer)
+    rows = [{"input_ids": [5, tokenizer.eos_token_id, 20, 6, 7]}, {"input_ids": [tokenizer.eos_token_id, 20, 8]}]
+    assert collator(rows)["labels"].tolist() == [[-100] * 3 + [6, 7], [-100, -100, 8, -100, -100]]
+
+
+def test_a_template_has_tokens() -> None:
+    for answer, question in (("", None), ([], None), (ANSWER, "")):
+        with pytest.raises(ValueError, match="has no tokens"):
+            labels(["w5"], question, answer)

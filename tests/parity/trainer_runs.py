@@ -304,7 +304,7 @@ def sft(library: ModuleType, packed: bool) -> Arrays:
     with tempfile.TemporaryDirectory() as folder:
         trainer = library.SFTTrainer(
             gpt2(5),
-            arguments(folder, remove_unused_columns=True, per_device_train_batch_size=16),
+            arguments(folder, remove_unused_columns=True, per_device_train_batch_size=16, seed=0),
             train_dataset=rows,
             tokenizer=build_tokenizer(),
             dataset_text_field="text",

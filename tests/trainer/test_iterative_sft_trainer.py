@@ -124,3 +124,49 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         trainer(tmp_path, truncation_mode="keep_middle")
     with pytest.raises(ValueError, match="transformers tokenizer"):
         trainer(tmp_path, tokenizer=None)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("mode", "kept"), [("keep_end", slice(-4, None)), ("keep_start", slice(4))])
+def test_the_limit_cuts_each_row_by_itself(tmp_path: Path, mode: str, kept: slice, side: str) -> None:
+    ours = trainer(tmp_path, max_length=4, truncation_mode=mode, tokenizer=text_tools.tokenizer(side))
+    rows = [torch.arange(10, 18), torch.arange(20, 23)]
+    batch = ours.prepare_model_inputs(rows, None, rows)
+    for ids, mask, labels, row in zip(
+        *(batch[k] for k in ("input_ids", "attention_mask", "labels")), rows, strict=True
+    ):
+        assert ids[mask.bool()].tolist() == labels[mask.bool()].tolist() == row[kept].tolist()
+        assert set(labels[~mask.bool()].tolist()) <= {-100}
+
+
+def test_an_end_token_that_pads_as_well_is_learned_where_a_label_says_so(tmp_path: Path) -> None:
+    tokenizer = text_tools.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = [torch.tensor([5, 6, tiny.EOS]), torch.tensor([5, 6, 7, tiny.EOS])]
+    batch = trainer(tmp_path, tokenizer=tokenizer).prepare_model_inputs(rows, None, rows)
+    assert batch["labels"].tolist() == [[5, 6, tiny.EOS, -100], [5, 6, 7, tiny.EOS]]
+
+
+ROW = torch.tensor([5, 6, 7])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"input_ids": []}, "input_ids must be a list of tensors with at least one"),
+        ({"texts": []}, "texts must be a list of texts with at least one"),
+        ({"texts": ["w5 w6", ""]}, r"texts\[1\] must be \[T\]"),
+        ({"input_ids": [ROW, ROW[None]]}, r"input_ids\[1\] must be \[T\] with at least one token, not \[1, 3\]"),
+        ({"input_ids": [ROW], "attention_mask": [ROW, ROW]}, "attention_mask has 2 rows for 1"),
+        ({"input_ids": [ROW, ROW], "labels": [ROW, ROW[:2]]}, r"labels\[1\] has 2 tokens, its text has 3"),
+        ({"texts": ["w5 w6"], "texts_labels": ["w5"]}, r"labels\[0\] has 1 tokens"),
+        ({"texts": ["w5 w6", "w5"]}, r"rows \[1\] have no label"),
+        ({"input_ids": [ROW], "labels": [torch.full_like(ROW, -100)]}, r"rows \[0\] have no label"),
+    ],
+)
+def test_rows_that_do_not_fit_move_no_weight(tmp_path: Path, wrong: dict, message: str) -> None:
+    ours = trainer(tmp_path)
+    before = tiny.weights(ours.model)
+    with pytest.raises(ValueError, match=message):
+        ours.step(**wrong)
+    assert not moved(before, ours.model)

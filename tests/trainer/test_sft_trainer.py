@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import random
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,50 @@ def test_options_of_the_dataset(tmp_path: Path) -> None:
     assert tiny.EOS not in {token for row in ours.train_dataset["input_ids"] for token in row}
     several = trainer(tmp_path, eval_dataset={"a": ROWS, "b": ROWS.select(range(2))})
     assert {"eval_a_loss", "eval_b_loss"} <= set(several.evaluate())
+
+
+def test_the_order_of_packed_rows_comes_from_the_seed_alone(tmp_path: Path) -> None:
+    def rows(global_seed: int, seed: int) -> list[list[int]]:
+        random.seed(global_seed)
+        return trainer(tmp_path, packing=True, config={"seed": seed}).train_dataset["input_ids"][:]
+
+    assert rows(1, 42) == rows(2, 42)
+    assert rows(1, 42) != rows(1, 43)
+    assert sorted(rows(1, 42)) == sorted(rows(1, 43))
+
+
+def test_a_packed_run_goes_on_with_the_rows_that_are_left(tmp_path: Path) -> None:
+    config = {"per_device_train_batch_size": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+    whole = trainer(tmp_path / "whole", packing=True, config=config)
+    whole.train()
+    random.seed(7)
+    resumed = trainer(tmp_path / "resumed", packing=True, config=config)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert not moved(tiny.weights(whole.model), resumed.model)
+
+
+def test_a_stream_of_texts(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, train_dataset=ROWS.to_iterable_dataset())
+    assert [row["input_ids"] for row in ours.train_dataset] == trainer(tmp_path).train_dataset["input_ids"][:]
+    ours.train()
+    assert ours.state.global_step == 3
+
+
+def test_a_packed_stream_of_texts(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, train_dataset=ROWS.to_iterable_dataset(), packing=True, config={"max_steps": 20})
+    first = [row["input_ids"].tolist() for row in itertools.islice(ours.train_dataset, 7)]
+    assert {len(row) for row in first} == {8}
+    ours.train()
+    assert losses(ours)[-1] < losses(ours)[0]
+    again = trainer(tmp_path, train_dataset=ROWS.to_iterable_dataset(), packing=True).train_dataset
+    assert [row["input_ids"].tolist() for row in itertools.islice(again, 7)] == first
+
+
+def test_a_stream_of_tokens_is_taken_as_it_is(tmp_path: Path) -> None:
+    stream = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4}).to_iterable_dataset()
+    assert trainer(tmp_path, train_dataset=stream, dataset_text_field=None, eval_dataset=None).train_dataset is stream
+
+
+def test_neither_tokenizer_nor_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pass tokenizer"):
+        SFTTrainer(args=arguments(tmp_path), model_init=tiny.gpt2, train_dataset=ROWS, dataset_text_field="text")

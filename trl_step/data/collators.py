@@ -41,6 +41,9 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         args, kwargs: of `transformers.DataCollatorForLanguageModeling`, `tokenizer` among them.
         mlm: masked language modeling; False for what this class is made for.
         ignore_index: the label that the loss passes over.
+
+    Raises:
+        ValueError: a template has no tokens.
     """
 
     def __init__(
@@ -67,12 +70,13 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         """A padded batch: `input_ids`, `attention_mask`, `labels`, int64 [B, T]."""
         batch = super().torch_call(examples)
-        for row, labels in enumerate(batch["labels"]):
-            ignored = self._ignored_spans(labels.tolist())
+        for row, (ids, labels) in enumerate(zip(batch["input_ids"].tolist(), batch["labels"], strict=True)):
+            # differs from v0.7: a template that holds the padding token is found too
+            ignored = self._ignored_spans(ids)
             if ignored is None:
-                text = self.tokenizer.decode(batch["input_ids"][row])
+                text = self.tokenizer.decode(ids)
                 warn_user(
-                    f"sample {row} of the batch has no {self._missing(labels.tolist())}: it adds nothing to the loss. "
+                    f"sample {row} of the batch has no {self._missing(ids)}: it adds nothing to the loss. "
                     f"If that happens often, raise max_seq_length. The sample: {text}"
                 )
                 ignored = [(0, len(labels))]
@@ -82,18 +86,22 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
 
     def _ids_of(self, template: str | list[int]) -> list[int]:
         if isinstance(template, str):
-            return self.tokenizer.encode(template, add_special_tokens=False)
-        return list(template)
+            ids: list[int] = self.tokenizer.encode(template, add_special_tokens=False)
+        else:
+            ids = list(template)
+        if not ids:
+            raise ValueError(f"the template {template!r} has no tokens: it must say how a turn begins")
+        return ids
 
-    def _ignored_spans(self, labels: list[int]) -> list[tuple[int, int]] | None:
+    def _ignored_spans(self, row: list[int]) -> list[tuple[int, int]] | None:
         """The spans [start, end) to ignore, or None where a template is missing."""
         width = len(self.response_token_ids)
-        responses = [start + width for start in occurrences(self.response_token_ids, labels)]
+        responses = [start + width for start in occurrences(self.response_token_ids, row)]
         if not responses:
             return None
         if self.instruction_token_ids is None:
             return [(0, responses[-1])]
-        instructions = occurrences(self.instruction_token_ids, labels)
+        instructions = occurrences(self.instruction_token_ids, row)
         if not instructions:
             return None
         if instructions[0] > responses[0]:  # the text was cut off on the left: its first turn has no beginning
@@ -102,11 +110,11 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         spans = list(zip(instructions, responses, strict=False))
         spans[0] = (0, spans[0][1])
         if len(instructions) > len(responses):
-            spans.append((instructions[-1], len(labels)))
+            spans.append((instructions[-1], len(row)))
         return spans
 
-    def _missing(self, labels: list[int]) -> str:
-        if not occurrences(self.response_token_ids, labels):
+    def _missing(self, row: list[int]) -> str:
+        if not occurrences(self.response_token_ids, row):
             return f"response template {self.response_template!r}"
         return f"instruction template {self.instruction_template!r}"
 

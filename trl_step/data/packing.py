@@ -28,9 +28,12 @@ class ConstantLengthDataset(IterableDataset):
         num_of_sequences: rows per buffer, by estimate.
         chars_per_token: characters per token, for that estimate.
         eos_token_id: separates the texts where the tokenizer has no end-of-text token.
-        shuffle: shuffle the rows of each buffer, with Python's global random stream.
+        shuffle: shuffle the rows of each buffer, with `stream`.
         append_concat_token: put the separator behind each text.
         add_special_tokens: let the tokenizer add its own.
+
+    Attributes:
+        stream: a `random.Random` that shuffles; None: Python's global one.
 
     Raises:
         ValueError: neither `dataset_text_field` nor `formatting_func` is given.
@@ -64,6 +67,7 @@ class ConstantLengthDataset(IterableDataset):
         self.current_size = 0
         self.max_buffer_size = seq_length * chars_per_token * num_of_sequences
         self.shuffle = shuffle
+        self.stream: random.Random | None = None
         self.append_concat_token = append_concat_token
         self.add_special_tokens = add_special_tokens
         self.formatting_func = formatting_func or (lambda row: row[dataset_text_field])
@@ -77,7 +81,7 @@ class ConstantLengthDataset(IterableDataset):
         for texts in self._buffers():
             rows = self._rows_of(texts)
             if self.shuffle:
-                random.shuffle(rows)
+                (self.stream or random).shuffle(rows)
             for row in rows:
                 self.current_size += 1
                 yield {"input_ids": torch.tensor(row), "labels": torch.tensor(row)}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
@@ -98,33 +97,34 @@ class IterativeSFTTrainer(TextTrainer):
         attention_mask: Sequence[torch.Tensor] | None,
         labels: Sequence[torch.Tensor] | None,
     ) -> dict[str, torch.Tensor]:
-        """Ragged rows to padded `input_ids`, `attention_mask`, `labels`, int64 [B, T], cut to `max_length`.
+        """Ragged rows, each cut to `max_length`, to padded `input_ids`, `attention_mask`, `labels`, int64 [B, T].
 
         Args:
             input_ids: the rows, each int64 [T].
             attention_mask: None: every token is seen.
-            labels: None, for a decoder: the rows themselves.
+            labels: None, for a decoder: the rows themselves, without tokens that are the padding token. A decoder's
+                are as long as their rows.
         """
+        kept = self._kept()
         masks = [torch.ones_like(ids) for ids in input_ids] if attention_mask is None else attention_mask
+        # differs from v0.7: the limit cuts tokens of each row, there it cut the batch
         rows: list[dict[str, Any]] = [
-            {"input_ids": ids, "attention_mask": mask} for ids, mask in zip(input_ids, masks, strict=True)
+            {"input_ids": ids[kept], "attention_mask": mask[kept]} for ids, mask in zip(input_ids, masks, strict=True)
         ]
         if self.is_encoder_decoder:
             for row, row_labels in zip(rows, labels or (), strict=True):
-                row["labels"] = row_labels
+                row["labels"] = row_labels[kept]
         batch = dict(self.data_collator(rows))
         if self.is_encoder_decoder:
             batch.pop("decoder_input_ids", None)  # the model makes them from the labels
             batch["labels"][batch["labels"] == self.tokenizer.pad_token_id] = IGNORED
         elif labels is not None:
             # differs from v0.7: labels that a decoder is given are trained on, there they were dropped
-            side = self.tokenizer.padding_side
-            padded = pad_sequence(list(labels), batch_first=True, padding_value=IGNORED, padding_side=side)
-            batch["labels"] = padded.masked_fill(batch["labels"] == IGNORED, IGNORED)
-        if self.max_length is not None:
-            # differs from v0.7: the limit cuts tokens, there it cut the batch
-            kept = slice(-self.max_length, None) if self.truncation_mode == "keep_end" else slice(self.max_length)
-            batch = {name: tensor[:, kept] for name, tensor in batch.items()}
+            batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+            for padded, row_labels in zip(batch["labels"], labels, strict=True):
+                count = len(row_labels[kept])
+                span = slice(count) if self.tokenizer.padding_side == "right" else slice(len(padded) - count, None)
+                padded[span] = row_labels[kept]
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def step(
@@ -140,7 +140,8 @@ class IterativeSFTTrainer(TextTrainer):
         Args:
             input_ids: rows, each int64 [T].
             attention_mask: their masks; None: every token is seen.
-            labels: their labels, -100 where the loss passes over; None: the rows themselves.
+            labels: their labels, -100 where the loss passes over, as long as the rows of a decoder; None: the rows
+                themselves.
             texts: in place of `input_ids`.
             texts_labels: in place of `labels`; an encoder-decoder's answers.
 
@@ -148,7 +149,8 @@ class IterativeSFTTrainer(TextTrainer):
             `loss`, the mean of the batches, and `learning_rate` behind them.
 
         Raises:
-            ValueError: there are no rows, or no labels for an encoder-decoder, or a list holds something else.
+            ValueError: there are no rows, or no labels for an encoder-decoder, a list holds something else or does not
+                fit the rows, or a row has nothing to learn. No weight has moved.
         """
         if texts is not None:
             if input_ids is not None:
@@ -158,13 +160,17 @@ class IterativeSFTTrainer(TextTrainer):
         if texts_labels is not None:
             # differs from v0.7: labels come from `texts_labels`, there from `texts`
             labels = self._tokenize(texts_labels, "texts_labels")["input_ids"]
-        for name, rows in (("input_ids", input_ids), ("attention_mask", attention_mask), ("labels", labels)):
-            _check_rows(rows, name)
         if input_ids is None:
             raise ValueError("step needs input_ids or texts")
         if labels is None and self.is_encoder_decoder:
             raise ValueError("an encoder-decoder needs labels or texts_labels: the answers that it learns")
+        _check_rows(input_ids, "input_ids" if texts is None else "texts")
+        _check_rows(attention_mask, "attention_mask", input_ids, same_lengths=True)
+        _check_rows(labels, "labels", input_ids, same_lengths=not self.is_encoder_decoder)
         batch = self.prepare_model_inputs(input_ids, attention_mask, labels)
+        learned = batch["labels"] if self.is_encoder_decoder else batch["labels"][:, 1:]
+        if idle := [row for row, counts in enumerate((learned != IGNORED).any(dim=1).tolist()) if not counts]:
+            raise ValueError(f"rows {idle} have no label that the loss counts: leave them out")
 
         self.model.train()
         losses = [
@@ -179,12 +185,21 @@ class IterativeSFTTrainer(TextTrainer):
         with PPODecorators.empty_device_cache():
             return {"loss": torch.stack(losses).mean().item(), "learning_rate": self._get_learning_rate()}
 
+    def _kept(self) -> slice:
+        """The tokens of a row that are kept."""
+        if self.max_length is None:
+            return slice(None)
+        return slice(-self.max_length, None) if self.truncation_mode == "keep_end" else slice(self.max_length)
+
     def _tokenize(self, texts: list[str], name: str) -> dict[str, list[torch.Tensor]]:
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{name} must be a list of texts")
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} must be a list of texts with at least one")
         limit = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
         tokens = self.tokenizer(texts, **limit)
-        return {part: [torch.tensor(row) for row in tokens[part]] for part in ("input_ids", "attention_mask")}
+        return {
+            part: [torch.tensor(row, dtype=torch.long) for row in tokens[part]]
+            for part in ("input_ids", "attention_mask")
+        }
 
     def _update(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Forward, backward, every `gradient_accumulation_steps` batches an optimizer step; the loss, 0-d."""
@@ -216,11 +231,18 @@ class IterativeSFTTrainer(TextTrainer):
             self.log({"loss": loss, "learning_rate": self._get_learning_rate()})
 
 
-def _check_rows(rows: Any, name: str) -> None:
+def _check_rows(rows: Any, name: str, beside: list[torch.Tensor] | None = None, same_lengths: bool = False) -> None:
+    """Raise ValueError unless `rows` is None, or a list of tensors [T], T > 0: one for each of `beside`, as long."""
     if rows is None:
         return
-    if not isinstance(rows, list):
-        raise ValueError(f"{name} must be a list of tensors, not {type(rows).__name__}")
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{name} must be a list of tensors with at least one, not {rows!r:.80}")
+    if beside is not None and len(rows) != len(beside):
+        raise ValueError(f"{name} has {len(rows)} rows for {len(beside)} texts")
     for index, row in enumerate(rows):
         if not isinstance(row, torch.Tensor):
             raise ValueError(f"{name}[{index}] must be a tensor, not {type(row).__name__}")
+        if row.dim() != 1 or len(row) == 0:
+            raise ValueError(f"{name}[{index}] must be [T] with at least one token, not {list(row.shape)}")
+        if same_lengths and beside is not None and len(row) != len(beside[index]):
+            raise ValueError(f"{name}[{index}] has {len(row)} tokens, its text has {len(beside[index])}")

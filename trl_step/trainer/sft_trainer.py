@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -27,13 +28,13 @@ class SFTTrainer(TextTrainer):
         args: `transformers.TrainingArguments`.
         data_collator: None: `DataCollatorForLanguageModeling`; see also `DataCollatorForCompletionOnlyLM`.
         train_dataset, eval_dataset: rows of text; rows of `messages`, `conversations`, or `prompt` and `completion`,
-            which the tokenizer's chat template turns into texts; a torch dataset, such as `ConstantLengthDataset`, is
-            taken as it is. `eval_dataset` may be a dictionary of several.
+            which the tokenizer's chat template turns into texts; they may be streamed. A torch dataset, such as
+            `ConstantLengthDataset`, is taken as it is. `eval_dataset` may be a dictionary of several.
         tokenizer: None: that of the model's folder.
         model_init, compute_metrics, callbacks, optimizers, preprocess_logits_for_metrics: of `transformers.Trainer`.
         peft_config: `peft.PeftConfig`: train an adapter.
         dataset_text_field: the column with the text.
-        packing: lay the texts end to end and cut rows of `max_seq_length` tokens.
+        packing: lay the texts end to end and cut rows of `max_seq_length` tokens, whose order comes from `args.seed`.
         formatting_func: from a row to its text with `packing`, else from a batch of rows (columns as lists) to a list
             of texts.
         max_seq_length: most tokens of a text, tokens of a packed row; None: the tokenizer's limit, at most 1024.
@@ -47,7 +48,8 @@ class SFTTrainer(TextTrainer):
 
     Raises:
         ValueError: it is not said where the text is; completions alone are asked for with packing; `formatting_func`
-            gives one text for a batch; the texts are too short for one packed row.
+            gives one text for a batch; the texts are too short for one packed row; there is neither tokenizer nor
+            model.
     """
 
     _tag_names = ("trl", "sft")
@@ -111,7 +113,9 @@ class SFTTrainer(TextTrainer):
             **(dataset_kwargs or {}),
         )
         if packing:
-            prepare = partial(prepare, num_of_sequences=num_of_sequences, chars_per_token=chars_per_token)
+            prepare = partial(
+                prepare, seed=args.seed, num_of_sequences=num_of_sequences, chars_per_token=chars_per_token
+            )
         else:
             prepare = partial(
                 prepare,
@@ -120,8 +124,9 @@ class SFTTrainer(TextTrainer):
                 batch_size=dataset_batch_size,
             )
         with PartialState().local_main_process_first():
-            train_dataset = _prepared(train_dataset, prepare)
-            eval_dataset = _prepared(eval_dataset, prepare)
+            text_is_named = dataset_text_field is not None or formatting_func is not None
+            train_dataset = _prepared(train_dataset, prepare, text_is_named)
+            eval_dataset = _prepared(eval_dataset, prepare, text_is_named)
         if packing and isinstance(train_dataset, ConstantLengthDataset):
             train_dataset.infinite = args.max_steps > 0
         super().__init__(
@@ -183,28 +188,44 @@ def prepare_packed(
     dataset_text_field: str | None,
     formatting_func: Callable | None,
     max_seq_length: int,
+    seed: int,
     **options: Any,
 ) -> Any:
-    """Rows of `max_seq_length` tokens, see `ConstantLengthDataset`, which gets the `options`, as a dataset on disk."""
-    from datasets import Dataset
+    """Rows of `max_seq_length` tokens, see `ConstantLengthDataset`, which gets the `options`.
+
+    They are a dataset on disk, or packed on the way for a streamed `dataset`. Their order comes from `seed` alone: it
+    is the same on every process, and in a run that goes on from a checkpoint.
+    """
+    from datasets import Dataset, IterableDataset
     from datasets.fingerprint import generate_random_fingerprint
 
     _require_text(dataset_text_field, formatting_func)
     packed = ConstantLengthDataset(
         tokenizer, dataset, dataset_text_field, formatting_func, seq_length=max_seq_length, **options
     )
+    # differs from v0.7: there the order came from the global random stream
+    packed.stream = random.Random(seed)
+    if isinstance(dataset, IterableDataset):
+        return packed
     rows = iter(packed)
     first = next(rows, None)
     if first is None:
         raise ValueError(f"all texts together are shorter than one row of max_seq_length={max_seq_length} tokens")
-    # rows are shuffled by the process's random stream: no cached file is the right one
+    # a generator has no contents to find a cached file by
     return Dataset.from_generator(lambda: chain((first,), rows), fingerprint=generate_random_fingerprint())
 
 
-def _prepared(dataset: Any, prepare: Callable[[Any], Any]) -> Any:
+def _prepared(dataset: Any, prepare: Callable[[Any], Any], text_is_named: bool) -> Any:
+    """`dataset`, or each of a dictionary, with tokens; None and a torch dataset come back as they are.
+
+    So does a stream of which it is not said where its text is: it may hold tokens.
+    """
+    from datasets import IterableDataset
+
     if isinstance(dataset, dict):
-        return {name: _prepared(one, prepare) for name, one in dataset.items()}
-    if dataset is None or isinstance(dataset, torch.utils.data.Dataset):
+        return {name: _prepared(one, prepare, text_is_named) for name, one in dataset.items()}
+    has_texts = isinstance(dataset, IterableDataset) and text_is_named  # datasets makes it a torch dataset as well
+    if dataset is None or (isinstance(dataset, torch.utils.data.Dataset) and not has_texts):
         return dataset
     return prepare(dataset)
 
@@ -218,6 +239,8 @@ def _require_text(dataset_text_field: str | None, formatting_func: Callable | No
 
 def _tokenizer_beside(model: Any) -> Any:
     """The tokenizer of the folder or repository that the model was loaded from."""
+    if model is None:
+        raise ValueError("without a model there is no folder to take the tokenizer from: pass tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

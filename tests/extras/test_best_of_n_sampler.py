@@ -138,3 +138,9 @@ def test_wrong_kinds() -> None:
 def test_bad_scores_name_the_query(scores: list[float]) -> None:
     with pytest.raises(ValueError, match="query 0"):
         sampler(lambda texts: scores).generate([10])
+
+
+@pytest.mark.parametrize("query", [torch.tensor([[4, 5], [6, 7]]), torch.tensor(4)])
+def test_a_query_of_a_list_is_one_row(query: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="query 1 has the shape"):
+        sampler().generate([[4, 5], query])

@@ -85,7 +85,7 @@ class BestOfNSampler:
         Raises:
             ValueError: a query of another form, or scores that are not one finite number per text.
         """
-        queries = [query.to(torch.long) for query in _as_list(tokenized_query)]
+        queries = _as_list(tokenized_query)
         answers = self._sample(queries, device, generation_kwargs)
         best = []
         for i in range(len(queries)):
@@ -129,7 +129,16 @@ def _as_list(queries: Any) -> list[torch.Tensor]:
     queries = list(queries)
     if queries and isinstance(queries[0], Integral):
         return [torch.tensor(queries, dtype=torch.long)]
-    return [torch.as_tensor(query).reshape(-1) for query in queries]
+    return [_row(i, torch.as_tensor(query)) for i, query in enumerate(queries)]
+
+
+def _row(index: int, query: torch.Tensor) -> torch.Tensor:
+    """A query [Q] or [1, Q] as [Q]."""
+    if query.dim() == 2 and len(query) == 1:
+        return query[0]
+    if query.dim() != 1:
+        raise ValueError(f"query {index} has the shape {tuple(query.shape)}; a query is a list or a 1-d tensor of ids")
+    return query
 
 
 def _best_first(scores: Any, count: int, index: int) -> list[int]:

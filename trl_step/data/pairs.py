@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from trl_step.data.collators import pad_to_length
+
 Row = dict[str, Any]
 SIDES = ("chosen", "rejected")
 PARTS = ("input_ids", "attention_mask")
@@ -135,6 +137,29 @@ def tokenize_preference_for_encoder(
             shifted = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))
             row[f"{side}_decoder_input_ids"] = shifted[0].tolist()
     return row
+
+
+def chosen_above_rejected(
+    batch: Mapping[str, Any], is_encoder_decoder: bool, label_pad_token_id: int, padding_value: int
+) -> dict[str, torch.Tensor]:
+    """Both sides of a padded batch as one: `concatenated_input_ids`, `_attention_mask`, `_labels`, int64 [2B, T].
+
+    An encoder gets the prompts twice. Other columns that begin with `chosen_` are joined the same way.
+    """
+    fillings = {"_attention_mask": 0, "_labels": label_pad_token_id, "_input_ids": padding_value}
+    of_length = "labels" if is_encoder_decoder else "input_ids"
+    length = max(batch[f"{side}_{of_length}"].shape[1] for side in SIDES)
+    joined = {}
+    for name, chosen in batch.items():
+        filling = next((value for ending, value in fillings.items() if name.endswith(ending)), None)
+        if not name.startswith("chosen_") or filling is None:
+            continue
+        part = name.removeprefix("chosen_")
+        sides = (chosen, batch[f"rejected_{part}"])
+        joined[f"concatenated_{part}"] = torch.cat([pad_to_length(side, length, filling) for side in sides])
+    if is_encoder_decoder:
+        joined |= {f"concatenated_{part}": batch[f"prompt_{part}"].repeat(2, 1) for part in PARTS}
+    return joined
 
 
 def _check_same_prompt(chosen: list[int], rejected: list[int]) -> None:

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from trl_step.data.collators import DPODataCollatorWithPadding, pad_to_length
-from trl_step.data.pairs import tokenize_answer, tokenize_preference, tokenize_preference_for_encoder
+from trl_step.data.collators import DPODataCollatorWithPadding
+from trl_step.data.pairs import (
+    chosen_above_rejected,
+    tokenize_answer,
+    tokenize_preference,
+    tokenize_preference_for_encoder,
+)
 from trl_step.import_utils import is_wandb_available
-from trl_step.models.adapters import active_adapter, freeze_reference, is_fresh, without_adapter
-from trl_step.models.modes import disable_dropout_in_model, eval_mode
+from trl_step.models.modes import disable_dropout_in_model
 from trl_step.models.notices import warn_user
-from trl_step.models.reference import create_reference_model
+from trl_step.trainer.dpo_answers import log_answers, sampled_answers
+from trl_step.trainer.dpo_reference import REFERENCE_COLUMNS, ReferenceTrainer
 from trl_step.trainer.peft_setup import is_peft_model, prepare_for_training
 from trl_step.trainer.preference_loss import LOSS_TYPES, Logps, preference_losses, sequence_logps
-from trl_step.trainer.text_trainer import TextTrainer, arguments_of, length_or_default, model_of, tokenizer_of
+from trl_step.trainer.text_trainer import arguments_of, length_or_default, model_of, prepared, tokenizer_of
 
 TrainEval = Literal["train", "eval"]
-REFERENCE_COLUMNS = ("reference_chosen_logps", "reference_rejected_logps")
 
 
-class DPOTrainer(TextTrainer):
+class DPOTrainer(ReferenceTrainer):
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) and its relatives.
 
     Args:
@@ -67,8 +67,6 @@ class DPOTrainer(TextTrainer):
     """
 
     _tag_names = ("trl", "dpo")
-    train_dataset: Any
-    eval_dataset: Any
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -117,13 +115,11 @@ class DPOTrainer(TextTrainer):
         args = arguments_of(args, **({"remove_unused_columns": False} if data_collator is None else {}))
         model = model_of(model, model_init_kwargs)
         ref_model = model_of(ref_model, ref_model_init_kwargs, "ref_model")
+        if peft_config is not None and is_peft_model(model):
+            model = model.merge_and_unload()
+        model, self._peft_has_been_casted_to_bf16 = prepare_for_training(model, peft_config, args)
         if model is not None:
-            if peft_config is not None and is_peft_model(model):
-                model = model.merge_and_unload()
-            model, self._peft_has_been_casted_to_bf16 = prepare_for_training(model, peft_config, args)
             is_encoder_decoder = model.config.is_encoder_decoder
-        else:
-            self._peft_has_been_casted_to_bf16 = False
         if is_encoder_decoder is None:
             raise ValueError("without a model, say whether model_init makes an encoder-decoder: is_encoder_decoder=")
 
@@ -155,8 +151,9 @@ class DPOTrainer(TextTrainer):
         self._stored_metrics: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
         # rows are tokenized before the trainer holds a model: datasets hashes whatever a row function refers to
         self.processing_class = tokenizer
-        with PartialState().local_main_process_first():
-            train_dataset, eval_dataset = self._tokenized(train_dataset), self._tokenized(eval_dataset)
+        train_dataset, eval_dataset = prepared(
+            lambda rows: rows.map(self.tokenize_row, num_proc=dataset_num_proc), train_dataset, eval_dataset
+        )
         self.ref_model = reference
         super().__init__(
             tokenizer,
@@ -175,96 +172,7 @@ class DPOTrainer(TextTrainer):
         if self.ref_model is not None:
             self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
 
-    # --- the reference ---------------------------------------------------------------------------------------
-
-    def _reference_of(self, model: Any, ref_model: Any) -> Any:
-        """The reference as a model of its own, or None where it is the policy with another adapter, or precomputed."""
-        if ref_model is not None:
-            return ref_model.eval()
-        if self.is_peft_model:
-            if self.ref_adapter_name is None and not is_fresh(model):
-                # differs from v0.7: what a trained adapter is held against is that adapter, not the bare base model
-                self.ref_adapter_name = freeze_reference(model)
-            return None
-        if model is None or self.precompute_ref_log_probs:
-            return None
-        return create_reference_model(model)
-
-    @contextmanager
-    def null_ref_context(self) -> Iterator[None]:
-        """In the block `self.model` is the reference: another adapter, or none, is in force."""
-        model = self.accelerator.unwrap_model(self.model)
-        switched: AbstractContextManager = nullcontext()
-        if self.ref_adapter_name is not None:
-            switched = active_adapter(model, self.ref_adapter_name)
-        elif self.is_peft_model:
-            switched = without_adapter(model)
-        with switched, eval_mode(model):
-            yield
-
-    @contextmanager
-    def _reference(self) -> Iterator[Any]:
-        """The reference, ready for a forward pass without a gradient."""
-        with torch.no_grad(), self.null_ref_context() if self.ref_model is None else nullcontext():
-            yield self.model if self.ref_model is None else self.ref_model
-
-    def _autocast(self) -> AbstractContextManager:
-        """For passes outside of the trainer's own autocast, where an adapter was cast to bfloat16."""
-        device = self.accelerator.device.type
-        return torch.autocast(device, torch.bfloat16) if self._peft_has_been_casted_to_bf16 else nullcontext()
-
-    def compute_reference_log_probs(self, padded_batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs of the chosen and of the rejected answers [B] in the reference."""
-        with self._autocast(), self._reference() as reference:
-            chosen, rejected, *_ = self.concatenated_forward(reference, padded_batch)
-        return chosen, rejected
-
-    def get_train_dataloader(self) -> DataLoader:
-        """That of `transformers.Trainer`; first of all the reference's log-probs, where they are to be precomputed."""
-        if self.precompute_ref_log_probs:
-            self.train_dataset = self._with_reference(self.train_dataset, self.args.per_device_train_batch_size)
-            # differs from v0.7: those of the evaluation rows too, before any weight moves
-            self.eval_dataset = self._with_reference(self.eval_dataset, self.args.per_device_eval_batch_size)
-        return super().get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """That of `transformers.Trainer`, with the reference's log-probs where they are to be precomputed.
-
-        Args:
-            eval_dataset: rows, or the name of one of the trainer's; None: the trainer's.
-
-        Raises:
-            ValueError: there are no rows.
-        """
-        if eval_dataset is None and self.eval_dataset is None:
-            raise ValueError("there is no eval_dataset: pass one here or to the trainer")
-        if self.precompute_ref_log_probs:
-            self.eval_dataset = self._with_reference(self.eval_dataset, self.args.per_device_eval_batch_size)
-            if not isinstance(eval_dataset, str):
-                eval_dataset = self._with_reference(eval_dataset, self.args.per_device_eval_batch_size)
-        return super().get_eval_dataloader(eval_dataset)
-
-    def _with_reference(self, dataset: Any, batch_size: int) -> Any:
-        """`dataset` with the two columns `REFERENCE_COLUMNS`; one that has them, or None, comes back as it is."""
-        if isinstance(dataset, dict):
-            return {name: self._with_reference(one, batch_size) for name, one in dataset.items()}
-        if dataset is None or set(REFERENCE_COLUMNS) <= set(dataset.column_names):
-            return dataset
-        loader = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))
-        computed = [
-            self.accelerator.gather_for_metrics(self.compute_reference_log_probs(batch))
-            for batch in tqdm(loader, desc="log-probs of the reference", disable=self.args.disable_tqdm)
-        ]
-        for name, column in zip(REFERENCE_COLUMNS, zip(*computed, strict=True), strict=True):
-            dataset = dataset.add_column(name, torch.cat(column).float().cpu().tolist())
-        return dataset
-
     # --- rows to batches -------------------------------------------------------------------------------------
-
-    def _tokenized(self, dataset: Any) -> Any:
-        if isinstance(dataset, dict):
-            return {name: self._tokenized(one) for name, one in dataset.items()}
-        return None if dataset is None else dataset.map(self.tokenize_row, num_proc=self.dataset_num_proc)
 
     def build_tokenized_answer(self, prompt: str, answer: str) -> dict[str, list[int]]:
         """The tokens of prompt and answer, see `trl_step.data.pairs.tokenize_answer`."""
@@ -309,20 +217,7 @@ class DPOTrainer(TextTrainer):
 
         An encoder gets the prompts twice. Other columns that begin with `chosen_` are joined the same way.
         """
-        fillings = {"_attention_mask": 0, "_labels": label_pad_token_id, "_input_ids": padding_value}
-        of_length = "labels" if is_encoder_decoder else "input_ids"
-        length = max(batch[f"{side}_{of_length}"].shape[1] for side in ("chosen", "rejected"))
-        joined = {}
-        for name, chosen in batch.items():
-            filling = next((value for ending, value in fillings.items() if name.endswith(ending)), None)
-            if not name.startswith("chosen_") or filling is None:
-                continue
-            part = name.removeprefix("chosen_")
-            sides = (chosen, batch[f"rejected_{part}"])
-            joined[f"concatenated_{part}"] = torch.cat([pad_to_length(side, length, filling) for side in sides])
-        if is_encoder_decoder:
-            for part in ("input_ids", "attention_mask"):
-                joined[f"concatenated_{part}"] = batch[f"prompt_{part}"].repeat(2, 1)
+        joined = chosen_above_rejected(batch, is_encoder_decoder, label_pad_token_id, padding_value)
         return {name: tensor.to(device) for name, tensor in joined.items()}
 
     # --- the loss --------------------------------------------------------------------------------------------
@@ -476,22 +371,10 @@ class DPOTrainer(TextTrainer):
         if device is not None:
             return super().get_batch_samples(model, batch, device)
         with self._autocast():
-            policy = self._answers(model, batch)
+            policy = sampled_answers(self, model, batch)
             with self._reference() as reference:
-                references = self._answers(reference, batch)
+                references = sampled_answers(self, reference, batch)
         return policy, references
-
-    def _answers(self, model: Any, batch: Mapping[str, Any]) -> list[str]:
-        model = self.accelerator.unwrap_model(model)
-        with eval_mode(model):
-            tokens = model.generate(
-                input_ids=batch["prompt_input_ids"],
-                attention_mask=batch["prompt_attention_mask"],
-                max_length=self.max_length,
-                do_sample=True,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     def evaluation_loop(
         self,
@@ -503,23 +386,8 @@ class DPOTrainer(TextTrainer):
     ) -> Any:
         """That of `transformers.Trainer`; before it, where asked for, answers to one random batch go to wandb."""
         if self.generate_during_eval:
-            self._log_answers(dataloader.dataset)
+            log_answers(self, dataloader.dataset)
         return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-
-    def _log_answers(self, dataset: Any) -> None:
-        import wandb
-
-        rows = random.sample(range(len(dataset)), k=min(self.args.eval_batch_size, len(dataset)))
-        chosen = [dataset[row] for row in rows]
-        batch = self._prepare_inputs(self.data_collator(chosen))
-        answers = zip(chosen, *self.get_batch_samples(self.model, batch), strict=True)
-        # a decoder repeats the prompt before its answer
-        table = [
-            [row["prompt"], *(text if self.is_encoder_decoder else text[len(row["prompt"]) :] for text in texts)]
-            for row, *texts in answers
-        ]
-        self.log({"game_log": wandb.Table(columns=["Prompt", "Policy", "Ref Model"], data=table)})
-        self.state.log_history.pop()  # a table cannot be written to the state's JSON
 
 
 def _check_loss(loss_type: str, label_smoothing: float) -> None:

@@ -79,7 +79,7 @@ def prepare_for_training(model: Any, peft_config: Any, args: Any) -> tuple[Any, 
     """Put an adapter on a model that has none, and let gradients reach it through checkpointing.
 
     Args:
-        model: a transformers model or a PeftModel, which keeps the adapter that it has.
+        model: a transformers model or a PeftModel, which keeps the adapter that it has; None stays None.
         peft_config: `peft.PeftConfig`, or None for no new adapter.
         args: `transformers.TrainingArguments`.
 
@@ -91,6 +91,8 @@ def prepare_for_training(model: Any, peft_config: Any, args: Any) -> tuple[Any, 
         ImportError: there is a `peft_config`, but peft is not installed.
         ValueError: `peft_config` is something else.
     """
+    if model is None:
+        return None, False
     quantized = is_quantized(model)
     adds_adapter = peft_config is not None and not is_peft_model(model)
     if args.gradient_checkpointing and not (quantized and adds_adapter):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 
 from trl_step.data.collators import PAIR_COLUMNS, RewardDataCollatorWithPadding
 from trl_step.data.pairs import tokenize_pair_for_rewards
 from trl_step.models.notices import warn_user
 from trl_step.trainer.peft_setup import prepare_for_training
 from trl_step.trainer.reward_config import RewardConfig
-from trl_step.trainer.text_trainer import TextTrainer, arguments_of, length_or_default, tokenizer_of
+from trl_step.trainer.text_trainer import TextTrainer, arguments_of, length_or_default, prepared, tokenizer_of
 
 DEFAULT_LENGTH = 512
 
@@ -93,11 +93,11 @@ class RewardTrainer(TextTrainer):
             max_length = length_or_default(configured or max_length, DEFAULT_LENGTH, "RewardConfig.max_length")
             data_collator = RewardDataCollatorWithPadding(tokenizer, max_length=max_length)
             args = arguments_of(args, remove_unused_columns=False)
-            train_dataset = _tokenized(train_dataset, tokenizer, max_length)
-            eval_dataset = _tokenized(eval_dataset, tokenizer, max_length)
+            tokenize = partial(_tokenized, tokenizer=tokenizer, max_length=max_length)
+            train_dataset, eval_dataset = prepared(tokenize, train_dataset, eval_dataset)
         args = arguments_of(args)
+        model, _ = prepare_for_training(model, peft_config, args)
         if model is not None:
-            model, _ = prepare_for_training(model, peft_config, args)
             _set_pad_token(model, tokenizer)
         super().__init__(
             tokenizer,
@@ -155,18 +155,15 @@ class RewardTrainer(TextTrainer):
 
 
 def _tokenized(dataset: Any, tokenizer: Any, max_length: int) -> Any:
-    """`dataset` with token columns; one that has them already, or None, comes back as it is."""
-    if isinstance(dataset, dict):
-        return {name: _tokenized(one, tokenizer, max_length) for name, one in dataset.items()}
+    """`dataset` with token columns; one that has them already comes back as it is."""
     columns = getattr(dataset, "column_names", None)
     if columns is None or set(PAIR_COLUMNS) <= set(columns) or not {"chosen", "rejected"} <= set(columns):
         return dataset
-    with PartialState().local_main_process_first():
-        return dataset.map(
-            tokenize_pair_for_rewards,
-            fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-            remove_columns=[name for name in columns if name != "margin"],
-        )
+    return dataset.map(
+        tokenize_pair_for_rewards,
+        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        remove_columns=[name for name in columns if name != "margin"],
+    )
 
 
 def _set_pad_token(model: Any, tokenizer: Any) -> None:

@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from trl_step.data.collators import DataCollatorForCompletionOnlyLM
@@ -17,7 +16,7 @@ from trl_step.data.formatting import get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
 from trl_step.models.notices import warn_user
 from trl_step.trainer.peft_setup import prepare_for_training
-from trl_step.trainer.text_trainer import TextTrainer, arguments_of, model_of, tokenizer_of
+from trl_step.trainer.text_trainer import TextTrainer, arguments_of, model_of, prepared, tokenizer_of
 
 
 class SFTTrainer(TextTrainer):
@@ -90,8 +89,7 @@ class SFTTrainer(TextTrainer):
         args = arguments_of(args, **noise)
         model = model_of(model, model_init_kwargs)
         tokenizer = tokenizer_of(tokenizer, processing_class) or _tokenizer_beside(model)
-        if model is not None:
-            model, _ = prepare_for_training(model, peft_config, args)
+        model, _ = prepare_for_training(model, peft_config, args)
         if max_seq_length is None:
             max_seq_length = min(tokenizer.model_max_length, 1024)
             warn_user(f"max_seq_length is not given: it is {max_seq_length}")
@@ -123,10 +121,10 @@ class SFTTrainer(TextTrainer):
                 num_proc=dataset_num_proc,
                 batch_size=dataset_batch_size,
             )
-        with PartialState().local_main_process_first():
-            text_is_named = dataset_text_field is not None or formatting_func is not None
-            train_dataset = _prepared(train_dataset, prepare, text_is_named)
-            eval_dataset = _prepared(eval_dataset, prepare, text_is_named)
+        text_is_named = dataset_text_field is not None or formatting_func is not None
+        train_dataset, eval_dataset = prepared(
+            lambda rows: prepare(rows) if _has_texts(rows, text_is_named) else rows, train_dataset, eval_dataset
+        )
         if packing and isinstance(train_dataset, ConstantLengthDataset):
             train_dataset.infinite = args.max_steps > 0
         super().__init__(
@@ -215,19 +213,13 @@ def prepare_packed(
     return Dataset.from_generator(lambda: chain((first,), rows), fingerprint=generate_random_fingerprint())
 
 
-def _prepared(dataset: Any, prepare: Callable[[Any], Any], text_is_named: bool) -> Any:
-    """`dataset`, or each of a dictionary, with tokens; None and a torch dataset come back as they are.
-
-    So does a stream of which it is not said where its text is: it may hold tokens.
-    """
+def _has_texts(dataset: Any, text_is_named: bool) -> bool:
+    """A torch dataset has tokens; a stream of which it is not said where its text is may have them, too."""
     from datasets import IterableDataset
 
-    if isinstance(dataset, dict):
-        return {name: _prepared(one, prepare, text_is_named) for name, one in dataset.items()}
-    has_texts = isinstance(dataset, IterableDataset) and text_is_named  # datasets makes it a torch dataset as well
-    if dataset is None or (isinstance(dataset, torch.utils.data.Dataset) and not has_texts):
-        return dataset
-    return prepare(dataset)
+    if isinstance(dataset, IterableDataset):  # datasets makes it a torch dataset as well
+        return text_is_named
+    return not isinstance(dataset, torch.utils.data.Dataset)
 
 
 def _require_text(dataset_text_field: str | None, formatting_func: Callable | None) -> None:

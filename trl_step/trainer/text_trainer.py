@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import transformers
+from accelerate import PartialState
 
 from trl_step.models.loading import load_pretrained
 from trl_step.models.notices import warn_user
@@ -75,6 +76,19 @@ def arguments_of(args: Any, **changes: Any) -> Any:
     for name, value in changes.items():
         setattr(args, name, value)
     return args
+
+
+def each(dataset: Any, change: Callable[[Any], Any]) -> Any:
+    """`change` of a data set, or of every one in a dictionary of them; None stays None."""
+    if isinstance(dataset, dict):
+        return {name: each(one, change) for name, one in dataset.items()}
+    return None if dataset is None else change(dataset)
+
+
+def prepared(prepare: Callable[[Any], Any], *datasets: Any) -> list[Any]:
+    """`prepare` of `each`; the first process of a machine goes ahead, and the others find its files."""
+    with PartialState().local_main_process_first():
+        return [each(dataset, prepare) for dataset in datasets]
 
 
 def length_or_default(value: int | None, default: int, name: str) -> int:

@@ -66,10 +66,6 @@ class Layout:
         prefix = "decoder_" if self.is_encoder_decoder else ""
         return inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"]
 
-    def is_left_padded(self, inputs: Inputs) -> bool:
-        """Whether any sample's padding stands in front of its tokens, in the encoder or the decoder."""
-        return not all(bool(inputs[f"{prefix}attention_mask"][:, 0].all()) for prefix in self._prefixes)
-
     def response_positions(
         self,
         queries: Sequence[torch.Tensor],

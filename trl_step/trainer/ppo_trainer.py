@@ -356,12 +356,11 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
             [B, T] int64 of the positions that predict a counted response token.
         """
         masks = self._layout.response_positions(queries, responses, model_inputs, response_masks)
-        size = self.config.mini_batch_size
+        places, size = self._layout.places(model_inputs, masks), self.config.mini_batch_size
         with nullcontext() if self._training else eval_mode(model), self.accelerator.autocast():
             if return_logits or torch.is_grad_enabled():
-                logprobs, logits, values = plain_sweep(self._forward, model, model_inputs, size)
+                logprobs, logits, values = plain_sweep(self._forward, model, model_inputs, places.left_padded, size)
                 return logprobs, logits if return_logits else None, values, masks
-            places = self._layout.places(model_inputs, masks)
             return *sweep(self._forward, self._forward_size, model, model_inputs, places, size), masks
 
     # --- stage 4: rewards and advantages ---------------------------------------------------------------------

@@ -40,9 +40,8 @@ class PairedSweep(NamedTuple):
     divergence: torch.Tensor
 
 
-def plain_sweep(forward: TokenForward, model: Any, inputs: Inputs, size: int) -> Sweep:
+def plain_sweep(forward: TokenForward, model: Any, inputs: Inputs, left_padded: bool, size: int) -> Sweep:
     """Release 0.7's pass: every position, full logits, in the batch's own order, with gradients if they are on."""
-    left_padded = forward.layout.is_left_padded(inputs)
     count = len(forward.layout.predicted_ids(inputs)[0])
     outputs = [
         forward.everything(model, {key: value[i : i + size] for key, value in inputs.items()}, left_padded)

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import EOS, PAD, VOCABULARY, batch, trainer, with_value_head
-from trl_step import PPOTrainer
+from tests.environment.environment_tools import environment, tiny_gpt2
+from tests.tiny import EOS, PAD, VOCABULARY, batch, config, trainer, with_value_head
+from trl_step import AutoModelForCausalLMWithValueHead, PPOTrainer
 from trl_step.extras import doctor
+from trl_step.ppo.diagnosis import END_PATIENCE
 
 QUERIES = batch(16)[0]
 SCORES = batch(16)[2]
@@ -215,6 +217,19 @@ def test_ends_that_were_cut_off_before_the_step() -> None:
     with told("the responses differ in length, but in 3 steps none ended", "leave that token at the end"):
         for seed in range(3):
             ours.step(*batch(seed=seed))
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_episodes_that_end_as_their_environment_says(with_masks: bool) -> None:
+    """The submit token ends them. Given without their masks they look like responses that lost their ends."""
+    played = environment(lambda text: "so it is <submit>" if "?" in text else "<submit>")
+    queries, responses, masks, _, histories = played.run(["how?", "so.", "why? why?", "well."])
+    assert [history.last_text_segment.endswith("<submit>") for history in histories] == [True] * 4
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(tiny_gpt2())
+    ours = PPOTrainer(config(batch_size=4, ppo_epochs=1), model, None, played.tokenizer)
+    for step in range(END_PATIENCE):
+        ours.step(queries, responses, [float(step), 1.0, 2.0, 3.0], masks if with_masks else None)
+    assert ("no end token" in names(ours)) is not with_masks
 
 
 def test_clipping() -> None:

@@ -110,6 +110,7 @@ def test_ends_that_were_lost_are_told_soon_unless_the_trainer_sampled() -> None:
     assert names({"ended": 0.0}, 2, OUTSIDE) == []
     assert names({"ended": 0.0, "length_deviation": 0.0}, 3, OUTSIDE) == []
     assert names({"ended": 0.0}, 3, OUTSIDE._replace(sampled_by_trainer=True)) == []
+    assert names({"ended": 0.0}, END_PATIENCE, OUTSIDE._replace(given_masks=True)) == []
     (diagnosis,) = diagnose(START, [HEALTHY._replace(ended=0.0)] * 3, OUTSIDE._replace(end_tokens=(1, 7)))
     assert "end-of-sequence token (1, 7)" in diagnosis.finding
 

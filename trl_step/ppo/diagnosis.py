@@ -94,6 +94,8 @@ class Circumstances(NamedTuple):
     """prompts of different lengths, a decoder-only model, and a tokenizer that pads on the right"""
     given_logprobs: bool = False
     """`old_logprobs` were handed to `step`"""
+    given_masks: bool = False
+    """`response_masks` were handed to `step`: the responses are episodes, and their environment says what ends them"""
     end_tokens: tuple[int, ...] = ()
     """ids that end a response"""
 
@@ -306,6 +308,8 @@ def _value_head(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
 
 
 def _ends(recent: Sequence[Signs], seen: Circumstances) -> Iterator[Diagnosis]:
+    if seen.given_masks:
+        return
     none_ended = [signs.ended == 0 for signs in recent]
     ids = f" ({', '.join(map(str, seen.end_tokens))})" if seen.end_tokens else ""
     lost = [none and signs.length_deviation > 0 for none, signs in zip(none_ended, recent, strict=True)]
@@ -324,5 +328,5 @@ def _ends(recent: Sequence[Signs], seen: Circumstances) -> Iterator[Diagnosis]:
             f"no response of the last {END_PATIENCE} steps ended with an end-of-sequence token{ids}: all were cut",
             "raise max_new_tokens, drop min_length and min_new_tokens, and see that tokenizer.eos_token is the token "
             "that the model ends with. Give unfinished responses a price (trl_step.extras.MissingEosPenalty), unless "
-            "they are meant to be cut",
+            "they are meant to be cut, or are episodes that their environment ends",
         )

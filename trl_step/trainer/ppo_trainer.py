@@ -285,7 +285,8 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
         self.steps_done += 1
         timing["time/ppo/total"] = time.perf_counter() - start
         self._last_step = StepFacts.of(rollout, epochs_run, timing["time/ppo/total"])
-        self._sampling.saw_step(stats, circumstances(self, queries, given), self.accelerator.is_main_process)
+        seen = circumstances(self, queries, given, given_masks=response_masks is not None)
+        self._sampling.saw_step(stats, seen, self.accelerator.is_main_process)
         stats |= timing
         for callback in self._callbacks:
             callback(StepReport(self, self.steps_done, stats, queries, responses, raw_scores))

@@ -116,12 +116,15 @@ def end_tokens(trainer: PPOTrainer) -> tuple[int, ...]:
     return tuple(all_eos_ids(trainer.accelerator.unwrap_model(trainer.model), [] if own is None else [own], {}))
 
 
-def circumstances(trainer: PPOTrainer, queries: Sequence[torch.Tensor], given: Given) -> Circumstances:
+def circumstances(
+    trainer: PPOTrainer, queries: Sequence[torch.Tensor], given: Given, given_masks: bool
+) -> Circumstances:
     """What a diagnosis of the step has to know of the trainer and of what was given to `step`."""
     ragged = len({len(query) for query in queries}) > 1
     return Circumstances(
         dropout=active_dropout(trainer.accelerator.unwrap_model(trainer.model).pretrained_model),
         pads_right=ragged and not trainer.is_encoder_decoder and trainer.tokenizer.padding_side == "right",
         given_logprobs=given.old_logprobs is not None,
+        given_masks=given_masks,
         end_tokens=end_tokens(trainer),
     )

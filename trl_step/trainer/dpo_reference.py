@@ -21,20 +21,29 @@ REFERENCE_COLUMNS = ("reference_chosen_logps", "reference_rejected_logps")
 class ReferenceTrainer(TextTrainer):
     """A `TextTrainer` with a reference, whose log-probs are computed with each batch or once before the training.
 
-    A subclass sets the attributes below before its rows are used, and has `concatenated_forward`, as `DPOTrainer` does.
+    A subclass sets the attributes below, and has `concatenated_forward`, as `DPOTrainer` does.
+
+    Args:
+        tokenizer: becomes `processing_class`.
+        reference: what `_reference_of` gave.
+        arguments: every other one of `transformers.Trainer`.
     """
 
     train_dataset: Any
     eval_dataset: Any
-    ref_model: Any
-    """None where the reference is the policy with another adapter, or precomputed"""
     ref_adapter_name: str | None
     is_peft_model: bool
     precompute_ref_log_probs: bool
     _peft_has_been_casted_to_bf16: bool
 
+    def __init__(self, tokenizer: Any, reference: Any, **arguments: Any) -> None:
+        self.ref_model = reference
+        super().__init__(tokenizer, **arguments)
+        if reference is not None:
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+
     def _reference_of(self, model: Any, ref_model: Any) -> Any:
-        """The reference as a model of its own, or None where it is the policy with another adapter, or precomputed."""
+        """A model of its own as the reference, or None where it is the policy with another adapter, or precomputed."""
         if ref_model is not None:
             return ref_model.eval()
         if self.is_peft_model:

@@ -106,11 +106,7 @@ class DPOTrainer(ReferenceTrainer):
         processing_class: Any = None,
     ) -> None:
         tokenizer = tokenizer_of(tokenizer, processing_class)
-        if tokenizer is None:
-            raise ValueError("DPOTrainer writes its rows with a tokenizer: pass tokenizer=")
-        if generate_during_eval and not is_wandb_available():
-            raise ImportError("generate_during_eval logs a table with wandb: pip install wandb")
-        _check_loss(loss_type, label_smoothing)
+        _check_arguments(tokenizer, generate_during_eval, loss_type, label_smoothing)
         self.use_dpo_data_collator = data_collator is None
         args = arguments_of(args, **({"remove_unused_columns": False} if data_collator is None else {}))
         model = model_of(model, model_init_kwargs)
@@ -154,9 +150,9 @@ class DPOTrainer(ReferenceTrainer):
         train_dataset, eval_dataset = prepared(
             lambda rows: rows.map(self.tokenize_row, num_proc=dataset_num_proc), train_dataset, eval_dataset
         )
-        self.ref_model = reference
         super().__init__(
             tokenizer,
+            reference,
             model=model,
             args=args,
             data_collator=data_collator
@@ -169,8 +165,6 @@ class DPOTrainer(ReferenceTrainer):
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        if self.ref_model is not None:
-            self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
 
     # --- rows to batches -------------------------------------------------------------------------------------
 
@@ -390,7 +384,11 @@ class DPOTrainer(ReferenceTrainer):
         return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
 
 
-def _check_loss(loss_type: str, label_smoothing: float) -> None:
+def _check_arguments(tokenizer: Any, generate_during_eval: bool, loss_type: str, label_smoothing: float) -> None:
+    if tokenizer is None:
+        raise ValueError("DPOTrainer writes its rows with a tokenizer: pass tokenizer=")
+    if generate_during_eval and not is_wandb_available():
+        raise ImportError("generate_during_eval logs a table with wandb: pip install wandb")
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"loss_type {loss_type!r} is unknown: use one of {', '.join(LOSS_TYPES)}")
     if label_smoothing and loss_type != "sigmoid":

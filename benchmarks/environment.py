@@ -6,13 +6,12 @@ python benchmarks/environment.py --quick    # only to see that it works
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
+from command_line import options, parse
 from peers import PEERS, python_of, run
-from report import RESULTS, save, show
+from report import save, show
 
 CASE: dict[str, Any] = {
     "episodes": 32,
@@ -27,18 +26,8 @@ REFERENCE = "trl 0.7.11"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--peers", nargs="*", default=["trl_step", REFERENCE], choices=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each library, in turn")
-    parser.add_argument("--runs", type=int, default=3, help="runs in each process")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--python", nargs=2, action="append", default=[], metavar=("PEER", "PATH"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parse(options(__doc__, ["trl_step", REFERENCE], rounds=3, runs=3))
     case = QUICK if args.quick else CASE
-    if args.quick:
-        args.peers, args.rounds, args.runs = ["trl_step"], 1, 1
     seconds: dict[str, list[float]] = {name: [] for name in args.peers}
     processor: dict[str, list[float]] = {name: [] for name in args.peers}
     tokens: dict[str, int] = {}

@@ -6,31 +6,20 @@ python benchmarks/generate.py --quick    # only to see that it works
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from pathlib import Path
 
 from cases import Case, quick
+from command_line import options, parse
 from peers import PEERS, python_of, run
-from report import RESULTS, save, show
+from report import save, show
 
 CASE = Case("generate", layers=4, width=256, samples=64, query=(8, 96), response=(32, 32))
 REFERENCE = "trl 0.7.11"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--python", nargs=2, action="append", default=[], metavar=("PEER", "PATH"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parse(options(__doc__, list(PEERS), rounds=3, steps=3))
     case = quick(CASE) if args.quick else CASE
-    if args.quick:
-        args.peers, args.rounds, args.steps = ["trl_step"], 1, 1
     seconds: dict[str, list[float]] = {name: [] for name in args.peers}
     tokens: dict[str, int] = {}
     for _ in range(args.rounds):

@@ -8,27 +8,32 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 from cases import Case, quick
+from command_line import options, parse
 from peers import run
-from report import RESULTS, save, show
+from report import save, show
 
 CASE = Case("options", layers=6, width=512, samples=16, query=(64, 64), response=(64, 64))
-OPTIONS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "kl_penalty='full'": {"config": {"kl_penalty": "full"}},
-    "mixed_precision='bf16'": {"accelerator": {"mixed_precision": "bf16"}},
-    "gradient_checkpointing=True": {"config": {"gradient_checkpointing": True}},
-    "forward_tokens=512": {"config": {"forward_tokens": 512}},
-    "mini_batch_size=1, accumulated": {"config": {"mini_batch_size": 1, "loss_normalization": "tokens"}},
-}
 COMPARED = ("ppo/loss/value", "ppo/policy/entropy", "ppo/val/error", "ppo/returns/var", "objective/entropy")
 """Statistics that no setting should move. Those that are near 0 have no relative error."""
+
+
+def settings_of(case: Case) -> dict[str, dict[str, Any]]:
+    """What is timed on `case`: by name, what the job has beside the case."""
+    # to the same updates as the defaults'
+    accumulated = {"gradient_accumulation_steps": case.mini_batch, "loss_normalization": "tokens"}
+    return {
+        "defaults": {},
+        "kl_penalty='full'": {"config": {"kl_penalty": "full"}},
+        "mixed_precision='bf16'": {"accelerator": {"mixed_precision": "bf16"}},
+        "gradient_checkpointing=True": {"config": {"gradient_checkpointing": True}},
+        "forward_tokens=512": {"config": {"forward_tokens": 512}},
+        "mini_batch_size=1, accumulated": {"config": {"mini_batch_size": 1, **accumulated}},
+    }
 
 
 def moved(ours: dict[str, float], defaults: dict[str, float]) -> float:
@@ -37,23 +42,14 @@ def moved(ours: dict[str, float], defaults: dict[str, float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    case = CASE
-    if args.quick:
-        case, args.rounds, args.steps = quick(CASE), 1, 1
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in OPTIONS}
+    args = parse(options(__doc__, rounds=2, steps=3))
+    case = quick(CASE) if args.quick else CASE
+    settings = settings_of(case)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in settings}
     for _ in range(args.rounds):
-        for name, options in OPTIONS.items():
-            if "accumulated" in name:  # to the same updates as the defaults'
-                options["config"]["gradient_accumulation_steps"] = case.mini_batch
+        for name, setting in settings.items():
             job = {"library": "trl_step", "case": case.arguments(), "steps": args.steps, "threads": args.threads}
-            runs[name].append(run(sys.executable, "worker.py", job | options))
+            runs[name].append(run(sys.executable, "worker.py", job | setting))
     found = {
         name: {
             "seconds": statistics.median([s for result in results for s in result["seconds"]]),

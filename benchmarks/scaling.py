@@ -6,15 +6,14 @@ python benchmarks/scaling.py --quick    # only to see that it works
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from cases import Case
+from command_line import options, parse
 from peers import run
-from report import RESULTS, save, show
+from report import save, show
 
 BASE = Case("scaling", layers=4, width=256, samples=16, query=(64, 64), response=(64, 64))
 SWEEPS = {
@@ -26,18 +25,13 @@ SMALL = {"samples": 4, "layers": 1, "width": 32, "query": (4, 4), "mini_batch": 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parse(options(__doc__, steps=3))
     found: dict[str, list[dict[str, float]]] = {}
     for name, cases in SWEEPS.items():
         found[name] = []
         for case in cases[:2] if args.quick else cases:
             used = replace(case, **SMALL, response=(4, 4)) if args.quick else case
-            job = {"library": "trl_step", "case": used.arguments(), "steps": 1 if args.quick else args.steps}
+            job = {"library": "trl_step", "case": used.arguments(), "steps": args.steps}
             result = run(sys.executable, "worker.py", job | {"threads": args.threads})
             size = {"response tokens": case.response[1], "samples": case.samples, "vocabulary": case.vocabulary}[name]
             found[name].append(

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
 from cases import CASES, Case, quick
+from command_line import options, parse
 from peers import PEERS, python_of, run
-from report import RESULTS, bars, save, show
+from report import bars, save, show
 
 REFERENCE = "trl 0.7.11"
 GOALS = {  # time over the reference's, time over the limit, peak over the reference's
@@ -105,19 +105,9 @@ def table(found: dict[str, dict[str, Any]], peers: list[str]) -> list[list[str]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, trl_step alone: to see that it works")
+    parser = options(__doc__, list(PEERS), rounds=3, steps=5, retries=2)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--retries", type=int, default=2)
-    parser.add_argument("--python", nargs=2, action="append", default=[], metavar=("PEER", "PATH"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    if args.quick:
-        args.peers, args.rounds, args.steps, args.retries = ["trl_step"], 1, 1, 0
+    args = parse(parser)
     pythons = {name: python_of(PEERS[name], dict(args.python)) for name in args.peers}
     found = {}
     for name in args.cases:

@@ -11,7 +11,7 @@ from trl_step.models.generation import generate_batched, padding_id
 
 
 class GenerationMixin:
-    """The sampling methods of `PPOTrainer`."""
+    """Methods of `PPOTrainer` that sample; the attributes are those of `PPOTrainer`."""
 
     def generate(
         self,

@@ -14,7 +14,7 @@ from trl_step.trainer.cost import StepCost, cost_of
 
 
 class ReportingMixin:
-    """The reporting methods of `PPOTrainer`."""
+    """Methods of `PPOTrainer` that report; the attributes are those of `PPOTrainer`."""
 
     def log_stats(
         self,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SavingMixin:
-    """The saving methods of `PPOTrainer`."""
+    """Methods of `PPOTrainer` that save and load; the attributes are those of `PPOTrainer`."""
 
     def create_model_card(self, path: str, model_name: Optional[str] = "TRL Model") -> None:
         """Write README.md into `path`: what the model is and how to load it. Needs no network."""

@@ -46,6 +46,32 @@ CHANGES = [
     ("tok.encode_plus(t, padding=True)", "tok(t, padding=True)"),
     ("class R(Trainer):\n    def compute_loss(self, m, i, o=False):\n        pass",
      "class R(Trainer):\n    def compute_loss(self, m, i, o=False, num_items_in_batch=None):\n        pass"),
+    ("class R(Trainer):\n    def compute_loss(self, m, *a,  # )\n    ):\n        pass",
+     "class R(Trainer):\n    def compute_loss(self, m, *a, num_items_in_batch=None  # )\n    ):\n        pass"),
+    ("class R(Trainer):\n    def compute_loss(self, m, /): pass",
+     "class R(Trainer):\n    def compute_loss(self, m, /, num_items_in_batch=None): pass"),
+    ("class R(Trainer):\n    def compute_loss(self, é='é', *, o=(False)): pass",
+     "class R(Trainer):\n    def compute_loss(self, é='é', *, o=(False), num_items_in_batch=None): pass"),
+    ("class T(B):\n    def f(self, x): return super().batch_encode_plus(x)",
+     "class T(B):\n    def f(self, x): return super().__call__(x)"),
+    ("TrainingArguments(ray_scope=1 # why, then\n, seed=2)", "TrainingArguments(seed=2)"),
+    ("k = {r'top_k': 0.0, u'min_length': -1}\nm.generate(**k)",
+     "k = {\"top_k\": 0, \"min_length\": 0}\nm.generate(**k)"),
+    ("k = {'use_' 'auth_token': a}\nx.from_pretrained(**k)", "k = {'token': a}\nx.from_pretrained(**k)"),
+    ("m.generate(q, **{'top_k': 0.0})", "m.generate(q, **{'top_k': 0})"),
+    ("m.generate(**{**b, **dict(top_k=0.0)})", "m.generate(**{**b, **dict(top_k=0)})"),
+    ("k = {'top_k': 0.0} if a else b | {'top_k': -1.0}\nm.generate(**k)",
+     "k = {'top_k': 0} if a else b | {'top_k': 0}\nm.generate(**k)"),
+    ("m.generate(**(k := {'top_k': 0.0}))", "m.generate(**(k := {'top_k': 0}))"),
+    ("from transformers import TrainingArguments as T\nT(no_cuda=a)",
+     "from transformers import TrainingArguments as T\nT(use_cpu=a)"),
+    ("class R(Trainer): pass\nR(m, tokenizer=t)", "class R(Trainer): pass\nR(m, processing_class=t)"),
+    ("class R(t.Trainer):\n    def __init__(self, tokenizer): super().__init__(tokenizer=tokenizer)\nR(tokenizer=1)",
+     "class R(t.Trainer):\n    def __init__(self, tokenizer): super().__init__(processing_class=tokenizer)\n"
+     "R(tokenizer=1)"),
+    ("class A(TrainingArguments): x = 1\nA('o', no_cuda=a)", "class A(TrainingArguments): x = 1\nA('o', use_cpu=a)"),
+    ("Seq2SeqTrainer(m, tokenizer=t)", "Seq2SeqTrainer(m, processing_class=t)"),
+    ("from trl . core import LengthSampler", "from trl_step.core import LengthSampler"),
 ]  # fmt: skip
 
 
@@ -67,6 +93,10 @@ LEFT_ALONE = [
     "other(top_k=0.0, min_length=-1, tokenizer=t)",
     "options = {'top_k': 0.0}\nsearch(**options)",
     "class A(Base):\n    def compute_loss(self, m): pass\nclass R(Trainer):\n    def compute_loss(self, m, **k): pass",
+    "class T:\n    def encode_plus(self, x): pass\n    def f(self): return self.encode_plus(1)",
+    "k['use_auth_token'] = other = True\nx.from_pretrained(**k)",
+    "x.from_pretrained('a', device_map={[1]: 2})",
+    "class Trainer: pass\nclass R(Trainer): pass\nR(tokenizer=t)",
     "A.from_pretrained('x', device_map='auto')\nA.from_pretrained('x', device_map={'': 'cpu'})",
 ]
 
@@ -74,6 +104,47 @@ LEFT_ALONE = [
 @pytest.mark.parametrize("source", LEFT_ALONE)
 def test_left_alone(source: str) -> None:
     assert rewritten(source.encode()) == (source.encode(), [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("#!/bin/sh\n# coding: latin-1\nimport os\n{}", "#!/bin/sh\n# coding: latin-1\nimport torch\nimport os\n{}"),
+        ("# x\n@a\ndef f(): {}", "# x\nimport torch\n@a\ndef f(): {}"),
+        ("def f(): {}\nimport transformers", "def f(): {}\nimport transformers\nimport torch\n"),
+        ("def f():\n    import torch\n{}", "import torch\ndef f():\n    import torch\n{}"),
+        ("import torch\n{}", "import torch\n{}"),
+    ],
+)
+def test_the_place_of_a_new_import(old: str, new: str) -> None:
+    call = "x.from_pretrained(device_map={'': 0}%s)"
+    got, _ = rewritten(old.format(call % "").encode())
+    assert got.decode() == new.format(call % " if torch.accelerator.is_available() else None")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(None, "No such file"), (b"x = 1\n\n'\xe4'", "decode"), (b"x = 1\0", "null bytes"), (b"x =", "1: invalid")],
+)
+@pytest.mark.parametrize("mode", ["--check", "--write"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, data: bytes | None, message: str, mode: str) -> None:
+    path = tmp_path / "script.py"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(SystemExit, match=rf"script\.py:.*{message}"):
+        main([mode, str(path)])
+    assert data is None or path.read_bytes() == data
+
+
+def test_a_script_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "none.py")])
+    assert "there is no script" in capsys.readouterr().err
+
+
+def test_a_long_sum_is_walked() -> None:
+    source = "x = " + " + ".join(["m.generate(top_k=0.0)"] * 300) + "".join([" + 1"] * 2000)
+    assert rewritten(source.encode())[0].count(b"top_k=0)") == 300
 
 
 def test_quantization() -> None:

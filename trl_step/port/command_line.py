@@ -26,6 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     options = parser.parse_args(arguments)
     if not options.check and not options.write:
+        if not Path(options.script).is_file():
+            parser.error(f"there is no script {options.script}")
         run_script(options.script, options.arguments)
         return 0
     return max(port_file(Path(name), options.write) for name in [options.script, *options.arguments])
@@ -35,13 +37,15 @@ def port_file(path: Path, write: bool) -> int:
     """Report the changes of one script, and make them with `write`; returns the exit status.
 
     Raises:
-        SystemExit: it is no Python of the running version.
+        SystemExit: it cannot be read, or is no Python of the running version.
     """
     try:
         data, encoding = read_source(path)
         new, edits = rewritten(data)
     except SyntaxError as error:
         raise SystemExit(f"{path}:{error.lineno}: {error.msg}") from error
+    except (OSError, ValueError, RecursionError) as error:  # no file, not its encoding, zero bytes
+        raise SystemExit(f"{path}: {error}") from error
     for edit in edits:
         print(f"{path}:{edit.line}: {edit.note}")
     missing = missing_names(data)

@@ -68,7 +68,8 @@ class Script:
 
         The comma behind it, or the one in front of the last item; and the line, where nothing else stands on it.
         """
-        comma = re.compile(rb"\s*,").match(self.data, end)
+        # a comment is passed over as a whole: a comma in it is none
+        comma = re.compile(rb"(\s|\\\r?\n|#[^\r\n]*(?=[\r\n]))*,").match(self.data, end)
         if comma:
             end = comma.end()
         line_start = self.data.rfind(b"\n", 0, start) + 1
@@ -81,6 +82,21 @@ class Script:
         spaces = re.compile(rb"[ \t]*").match(self.data, end)
         assert spaces is not None
         return start, spaces.end()
+
+    def end_of_parameters(self, function: ast.FunctionDef) -> int:
+        """Behind the last parameter of `function`, and the comma behind that."""
+        start = self.span(function)[0]
+        text = self.data[start:].decode()
+        lines, depth, end = text.split("\n"), 0, (1, 0)
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.OP:
+                depth += (token.string in "([{") - (token.string in ")]}")
+                if depth == 0 and token.string == ")":
+                    break
+            if token.type not in (tokenize.COMMENT, tokenize.NL):
+                end = token.end
+        before = "\n".join([*lines[: end[0] - 1], lines[end[0] - 1][: end[1]]])
+        return start + len(before.encode())
 
 
 def applied(data: bytes, edits: Iterable[Edit]) -> tuple[bytes, list[Edit]]:

@@ -51,6 +51,7 @@ def wrapped_functions() -> Iterator[tuple[Any, str, str]]:
     yield transformers.TrainingArguments, "__init__", "TrainingArguments"
     yield transformers.Seq2SeqTrainingArguments, "__init__", "TrainingArguments"
     yield transformers.Trainer, "__init__", "Trainer"
+    yield transformers.Seq2SeqTrainer, "__init__", "Trainer"
     yield accelerate.Accelerator, "__init__", "Accelerator"
 
 

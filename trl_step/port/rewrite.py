@@ -25,7 +25,11 @@ from trl_step.port.rules import (
     Source,
 )
 
-KINDS = {"Seq2SeqTrainingArguments": "TrainingArguments", "GenerationConfig": "generate"}
+KINDS = {
+    "Seq2SeqTrainingArguments": "TrainingArguments",
+    "Seq2SeqTrainer": "Trainer",
+    "GenerationConfig": "generate",
+}
 """Names that are called and are not themselves a kind of `CALLS`."""
 DICTIONARIES = {
     "generation_kwargs": "generate",
@@ -81,18 +85,23 @@ class Rewriter:
         self.script = script
         self.nodes = list(nodes_outside_of_f_strings(script.tree))
         self.own_functions = {node.name for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        self.originals: dict[str, str] = {}
+        """What a name of the script is called where it comes from."""
         self.ours = {"trl"}
         """Names in the script that stand for trl or for something of it."""
         self.known: set[str] = set()
-        """Names that an import binds."""
+        """Names that an import binds for the whole script."""
         for node in self.nodes:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 module = getattr(node, "module", None) or node.names[0].name
                 names = {alias.asname or alias.name for alias in node.names}
-                self.known |= names
+                self.originals |= {alias.asname or alias.name: alias.name for alias in node.names}
+                if node in script.tree.body:
+                    self.known |= names
                 self.ours |= names if new_name(module).startswith("trl_step") else set()
         self.needed: dict[str, str] = {}
         """Names that the edits need, and the statements that import them."""
+        self.kinds_of_classes = self._kinds_of_classes()
 
     def edits(self) -> list[Edit]:
         """All edits but new imports, in no order; they may overlap."""
@@ -108,8 +117,9 @@ class Rewriter:
                         yield self.script.edit(self.script.span(alias), _import_of(alias), NEW_PACKAGE)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 if new_name(node.module) != node.module:
-                    start = self.script.data.index(node.module.encode(), self.script.span(node)[0] + len("from"))
-                    yield self.script.edit((start, start + len(node.module)), new_name(node.module), NEW_PACKAGE)
+                    dotted = re.compile(rb"\s*\.\s*".join(map(str.encode, node.module.split("."))))
+                    if found := dotted.search(self.script.data, self.script.span(node)[0] + len("from")):
+                        yield self.script.edit(found.span(), new_name(node.module), NEW_PACKAGE)
                 for alias in node.names:
                     if (node.module, alias.name) in MOVED:
                         yield self._moved_name(node, alias)
@@ -136,14 +146,41 @@ class Rewriter:
     def kind_of(self, call: ast.Call) -> str | None:
         """The kind in `CALLS`; "pipe" for whatever else is called, which may be a pipeline."""
         function = call.func
-        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        name = _last_name(function)
+        if name == "__init__" and isinstance(function, ast.Attribute) and _is_super(function.value):
+            return self.kinds_of_classes.get(id(call))
         if name in self.own_functions:
-            return None
+            return self.kinds_of_classes.get(name)
         if name == "from_pretrained" and isinstance(function, ast.Attribute):
             owner = self.script.text(function.value).partition(".")[0]
             return "value_head.from_pretrained" if owner in self.ours else name
+        return self._kind_of_name(function) or "pipe"
+
+    def _kind_of_name(self, function: ast.expr) -> str | None:
+        name = self.originals.get(function.id, function.id) if isinstance(function, ast.Name) else _last_name(function)
         kind = KINDS.get(name, name)
-        return kind if kind in CALLS else "pipe"
+        return kind if kind in CALLS else None
+
+    def _kinds_of_classes(self) -> dict[str | int, str]:
+        """For the names of own classes without an own `__init__`, and by `id` for calls of `super().__init__`: the kind
+        of their base class."""
+        kinds: dict[str | int, str] = {}
+        for node in self.nodes:
+            of_others = [base for base in getattr(node, "bases", ()) if _last_name(base) not in self.own_functions]
+            bases = [self._kind_of_name(base) for base in of_others]
+            kind = next((kind for kind in bases if kind in ("Trainer", "TrainingArguments")), None)
+            if kind is None or not isinstance(node, ast.ClassDef):
+                continue
+            if not any(getattr(member, "name", "") == "__init__" for member in node.body):
+                kinds[node.name] = kind
+            for inner in ast.walk(node):
+                if (
+                    isinstance(inner, ast.Call)
+                    and isinstance(inner.func, ast.Attribute)
+                    and _is_super(inner.func.value)
+                ):
+                    kinds[id(inner)] = kind
+        return kinds
 
     def _call_edits(self) -> Iterator[Edit]:
         all_scores = b"return_all_scores" in self.script.data
@@ -181,10 +218,11 @@ class Rewriter:
             text = ", ".join(first.written(name, source) for name, source in new.items())
             note = self._note(rule, given, text)
             self._need_of(rule, text)
-            quote = len(first.quote)
-            if list(new.values()) == [self.script.text(first.value)]:
-                start = first.start + quote
-                yield self.script.edit((start, start + len(first.name)), next(iter(new)), note)
+            start = first.start + len(first.quote)
+            end = start + len(first.name)
+            is_plain = self.script.data[start:end] == first.name.encode()  # 'a' and a, not u'a' nor "" 'a'
+            if is_plain and list(new.values()) == [self.script.text(first.value)]:
+                yield self.script.edit((start, end), next(iter(new)), note)
             elif new:
                 yield self.script.edit((first.start, first.end), text, note)
             else:
@@ -196,7 +234,7 @@ class Rewriter:
         text = self.script.text(value)
         try:
             return Source(text, ast.literal_eval(value))
-        except ValueError:
+        except (ValueError, TypeError):
             return Source(text if isinstance(value, ATOMS) else f"({text})")
 
     def _note(self, rule: Rule, given: Iterable[Item], text: str) -> str:
@@ -222,8 +260,9 @@ class Rewriter:
         for node in self.nodes:
             if isinstance(node, ast.Call):
                 for keyword in node.keywords:
-                    if keyword.arg in DICTIONARIES:
-                        yield from self._entry_edits(DICTIONARIES[keyword.arg], keyword.value)
+                    kind_inside = DICTIONARIES.get(keyword.arg) if keyword.arg else self.kind_of(node)
+                    if kind_inside is not None:
+                        yield from self._entry_edits(kind_inside, keyword.value)
                 if isinstance(node.func, ast.Attribute) and node.func.attr == "update":
                     for kind in kinds[self.script.text(node.func.value)]:
                         yield from self._item_edits(kind, self._keywords(node))
@@ -233,7 +272,7 @@ class Rewriter:
                 target = node.targets[0] if isinstance(node, ast.Assign) else node.target
                 for kind in kinds[self.script.text(target)]:
                     yield from self._entry_edits(kind, node.value)
-                if isinstance(target, ast.Subscript):
+                if isinstance(target, ast.Subscript) and (isinstance(node, ast.AnnAssign) or len(node.targets) == 1):
                     for kind in kinds[self.script.text(target.value)]:
                         yield from self._assigned_entry(kind, node, target, node.value)
 
@@ -253,13 +292,24 @@ class Rewriter:
             yield from self._item_edits(kind, self._entries(value))
         elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "dict":
             yield from self._item_edits(kind, self._keywords(value))
+        parts: list[ast.expr] = []
+        if isinstance(value, ast.Dict):
+            parts = [part for key, part in zip(value.keys, value.values, strict=True) if key is None]
+        elif isinstance(value, ast.IfExp):
+            parts = [value.body, value.orelse]
+        elif isinstance(value, ast.BinOp):
+            parts = [value.left, value.right]
+        elif isinstance(value, ast.NamedExpr):
+            parts = [value.value]
+        for part in parts:
+            yield from self._entry_edits(kind, part)
 
     def _entries(self, dictionary: ast.Dict) -> Iterator[Item]:
         limit = self.script.span(dictionary)[1] - 1
         for key, value in zip(dictionary.keys, dictionary.values, strict=True):
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                start = self.script.span(key)[0]
-                yield Item(key.value, start, self._end(value, limit), value, self.script.text(key)[0])
+                start, quote = self.script.span(key)[0], self.script.text(key)[0]
+                yield Item(key.value, start, self._end(value, limit), value, quote if quote in "\"'" else '"')
 
     def _assigned_entry(
         self, kind: str, node: ast.Assign | ast.AnnAssign, target: ast.Subscript, value: ast.expr
@@ -285,11 +335,12 @@ class Rewriter:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr in RENAMED_METHODS
+                and node.func.attr in RENAMED_METHODS.keys() - self.own_functions
             ):
                 end = self.script.span(node.func)[1]
                 start = self.script.data.rindex(b".", 0, end)
-                yield Edit(start, end, "", node.func.end_lineno or node.lineno, f"{node.func.attr} is the call itself")
+                new = ".__call__" if _is_super(node.func.value) else ""
+                yield Edit(start, end, new, node.func.end_lineno or node.lineno, f"{node.func.attr} is the call itself")
             elif isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Trainer") for base in node.bases):
                 yield from self._override_edits(node)
 
@@ -301,32 +352,42 @@ class Rewriter:
                 continue
             given = [*method.args.posonlyargs, *method.args.args, *method.args.kwonlyargs]
             if method.args.kwarg is None and parameter not in [argument.arg for argument in given]:
-                parts: list[ast.arg | ast.expr] = [*given, *method.args.defaults]
-                end = max(self.script.span(part)[1] for part in parts)
+                end = self.script.end_of_parameters(method)
+                comma = " " if self.script.data[:end].endswith(b",") else ", "
                 note = f"{method.name} is given {parameter} as well"
-                yield self.script.edit((end, end), f", {parameter}=None", note)
+                yield self.script.edit((end, end), f"{comma}{parameter}=None", note)
 
 
 def nodes_outside_of_f_strings(node: ast.AST) -> Iterator[ast.AST]:
     """As `ast.walk`; before Python 3.12 the places of nodes inside of an f-string are wrong."""
-    yield node
-    if not isinstance(node, ast.JoinedStr):
-        for child in ast.iter_child_nodes(node):
-            yield from nodes_outside_of_f_strings(child)
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, ast.JoinedStr):
+            waiting += reversed(list(ast.iter_child_nodes(node)))
 
 
 def import_edits(script: Script, needed: Mapping[str, str]) -> list[Edit]:
     """Import statements behind the first one from transformers, whose names most of them go with."""
+    if not needed:
+        return []
     imports = [node for node in script.tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     of_transformers = [node for node in imports if "transformers" in ast.unparse(node)]
     must_be_first = [node for node in imports if getattr(node, "module", "") == "__future__"]
     docstring = script.tree.body[:1] if ast.get_docstring(script.tree) is not None else []
     anchors = of_transformers[:1] or must_be_first[-1:] or docstring
-    line = anchors[0].end_lineno or 0 if anchors else 0
+    if anchors:
+        line = anchors[0].end_lineno or anchors[0].lineno
+    else:  # in front of the first statement: lines above it may name the interpreter and the encoding
+        first = script.tree.body[0]
+        line = min([first.lineno, *(each.lineno for each in getattr(first, "decorator_list", ()))]) - 1
     place = script.line_starts[line] if line < len(script.line_starts) else len(script.data)
     newline = "\r\n" if b"\r\n" in script.data else "\n"
     statements = "".join(statement + newline for statement in needed.values())
-    return [script.edit((place, place), statements, "; ".join(needed.values()))] if needed else []
+    if place and not script.data[:place].endswith((b"\n", b"\r")):
+        statements = newline + statements
+    return [script.edit((place, place), statements, "; ".join(needed.values()))]
 
 
 def _import_of(alias: ast.alias) -> str:
@@ -335,6 +396,15 @@ def _import_of(alias: ast.alias) -> str:
     if alias.asname:
         return f"{name} as {alias.asname}"
     return "trl_step as trl" if alias.name == "trl" else f"trl_step as trl, {name}"
+
+
+def _last_name(function: ast.expr) -> str:
+    """The name that is called: `b` of `a.b`."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _is_super(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and _last_name(node.func) == "super"
 
 
 def _may_classify_texts(call: ast.Call) -> bool:

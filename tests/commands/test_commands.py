@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 import trl_step
 from tests.markdown_pages import ROOT
 from trl_step.commands import main, sentiment_demo
+from trl_step.commands.facts import facts
 from trl_step.commands.saved_runs import saved_runs
 
 SOUND = {"objective/kl": 0.4, "ppo/policy/entropy": 2.0, "ppo/mean_scores": 1.0, "ppo/std_scores": 0.5}
@@ -74,13 +77,65 @@ def test_doctor_reads_tensorboard_logs(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{}\n{", r"run\.jsonl:2 is no JSON"), ("{}\n\n[1]", r"run\.jsonl:3 is a list"), (None, "holds neither")],
+    [
+        ("{}\n{", r"run\.jsonl:2 is no JSON"),
+        ("{}\n\n[1]", r"run\.jsonl:3 is a list"),
+        (None, "holds no statistics"),
+        ("", "holds no stat"),
+    ],
 )
 def test_doctor_says_what_it_cannot_read(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "run.jsonl").write_text(text)
     with pytest.raises(SystemExit, match=message):
         main(["doctor", str(tmp_path)])
+
+
+def test_doctor_passes_over_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sound = write_lines(tmp_path / "sound.jsonl", [SOUND])
+    write_lines(tmp_path / "prompts.jsonl", [{"text": "x", "label": 1}])
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "events.out.tfevents.1").mkdir()
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert [path for path, _ in saved_runs(tmp_path)] == [sound]
+    assert list(saved_runs(tmp_path / "prompts.jsonl")) == [(tmp_path / "prompts.jsonl", [{"label": 1.0}])]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"objective/kl": 1%s}' % ("0" * 5000),
+        '\ufeff{"objective/kl": 1}',
+        '{"objective/kl": 1, "text": "a\u2028b\x85c"}',
+    ],
+)
+def test_doctor_reads_whatever_is_json(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.jsonl").write_text(line, encoding="utf-8")
+    ((_, steps),) = saved_runs(tmp_path)
+    assert steps == [{"objective/kl": math.inf if len(line) > 1000 else 1.0}]
+
+
+def test_doctor_is_not_brought_down_by_bytes_and_depth(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"objective/kl": 1, "text": "\xe4"}\n')
+    assert [steps for _, steps in saved_runs(tmp_path)] == [[{"objective/kl": 1.0}]]
+    (tmp_path / "b.jsonl").write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(SystemExit, match=r"b\.jsonl:1 is no JSON"):
+        main(["doctor", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", [b"\x1b[31m\r.jsonl", b"\xff.jsonl"])
+def test_names_do_not_steer_the_terminal(tmp_path: Path, name: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    write_lines(path, [SOUND])
+    assert main(["doctor", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert told.encode().isascii()
+    assert "\\x1b[31m\\r" in told or "\\udcff" in told
+    path.write_text("{")
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", str(tmp_path)])
+    assert str(stopped.value).isprintable()
 
 
 # --- env -----------------------------------------------------------------------------------------------------
@@ -100,6 +155,8 @@ def test_facts_name_versions_and_hold_no_secrets(
     assert "- accelerators: " in told
     assert "- LOCAL_RANK: 1\n" in told
     assert "verysecret" not in told
+    monkeypatch.setenv("HOME", "/")
+    assert f" in {trl_step.__path__[0]}" in facts()["trl_step"]
 
 
 # --- demo ----------------------------------------------------------------------------------------------------

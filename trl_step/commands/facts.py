@@ -22,9 +22,11 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "RANK", "LOCAL_RANK", "OMP_NU
 
 def facts() -> dict[str, str]:
     """Name and value of each fact; packages that are not installed and variables that are not set are left out."""
-    home = str(Path.home())
+    place, home = Path(trl_step.__path__[0]), Path.home()
+    if place.is_relative_to(home) and home != Path(home.anchor):
+        place = Path("~", place.relative_to(home))
     return {
-        "trl_step": f"{trl_step.__version__} in {trl_step.__path__[0].replace(home, '~')}",
+        "trl_step": f"{trl_step.__version__} in {place}",
         "python": platform.python_version(),
         "system": platform.platform(),
         **{name: found for name in PACKAGES if (found := _version(name))},

@@ -10,6 +10,7 @@ from pathlib import Path
 from trl_step.extras import doctor
 
 EVENTS = "events.out.tfevents*"
+LINES = "*.jsonl"
 
 
 def examine(path: Path) -> int:
@@ -20,54 +21,62 @@ def examine(path: Path) -> int:
     """
     try:
         runs = list(saved_runs(path))
-    except (ValueError, ImportError) as error:
-        raise SystemExit(f"trl_step doctor: {error}") from error
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(printable(f"trl_step doctor: {error}")) from error
     if not runs:
-        raise SystemExit(f"trl_step doctor: {path} holds neither *.jsonl nor {EVENTS}")
+        raise SystemExit(printable(f"trl_step doctor: {path} holds no statistics, in {LINES} or {EVENTS}"))
     for source, steps in runs:
-        print(f"{source}: {len(steps)} steps\n{doctor.report(steps)}")
+        print(f"{printable(str(source))}: {len(steps)} steps\n{doctor.report(steps)}")
     return int(any(doctor.diagnose(steps) for _, steps in runs))
 
 
+def printable(text: str) -> str:
+    """`text` with characters that steer a terminal, or that cannot be printed, as Python writes them: `\\x1b`."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def saved_runs(path: Path) -> Iterator[tuple[Path, list[dict[str, float]]]]:
-    """Where each run lies, and its scalars, a dictionary per step.
+    """Where each run lies, and its scalars, a dictionary per step. In a folder, files without a KL are none of a run.
 
     Raises:
         ValueError: a line is no JSON object.
+        OSError: a file cannot be read.
         ImportError: a tensorboard log, and no tensorboard.
     """
     if path.is_dir():
-        for file in sorted(path.rglob("*.jsonl")):
-            yield file, read_json_lines(file)
-        for folder in sorted({file.parent for file in path.rglob(EVENTS)}):
-            yield from _logged(folder)
-    elif path.match(EVENTS):
-        yield from _logged(path)
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]  # no folder, and no pipe that never ends
+        for file in files:
+            if file.match(LINES):
+                yield from _if_a_run(file, read_json_lines(file))
+        for folder in sorted({file.parent for file in files if file.match(EVENTS)}):
+            yield from _if_a_run(folder, read_tensorboard(folder))
     elif path.is_file():
-        yield path, read_json_lines(path)
+        steps = read_tensorboard(path) if path.match(EVENTS) else read_json_lines(path)
+        if any(steps):
+            yield path, steps
 
 
 def read_json_lines(file: Path) -> list[dict[str, float]]:
     """One JSON object per line: what `step` returned, of which numbers are kept."""
     steps = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            stats = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{number} is no JSON: {error}") from error
-        if not isinstance(stats, dict):
-            raise ValueError(
-                f"{file}:{number} is a {type(stats).__name__}, where the statistics of a step are an object"
-            )
-        steps.append({key: float(value) for key, value in stats.items() if isinstance(value, (int, float))})
+    with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                stats = json.loads(line, parse_int=float)  # an int may be too large for a float
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"{file}:{number} is no JSON: {error}") from error
+            if not isinstance(stats, dict):
+                raise ValueError(
+                    f"{file}:{number} is a {type(stats).__name__}, where the statistics of a step are an object"
+                )
+            steps.append({key: float(value) for key, value in stats.items() if isinstance(value, (bool, float))})
     return steps
 
 
-def _logged(path: Path) -> Iterator[tuple[Path, list[dict[str, float]]]]:
-    """A log with scalars; the one with the hyperparameters, which tensorboard puts beside it, has none."""
-    steps = read_tensorboard(path)
+def _if_a_run(path: Path, steps: list[dict[str, float]]) -> Iterator[tuple[Path, list[dict[str, float]]]]:
+    """The run, if it is one: beside it lie data, and a log of the hyperparameters that tensorboard makes."""
     if any("objective/kl" in stats for stats in steps):
         yield path, steps
 

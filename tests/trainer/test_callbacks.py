@@ -87,13 +87,18 @@ def test_the_table_of_samples_comes_every_so_many_steps_and_obeys_no_markup() ->
     assert shown.count("more") == 4
 
 
-def test_the_configuration_asks_for_both(capsys: pytest.CaptureFixture[str]) -> None:
-    ours = trainer("gpt2", progress_bar=True, num_sample_generations=2, steps=32)
-    for _ in range(4):
+@pytest.mark.parametrize(
+    ("steps", "tables", "behind"), [(4, 2, "13"), (5, 2, "135"), (5, 1, "1"), (3, 9, "123")], ids=str
+)
+def test_the_configuration_asks_for_both(
+    steps: int, tables: int, behind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = trainer("gpt2", progress_bar=True, num_sample_generations=tables, steps=8 * steps, ppo_epochs=1)
+    for _ in range(steps):
         ours.step(*batch())
     printed = capsys.readouterr()
-    assert re.findall(r"step (\d)", printed.out) == ["1", "3"]
-    assert "4/4" in printed.err
+    assert re.findall(r"step (\d)", printed.out) == list(behind)
+    assert f"{steps}/{steps}" in printed.err
     assert "entropy=" in printed.err
 
 

@@ -216,7 +216,8 @@ class PPOConfig:
     progress_bar: bool = False
     """show the steps with reward, KL, entropy and tokens per second"""
     num_sample_generations: int = 0
-    """tables of samples that are printed in the course of `steps`, at even distances; needs the package rich"""
+    """how many tables of samples are printed in the course of `steps`, at even distances; needs the package rich. One
+    every n steps: `trainer.on_step(SampleTable(every=n))`"""
 
     save_every: Optional[int] = None
     """steps between two automatic `save_state`s into `save_dir`; on Ctrl-C the run is saved as well"""

@@ -131,7 +131,6 @@ def train_tokenizer(texts: list[str], settings: AssetSettings) -> PreTrainedToke
 def pretrain(tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: AssetSettings) -> LlamaForCausalLM:
     """A Llama of the given depth and width, trained to continue the texts."""
     torch.manual_seed(settings.seed)
-    random.seed(settings.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=settings.width, intermediate_size=3 * settings.width,

@@ -45,7 +45,7 @@ def fill_in(args: Namespace, defaults: Defaults, small: bool) -> Namespace:
 
 def is_small(model: str) -> bool:
     """Whether the small model is meant: no name, or a model narrower than any that is worth 8 bits."""
-    return not model or AutoConfig.from_pretrained(model).hidden_size < 512
+    return not model or AutoConfig.from_pretrained(model).get_text_config().hidden_size < 512
 
 
 def load_posts(name: str, subset: str, small: bool, **options: Any) -> Any:

@@ -106,7 +106,8 @@ def main(words: Sequence[str] | None = None) -> Result:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or None)
     accuracy = trainer.evaluate()["eval_accuracy"]
     folder = Path(f"{output}_peft_last_checkpoint")
-    trainer.model.save_pretrained(folder)
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(folder)
     print(f"accuracy on held-out pairs: {accuracy:.3f}")
     return Result(folder, accuracy)
 

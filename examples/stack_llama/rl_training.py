@@ -34,7 +34,6 @@ DEFAULTS = {
     "load_in_8bit": (True, False), "log_with": (None, None),
 }  # fmt: skip
 SHORTEST_ANSWER = 32
-NO_TOKEN = 10**9  # an id that no vocabulary has: no answer ends before its length
 
 
 def read_flags(words: Sequence[str] | None) -> Namespace:
@@ -121,9 +120,8 @@ def questions(args: Namespace, tokenizer: Any) -> Any:
 def train(trainer: PPOTrainer, reward_model: Any, tokenizer: Any, args: Namespace) -> None:
     """Answer, score, step, until `steps` questions have been answered."""
     sampling: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": args.output_max_length}
-    if not is_small(args.model_name):  # as in the original: answers of drawn lengths, which no end token stops
-        lengths = LengthSampler(SHORTEST_ANSWER, args.output_max_length)
-        sampling |= {"length_sampler": lengths, "eos_token_id": NO_TOKEN}
+    if not is_small(args.model_name):  # as in the original: a drawn length, where no end token comes first
+        sampling["length_sampler"] = LengthSampler(SHORTEST_ANSWER, args.output_max_length)
     updates = math.ceil(args.steps / args.batch_size)
     with tqdm(total=updates, desc="ppo") as progress:
         while progress.n < updates:

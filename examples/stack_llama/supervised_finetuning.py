@@ -94,7 +94,8 @@ def main(words: Sequence[str] | None = None) -> Path:
     trainer.model.print_trainable_parameters()
     trainer.train()
     folder = Path(args.output_dir) / "final_checkpoint"
-    trainer.model.save_pretrained(folder)
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(folder)
     return folder
 
 

@@ -92,3 +92,20 @@ def test_pairs_for_rewards(tokenizer: Any) -> None:
     talk = [{"role": "user", "content": "d"}, {"role": "assistant", "content": "e"}]
     row = tokenize_pair_for_rewards({"chosen": talk, "rejected": talk[:1]}, tokenizer, 9)
     assert (row["input_ids_chosen"], row["input_ids_rejected"]) == (ids("de"), ids("d"))
+
+
+def test_a_prompt_of_no_length_leaves_the_answers(tokenizer: Any) -> None:
+    row = preference(tokenizer, {"prompt": "cdef", "chosen": "ef", "rejected": "f"}, length=4, prompt_length=0)
+    assert row["prompt_input_ids"] == []
+    assert row["chosen_input_ids"] == [*ids("ef"), 1]
+
+
+def test_an_answer_without_room_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="max_prompt_length=4 leaves an answer no room within max_length=4"):
+        preference(tokenizer, {"prompt": "cdef", "chosen": "ef", "rejected": "f"}, length=4, prompt_length=4)
+
+
+def test_answers_need_an_end_token(tokenizer: Any) -> None:
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end token"):
+        preference(tokenizer, {"prompt": "cd", "chosen": "e", "rejected": "ff"})

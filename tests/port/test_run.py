@@ -210,6 +210,26 @@ arguments, rest = HfArgumentParser(TrainingArguments).parse_args_into_dataclasse
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "optim", "sampling"),
+    [
+        ("--adafactor --group_by_length", "adafactor", "group_by_length"),
+        ("--adafactor True --group_by_length=true", "adafactor", "group_by_length"),
+        ("--adafactor no --group_by_length False --include_inputs_for_metrics", "adamw_torch_fused", "random"),
+    ],
+)
+def test_old_switches_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, words: str, optim: str, sampling: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["old.py", "--output_dir", "out", *words.split()])
+    names = run("""
+from transformers import HfArgumentParser, TrainingArguments
+(arguments,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+""")
+    assert (names["arguments"].optim, names["arguments"].train_sampling_strategy) == (optim, sampling)
+    assert names["arguments"].include_for_metrics == (["inputs"] if "metrics" in words else [])
+
+
 def test_flags_of_the_script_itself_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["old.py", "--evaluation_strategy", "mine", "--logging_dir", "here"])
     names = run("""

@@ -31,6 +31,7 @@ def test_warmup_ratio_and_what_release_5_dropped(tmp_path: Path) -> None:
     assert TrainingArguments(str(tmp_path), warmup_ratio=0.1, overwrite_output_dir=False).get_warmup_steps(100) == 10
     assert TrainingArguments(str(tmp_path), warmup_ratio=0.1, warmup_steps=3).get_warmup_steps(100) == 3
     assert TrainingArguments(str(tmp_path), split_batches=True).accelerator_config.split_batches
+    assert TrainingArguments(str(tmp_path), dispatch_batches=False).accelerator_config.dispatch_batches is False
     with pytest.warns(FutureWarning, match="overwrite_output_dir has no effect"):
         TrainingArguments(str(tmp_path), overwrite_output_dir=True)
 

@@ -87,8 +87,11 @@ def tokenize_preference(
         `prompt_attention_mask`: lists of int.
 
     Raises:
-        ValueError: the two answers split the prompt's tokens at more than one token, or the mode is unknown.
+        ValueError: the two answers split the prompt's tokens at more than one token, the mode is unknown, there is no
+            end token, or an answer that must be cut has no room.
     """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end token to put behind the answers: set tokenizer.eos_token")
     prompt = tokenizer(feature["prompt"], add_special_tokens=False)
     parts = {side: split(feature["prompt"], feature[side]) for side in SIDES}
     lengths = [len(parts[side]["prompt_input_ids"]) for side in SIDES]
@@ -106,10 +109,15 @@ def tokenize_preference(
         if len(tokens["prompt_input_ids"]) + longest > max_length:
             for part in PARTS:
                 tokens[f"prompt_{part}"] = _shortened(tokens[f"prompt_{part}"], max_prompt_length, truncation_mode)
+    room = max_length - max_prompt_length
     for side in SIDES:
         if len(parts[side]["prompt_input_ids"]) + longest > max_length:
+            if room < 1:
+                raise ValueError(
+                    f"max_prompt_length={max_prompt_length} leaves an answer no room within max_length={max_length}"
+                )
             for part in PARTS:
-                parts[side][part] = parts[side][part][: max_length - max_prompt_length]
+                parts[side][part] = parts[side][part][:room]
 
     row = dict(parts["prompt"])
     for side in SIDES:
@@ -182,5 +190,5 @@ def _shortened(tokens: list[int], length: int, mode: str) -> list[int]:
     if mode == "keep_start":
         return tokens[:length]
     if mode == "keep_end":
-        return tokens[-length:]
+        return tokens[-length:] if length else []
     raise ValueError(f"truncation_mode must be 'keep_end' or 'keep_start', not {mode!r}")

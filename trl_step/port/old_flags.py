@@ -8,32 +8,42 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trl_step.port.rules import CALLS, Drop, Rename
+from trl_step.port.rules import CALLS, Drop, Flag, Rename
 
 Tell = Callable[[str, str], None]
+NO = ("false", "no", "f", "n", "0")
+"""How a truth value is denied on the command line; a flag alone affirms it."""
 
 
 def translated_words(words: Sequence[str], known: set[str], tell: Tell) -> list[str]:
     """`words` of a command line whose parser knows the flags `known`.
 
-    A flag that it does not know and whose new name it knows is renamed; one that today's packages have no use for is
-    left out with its value, where the parser is one of training arguments.
+    A flag that it does not know and whose new name it knows is renamed. Where the parser is one of training arguments,
+    a switch in whose place another flag is given becomes that one, and a flag that today's packages have no use for is
+    left out with its value.
     """
-    rules = {f"--{rule.old[0]}": rule for rule in CALLS["TrainingArguments"] if isinstance(rule, (Rename, Drop))}
+    rules = {f"--{rule.old[0]}": rule for rule in CALLS["TrainingArguments"] if isinstance(rule, (Rename, Drop, Flag))}
+    are_of_training = "--eval_strategy" in known
     new_words: list[str] = []
-    value_follows = False  # of a flag that was left out
-    for word in words:
-        if value_follows and not word.startswith("--"):
-            value_follows = False
-            continue
+    waiting = list(words)[::-1]
+    while waiting:
+        word = waiting.pop()
         flag, equals, value = word.partition("=")
         rule = rules.get(flag) if flag not in known else None
-        value_follows = isinstance(rule, Drop) and "--eval_strategy" in known and not equals
         if isinstance(rule, Rename) and f"--{rule.new}" in known:
             new_words.append(f"--{rule.new}{equals}{value}")
             tell(flag, f"--{rule.new} ({rule.why})")
-        elif isinstance(rule, Drop) and "--eval_strategy" in known:
-            tell(flag, f"left out ({rule.why})")
+        elif isinstance(rule, (Drop, Flag)) and are_of_training:
+            if not equals and waiting and not waiting[-1].startswith("--"):
+                value = waiting.pop()
+            chosen = rule.values({rule.name: value.lower() not in NO})
+            given = [
+                text
+                for name, new in chosen.items()
+                for text in (f"--{name}", *([new] if isinstance(new, str) else new))
+            ]
+            new_words += given
+            tell(flag, f"{' '.join(given) or 'left out'} ({rule.why})")
         else:
             new_words.append(word)
     return new_words

@@ -57,9 +57,11 @@ def translate_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     if ratio and not translated.get("warmup_steps"):  # steps went before the ratio
         translated["warmup_steps"] = ratio
     of_accelerator = {
-        name: translated.pop(name) for name in ("split_batches", "dispatch_batches") if name in translated
+        name: value
+        for name in ("split_batches", "dispatch_batches")
+        if (value := translated.pop(name, None)) is not None
     }
-    if any(of_accelerator.values()):
+    if of_accelerator:
         _put(translated, "accelerator_config", of_accelerator, " and ".join(of_accelerator))
     for name in WITHOUT_EFFECT:
         if translated.pop(name, None):

@@ -5,6 +5,7 @@ accelerate has no loss scaler on a CPU, but torch does: the trainers here have w
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -232,6 +233,24 @@ def test_an_update_that_failed_says_nothing_to_the_next_one(clip: float | None, 
         seen.append((weights_and_optimizer(ours), ours.accelerator.scaler.state_dict()))
     assert changed(seen[0][0], seen[1][0]) == []
     assert seen[0][1] == seen[1][1]
+
+
+def test_updates_that_are_left_out_for_ever_are_told_once() -> None:
+    class Broken(Scaled):
+        def _update(self, loss: torch.Tensor, *rest: Any) -> Any:
+            return super()._update(loss + (loss - loss).sqrt(), *rest)  # a slope of infinity less infinity
+
+    ours = build(Broken, mini_batch_size=2)  # 16 updates, each halves the scale
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.step(*tiny.batch())
+    assert scale_of(ours) == 1
+    with pytest.warns(UserWarning, match=r"the loss scale fell to 1\.52588e-05: .* nothing is learnt"):
+        ours.step(*tiny.batch())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "the responses differ")
+        ours.step(*tiny.batch())
 
 
 def test_under_a_scaler_the_host_decides() -> None:

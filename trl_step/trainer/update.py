@@ -15,6 +15,9 @@ from trl_step.models.sharding import is_sharded, release
 from trl_step.trainer import deepspeed
 from trl_step.trainer.ppo_config import PPOConfig
 
+LEAST_SCALE = 1.0
+"""A loss scale below it makes gradients smaller, which float16 has no use for."""
+
 
 class Updater:
     """Owns the path from a mini-batch's loss to the weights.
@@ -53,6 +56,7 @@ class Updater:
         self._last = True
         self._has_gradient = False
         self._held: list[torch.Tensor | None] | None = None
+        self._scale_before = self.loss_scale
 
     @property
     def loss_scale(self) -> float:
@@ -161,7 +165,16 @@ class Updater:
         return torch.tensor(skip, device=loss.device)
 
     def finish(self) -> None:
-        """Called behind the last mini-batch of a step."""
+        """Called behind the last mini-batch of a step; warns once a loss scaler has left out update after update."""
+        scale = self.loss_scale
+        if scale < LEAST_SCALE <= self._scale_before:
+            warnings.warn(
+                f"the loss scale fell to {scale:g}: in float16 the gradients overflow or are no numbers, update after "
+                "update is left out, and nothing is learnt. Set "
+                'accelerator_kwargs={"mixed_precision": "bf16"}, or "no"',
+                stacklevel=3,
+            )
+        self._scale_before = scale
 
     def reset(self) -> None:
         """Forget gradients that an interrupted step left behind, and count skipped mini-batches from 0."""

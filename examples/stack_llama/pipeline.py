@@ -49,6 +49,8 @@ def main(words: Sequence[str] | None = None) -> Outcome:
     for stage in ("sft", "reward", "rl"):
         parser.add_argument(f"--{stage}", default="", help=f"more flags of the {stage} stage, in one string")
     args = parser.parse_args(words)
+    if args.questions < 2:
+        parser.error("--questions must be at least 2: one reward has no deviation")
     base, runs = assets.default_assets().llama, args.output_dir
 
     adapter = supervised_finetuning.main(["--output_dir", f"{runs}/sft", *args.sft.split()])

@@ -207,7 +207,8 @@ def test_what_an_environment_does_wrong_ends_its_own_episode(name: str) -> None:
         episodes = runner(Sometimes, "a").run([1, 2, 1, 3])
     assert [error is None for error in episodes.errors] == [True, False, True, False]
     assert message in str(episodes.errors[1])
-    assert str(episodes.errors[3]).startswith("turn 1: ") or name == "no observation"
+    assert str(episodes.errors[1]).startswith("turn 0: ")
+    assert str(episodes.errors[3]).startswith("turn 1: ")
     good = episodes.without_failed()
     assert isinstance(good, Episodes)
     assert [len(column) for column in good] == [2] * 7

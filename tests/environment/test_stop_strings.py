@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.environment.environment_tools import PAD, byte_tokenizer
-from trl_step.environment.base_environment import StringStoppingCriteria
+from trl_step.environment import EnvironmentRunner, StringStoppingCriteria
 
 TOKENIZER = byte_tokenizer(bos=False)
 
@@ -117,3 +117,10 @@ def test_finished_rows_are_not_read_any_more() -> None:
 
     feed(StringStoppingCriteria(["!"], Counter()), ids_of("?!bcdefgh", "?abcdefgh"), 1)
     assert decoded == [2, 2] + [1] * 14
+
+
+def test_a_single_string_is_no_list_of_letters() -> None:
+    with pytest.raises(TypeError, match="put the single one in a list"):
+        StringStoppingCriteria("</s>", None)
+    with pytest.raises(TypeError, match="put the single one in a list"):
+        EnvironmentRunner(None, None, dict, stop_strings="</s>")

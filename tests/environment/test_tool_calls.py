@@ -62,6 +62,8 @@ def test_tools_by_name() -> None:
     assert tools_by_name(None) == {}
     with pytest.raises(ValueError, match="two tools are named 'Search'"):
         tools_by_name([search, Search()])
+    with pytest.raises(ValueError, match="a lambda in a list of tools has no name"):
+        tools_by_name([add, lambda text: text])
     with pytest.raises(TypeError, match="tool 'x' is a int"):
         tools_by_name({"x": 1})
 

@@ -18,6 +18,7 @@ from trl_step.trainer.training_arguments import TrainingArguments
         ({"adafactor": True}, {"optim": "adafactor"}),
         ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
         ({"include_inputs_for_metrics": True}, {"include_for_metrics": ["inputs"]}),
+        ({"warmup_ratio": 0.1}, {"warmup_steps": 0.1}),
     ],
 )
 def test_an_old_name_is_the_new_one(tmp_path: Path, old: dict, new: dict) -> None:
@@ -44,11 +45,12 @@ def test_both_names_of_one_setting_are_refused(tmp_path: Path) -> None:
 def test_command_lines_of_either_release(tmp_path: Path) -> None:
     parser = HfArgumentParser((RewardConfig, ModelConfig, ScriptArguments))
     line = (
-        f"--output_dir {tmp_path} --evaluation_strategy epoch --no_cuda --max_length 9 --model_name_or_path here "
-        "--torch_dtype bfloat16 --use_dora --lora_target_parameters a b --dataset_name there"
+        f"--output_dir {tmp_path} --evaluation_strategy epoch --no_cuda --warmup_ratio 0.25 --max_length 9 "
+        "--model_name_or_path here --torch_dtype bfloat16 --use_dora --lora_target_parameters a b --dataset_name there"
     )
     config, model, script = parser.parse_args_into_dataclasses(line.split())
     assert (config.eval_strategy, config.use_cpu, config.max_length) == ("epoch", True, 9)
+    assert config.get_warmup_steps(100) == 25
     assert (model.dtype, model.torch_dtype, model.use_dora) == ("bfloat16", "bfloat16", True)
     assert model.lora_target_parameters == ["a", "b"]
     assert (script.dataset_name, script.dataset_train_split) == ("there", "train")

@@ -121,6 +121,8 @@ class EnvironmentRunner:
     ) -> None:
         if max_turns < 1:
             raise ValueError(f"max_turns={max_turns} must be at least 1")
+        if isinstance(stop_strings, str):
+            raise TypeError("stop_strings is a list of strings; put the single one in a list")
         self.make_environment = make_environment
         self.max_turns = max_turns
         self.writer = TurnWriter(
@@ -186,7 +188,7 @@ class EnvironmentRunner:
 
     def _take(self, episode: _Episode, outcome: Outcome) -> None:
         """Book what a step returned: reward, end, next observation."""
-        history, end_of_turn = episode.history, len(episode.history.tokens) - 1
+        history, end_of_turn, turn = episode.history, len(episode.history.tokens) - 1, len(episode.infos)
         try:
             if outcome.error is not None:
                 raise RuntimeError(outcome.error)
@@ -198,7 +200,7 @@ class EnvironmentRunner:
             else:
                 self._show(episode, observation)
         except Exception as error:
-            episode.error = f"turn {len(episode.infos)}: {error}"
+            episode.error = f"turn {turn}: {error}"
             history.complete(truncated=True)
 
     def _show(self, episode: _Episode, observation: Observation) -> None:

@@ -37,11 +37,16 @@ class StringStoppingCriteria(BatchCriterion):
         stop_strings: plain strings; they may span several tokens.
         tokenizer: decodes the generated ids.
 
+    Raises:
+        TypeError: `stop_strings` is a single string.
+
     Attributes:
         generated_tokens: for each row the new tokens up to the one that completed a stop string, or all so far.
     """
 
     def __init__(self, stop_strings: Sequence[str], tokenizer: Any) -> None:
+        if isinstance(stop_strings, str):
+            raise TypeError("stop_strings is a list of strings; put the single one in a list")
         self.stop_strings = list(stop_strings)
         self.tokenizer = tokenizer
         self.generated_tokens: list[int] = []

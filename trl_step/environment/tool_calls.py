@@ -19,7 +19,7 @@ def tools_by_name(tools: Mapping[str, Tool] | Sequence[Tool] | None) -> dict[str
 
     Raises:
         TypeError: a tool cannot be called.
-        ValueError: two tools of a list have the same name.
+        ValueError: two tools of a list have the same name, or one is a lambda.
     """
     if isinstance(tools, Mapping):
         named = dict(tools)
@@ -28,6 +28,8 @@ def tools_by_name(tools: Mapping[str, Tool] | Sequence[Tool] | None) -> dict[str
         for tool in tools or ():
             # differs from v0.7: there every plain function was named "function", and the last one won
             name = tool.__name__ if inspect.isroutine(tool) or inspect.isclass(tool) else type(tool).__name__
+            if name == "<lambda>":
+                raise ValueError("a lambda in a list of tools has no name to call it by; give a dictionary")
             if name in named:
                 raise ValueError(f"two tools are named {name!r}; give a dictionary with a name for each")
             named[name] = tool

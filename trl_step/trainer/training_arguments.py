@@ -55,7 +55,8 @@ def translate_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
         _put(translated, "include_for_metrics", ["inputs"], "include_inputs_for_metrics")
     ratio = translated.pop("warmup_ratio", None)
     if ratio and not translated.get("warmup_steps"):  # steps went before the ratio
-        translated["warmup_steps"] = ratio
+        translated.pop("warmup_steps", None)
+        _put(translated, "warmup_steps", ratio, "warmup_ratio")
     of_accelerator = {
         name: value
         for name in ("split_batches", "dispatch_batches")
@@ -91,6 +92,7 @@ def _with_flag(name: str, old: str) -> Any:
 
 EVAL_STRATEGY = _with_flag("eval_strategy", "evaluation_strategy")
 USE_CPU = _with_flag("use_cpu", "no_cuda")
+WARMUP_STEPS = _with_flag("warmup_steps", "warmup_ratio")
 
 
 @dataclass(init=False)
@@ -104,6 +106,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
     eval_strategy: IntervalStrategy | str = EVAL_STRATEGY
     use_cpu: bool = USE_CPU
+    warmup_steps: float = WARMUP_STEPS
 
     def __init__(self, output_dir: Optional[str] = None, **arguments: Any) -> None:
         super().__init__(output_dir=output_dir, **translate_arguments(arguments))

@@ -190,6 +190,21 @@ def test_small_gradients_survive_float16(name: str) -> None:
         assert float((moves[1][key] - exact).norm()) <= 0.02 * float(exact.norm()), key  # float16 has 10 bits
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+def test_sampling_rollout_and_update_agree_in_float16(name: str) -> None:
+    ours = build(Scaled, None, name, accelerator_kwargs=IN_FLOAT16)
+    queries, _, scores = tiny.batch()
+    before = tiny.weights(ours.model)
+    for step in range(2):
+        responses = ours.generate(queries, return_prompt=False, do_sample=True, top_k=0, max_new_tokens=8)
+        stats = ours.step(queries, responses, scores)
+        assert stats["ppo/policy/ratio_error"] == pytest.approx(0, abs=1e-6)
+        assert step or stats["objective/kl"] == pytest.approx(0, abs=1e-6)
+    moved = [float((weight - before[key]).abs().max()) for key, weight in tiny.weights(ours.model).items()]
+    assert max(moved) > 1e-3  # learning_rate
+    assert {weight.dtype for weight in ours.model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("mode", [IN_FLOAT16, SCALED_ALONE], ids=["float16", "float32"])
 def test_a_resumed_run_goes_on_with_its_scale(mode: dict[str, Any], tmp_path: Path) -> None:
     def started() -> Any:

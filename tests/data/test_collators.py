@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from tests.trainer import text_tools
 from trl_step.data.collators import (
@@ -118,3 +119,17 @@ def test_a_template_has_tokens() -> None:
     for answer, question in (("", None), ([], None), (ANSWER, "")):
         with pytest.raises(ValueError, match="has no tokens"):
             labels(["w5"], question, answer)
+
+
+def test_a_class_that_pads_on_the_left_is_left_to_it() -> None:
+    class LeftTokenizer(PreTrainedTokenizerFast):
+        padding_side = "left"
+
+    plain = text_tools.tokenizer("left")
+    left = LeftTokenizer(tokenizer_object=plain.backend_tokenizer, pad_token="<pad>")
+    rows = [
+        {f"{part}_{side}": [5] * length for side in ("chosen", "rejected") for part in ("input_ids", "attention_mask")}
+        for length in (1, 2)
+    ]
+    for tokenizer, first in ((plain, [5, 0]), (left, [0, 5])):
+        assert RewardDataCollatorWithPadding(tokenizer)(rows)["input_ids_chosen"][0].tolist() == first

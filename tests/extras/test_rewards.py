@@ -10,6 +10,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
 from tests import tiny
+from tests.trainer import text_tools
 from trl_step.extras import ClassifierReward, LengthPenalty, MissingEosPenalty, PipelineReward, WeightedRewards
 
 TEXTS = ["a", "b", "c"]
@@ -156,3 +157,11 @@ def test_reward_function_of_an_environment() -> None:
     reward = WeightedRewards(length=lambda texts, **columns: [len(text) for text in texts])
     env = environment(lambda text: "<submit>", reward_fn=reward)
     assert env.run(["a", "b"], unused=1)[3] == [8.0, 8.0]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_classifiers_reward_does_not_depend_on_the_texts_beside_it(side: str) -> None:
+    model, tokenizer = text_tools.classifier().eval(), text_tools.tokenizer(side)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    reward = ClassifierReward(model, tokenizer)
+    assert reward(["w5 w6", "w7 w8 w9 w10 w11"])[0] == pytest.approx(reward(["w5 w6"])[0], abs=1e-6)

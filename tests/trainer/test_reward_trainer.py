@@ -108,3 +108,13 @@ def test_accuracy_counts_the_first_column_and_warns_of_ties() -> None:
     with pytest.warns(UserWarning, match="1 of 4"):
         found = compute_accuracy((torch.tensor([[2.0, 1.0], [0.0, 1.0], [1.0, 1.0], [3.0, 0.0]]), torch.zeros(4)))
     assert found == {"accuracy": 0.75}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_loss_of_a_pair_does_not_depend_on_the_texts_beside_it(tmp_path: Path, side: str) -> None:
+    texts = {"chosen": ["w5 w6", "w7 w8 w9 w10"], "rejected": ["w5 w11 w12 w13", "w7"]}
+    ours = trainer(tmp_path, Dataset.from_dict(texts), tokenizer=text_tools.tokenizer(side))
+    ours.model.eval()
+    rows = [ours.train_dataset[i] for i in range(2)]
+    alone = [ours.compute_loss(ours.model, ours.data_collator([row])).item() for row in rows]
+    assert ours.compute_loss(ours.model, ours.data_collator(rows)).item() == pytest.approx(sum(alone) / 2, rel=1e-5)

@@ -24,6 +24,15 @@ def pad_to_length(tensor: torch.Tensor, length: int, pad_value: int | float, dim
     return torch.cat((tensor, tensor.new_full(shape, pad_value)), dim=dim)
 
 
+def side_of_the_class(tokenizer: Any) -> str:
+    """ "left" or "right": where a tokenizer of this class pads, unless somebody has set it otherwise to generate.
+
+    A classifier needs no padding on the left, which moves the absolute positions of models such as GPT-2. XLNet, whose
+    class pads on the left, reads its last column.
+    """
+    return getattr(type(tokenizer), "padding_side", "right")
+
+
 # --- completions only ----------------------------------------------------------------------------------------
 
 
@@ -137,7 +146,7 @@ class RewardDataCollatorWithPadding:
     """Pairs of tokenized texts to the batch of a `RewardTrainer`.
 
     Args:
-        tokenizer: pads, on its own side.
+        tokenizer: pads, on the side of its class: a score does not depend on the texts beside it.
         padding: of `tokenizer.pad`; True pads to the longest text of the batch.
         max_length: with padding="max_length", the length to pad to.
         pad_to_multiple_of: round the length up to a multiple of this.
@@ -160,12 +169,15 @@ class RewardDataCollatorWithPadding:
             if missing := [name for name in PAIR_COLUMNS if name not in feature]:
                 raise ValueError(f"row {row} of the batch has no {', '.join(missing)}; it has {', '.join(feature)}")
         batch: dict[str, Any] = {}
+        # differs from v0.7: padding on the left, of a tokenizer that is set to it, moved absolute positions
+        padding_side = side_of_the_class(self.tokenizer)
         for side in ("chosen", "rejected"):
             padded = self.tokenizer.pad(
                 [{name: feature[f"{name}_{side}"] for name in ("input_ids", "attention_mask")} for feature in features],
                 padding=self.padding,
                 max_length=self.max_length if self.padding == "max_length" else None,
                 pad_to_multiple_of=self.pad_to_multiple_of,
+                padding_side=padding_side,
                 return_tensors=self.return_tensors,
             )
             batch |= {f"{name}_{side}": padded[name] for name in ("input_ids", "attention_mask")}

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from trl_step.data.collators import side_of_the_class
 from trl_step.models.generation import sampling_mode
 
 RewardFunction = Callable[..., Sequence[float]]
@@ -118,7 +119,8 @@ class ClassifierReward:
         model: returns `logits` [n, labels].
         tokenizer: of that model; it needs a padding token.
         label: index or name of the label; None takes the only one.
-        batch_size: texts per forward. Texts are sorted by length first.
+        batch_size: texts per forward. Texts are sorted by length first, and padded so that a reward does not depend on
+            the texts beside it, also where the tokenizer pads on the left to generate.
         max_length: longer texts are cut to this many tokens; None cuts nothing.
     """
 
@@ -148,8 +150,9 @@ class ClassifierReward:
         with sampling_mode(self.model):
             for start in range(0, len(order), self.batch_size):
                 rows = order[start : start + self.batch_size]
-                inputs = self.tokenizer.pad([encoded[i] for i in rows], return_tensors="pt").to(device)
-                logits = self.model(**inputs).logits[:, self.label].float()
+                side = side_of_the_class(self.tokenizer)
+                inputs = self.tokenizer.pad([encoded[i] for i in rows], padding_side=side, return_tensors="pt")
+                logits = self.model(**inputs.to(device)).logits[:, self.label].float()
                 for i, value in zip(rows, logits.tolist(), strict=True):
                     rewards[i] = value
         return rewards

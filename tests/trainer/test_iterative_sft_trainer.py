@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DataCollatorForLanguageModeling
 
 from tests import tiny
 from tests.trainer import text_tools
@@ -127,9 +128,22 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
+def test_the_padding_side_of_the_tokenizer_changes_nothing(tmp_path: Path, side: str) -> None:
+    tokenizer = text_tools.tokenizer(side)
+    ours = trainer(tmp_path, tokenizer=tokenizer)
+    rows = ids(TEXTS)
+    expected = [ours.model(input_ids=row[None], labels=row[None]).loss.item() for row in rows]
+    counts = [len(row) - 1 for row in rows]
+    mean = sum(loss * count for loss, count in zip(expected, counts, strict=True)) / sum(counts)
+    assert ours.step(texts=TEXTS)["loss"] == pytest.approx(mean, rel=1e-5)
+    assert tokenizer.padding_side == side
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(("mode", "kept"), [("keep_end", slice(-4, None)), ("keep_start", slice(4))])
 def test_the_limit_cuts_each_row_by_itself(tmp_path: Path, mode: str, kept: slice, side: str) -> None:
-    ours = trainer(tmp_path, max_length=4, truncation_mode=mode, tokenizer=text_tools.tokenizer(side))
+    collator = DataCollatorForLanguageModeling(text_tools.tokenizer(side), mlm=False)
+    ours = trainer(tmp_path, max_length=4, truncation_mode=mode, data_collator=collator)
     rows = [torch.arange(10, 18), torch.arange(20, 23)]
     batch = ours.prepare_model_inputs(rows, None, rows)
     for ids, mask, labels, row in zip(

@@ -141,8 +141,9 @@ def test_what_is_not_said(tmp_path: Path) -> None:
         trainer(tmp_path, max_seq_length=None)
     with pytest.warns(UserWarning, match="infinite has no effect"):
         trainer(tmp_path, infinite=True)
+    left = text_tools.tokenizer("left")
     with pytest.warns(UserWarning, match="pads on the left"):
-        trainer(tmp_path, tokenizer=text_tools.tokenizer("left"))
+        trainer(tmp_path, tokenizer=left, data_collator=DataCollatorForCompletionOnlyLM("w20", tokenizer=left))
 
 
 def test_options_of_the_dataset(tmp_path: Path) -> None:
@@ -197,3 +198,14 @@ def test_a_stream_of_tokens_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_neither_tokenizer_nor_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pass tokenizer"):
         SFTTrainer(args=arguments(tmp_path), model_init=tiny.gpt2, train_dataset=ROWS, dataset_text_field="text")
+
+
+def test_the_padding_side_of_the_tokenizer_changes_nothing(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"text": [words(count, seed) for seed, count in enumerate((3, 6, 4, 5))]})
+    left = text_tools.tokenizer("left")
+    found = [
+        trainer(tmp_path, train_dataset=rows, eval_dataset=rows, tokenizer=tokenizer).evaluate()["eval_loss"]
+        for tokenizer in (text_tools.tokenizer(), left)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert left.padding_side == "left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,19 @@ def side_of_the_class(tokenizer: Any) -> str:
     class pads on the left, reads its last column.
     """
     return getattr(type(tokenizer), "padding_side", "right")
+
+
+def padding_on_the_right(tokenizer: Any) -> Any:
+    """`tokenizer`, or a copy that pads on the right: for texts that a causal model is trained on.
+
+    Padding on the left moves absolute positions, and the loss would count the first token of a text, predicted from
+    padding.
+    """
+    if tokenizer.padding_side == "right":
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 # --- completions only ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from trl_step.core import PPODecorators
+from trl_step.data.collators import padding_on_the_right
 from trl_step.models.notices import warn_user
 from trl_step.trainer.accelerate_state import detach, own_accumulation
 from trl_step.trainer.peft_setup import is_peft_model
@@ -27,7 +28,7 @@ class IterativeSFTTrainer(TextTrainer):
         args: `transformers.TrainingArguments`; `max_steps` ends the learning-rate schedule.
         tokenizer: pads and tokenizes; its `truncation_side` is set from `truncation_mode`.
         optimizers: optimizer and scheduler; None: those of `args`.
-        data_collator: None: for language modeling, or `DataCollatorForSeq2Seq`.
+        data_collator: None: for language modeling, which pads on the right, or `DataCollatorForSeq2Seq`.
         eval_dataset: evaluated every `args.eval_steps`.
         max_length: most tokens of a text; None: no limit.
         truncation_mode: "keep_end" or "keep_start".
@@ -75,11 +76,14 @@ class IterativeSFTTrainer(TextTrainer):
         tokenizer.truncation_side = TRUNCATION_SIDES[truncation_mode]
         if data_collator is None and self.is_encoder_decoder:
             data_collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8)
+        elif data_collator is None:
+            # differs from v0.7: on the right whatever the tokenizer says
+            data_collator = DataCollatorForLanguageModeling(padding_on_the_right(tokenizer), mlm=False)
         super().__init__(
             tokenizer,
             model=model,
             args=args,
-            data_collator=data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            data_collator=data_collator,
             eval_dataset=eval_dataset,
             compute_metrics=compute_metrics,
             optimizers=optimizers,
@@ -121,9 +125,10 @@ class IterativeSFTTrainer(TextTrainer):
         elif labels is not None:
             # differs from v0.7: labels that a decoder is given are trained on, there they were dropped
             batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+            pads = getattr(self.data_collator, "tokenizer", self.tokenizer)
             for padded, row_labels in zip(batch["labels"], labels, strict=True):
                 count = len(row_labels[kept])
-                span = slice(count) if self.tokenizer.padding_side == "right" else slice(len(padded) - count, None)
+                span = slice(count) if pads.padding_side == "right" else slice(len(padded) - count, None)
                 padded[span] = row_labels[kept]
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 

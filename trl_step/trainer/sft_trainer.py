@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from trl_step.data.collators import DataCollatorForCompletionOnlyLM
+from trl_step.data.collators import DataCollatorForCompletionOnlyLM, padding_on_the_right
 from trl_step.data.formatting import get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
 from trl_step.models.notices import warn_user
@@ -25,7 +25,8 @@ class SFTTrainer(TextTrainer):
     Args:
         model: a causal language model, a PeftModel, or a folder or hub name.
         args: `transformers.TrainingArguments`.
-        data_collator: None: `DataCollatorForLanguageModeling`; see also `DataCollatorForCompletionOnlyLM`.
+        data_collator: None: `DataCollatorForLanguageModeling`, which pads on the right; see also
+            `DataCollatorForCompletionOnlyLM`.
         train_dataset, eval_dataset: rows of text; rows of `messages`, `conversations`, or `prompt` and `completion`,
             which the tokenizer's chat template turns into texts; they may be streamed. A torch dataset, such as
             `ConstantLengthDataset`, is taken as it is. `eval_dataset` may be a dictionary of several.
@@ -93,14 +94,13 @@ class SFTTrainer(TextTrainer):
         if max_seq_length is None:
             max_seq_length = min(tokenizer.model_max_length, 1024)
             warn_user(f"max_seq_length is not given: it is {max_seq_length}")
-        if tokenizer.padding_side != "right":
-            warn_user(
-                "the tokenizer pads on the left; in half precision training is more exact with padding_side='right'"
-            )
+        if data_collator is not None and tokenizer.padding_side != "right":
+            warn_user("the tokenizer pads on the left: if data_collator does so, too, absolute positions are moved")
         if formatting_func is None and dataset_text_field is None:
             formatting_func = get_formatting_func_from_dataset(train_dataset, tokenizer)
         if data_collator is None and not packing:
-            data_collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+            # differs from v0.7: on the right whatever the tokenizer says
+            data_collator = DataCollatorForLanguageModeling(padding_on_the_right(tokenizer), mlm=False)
 
         prepare = partial(
             prepare_packed if packing else prepare_texts,

@@ -397,3 +397,17 @@ def test_bad_tasks_and_settings_are_named() -> None:
         "{% for m in messages[-1:] %}<|im_start|>{{ m.content }}{% endfor %}"))  # fmt: skip
     with pytest.raises(ValueError, match=r"does not render an assistant turn that other messages follow \(tool\)"):
         forgetful.run(["t"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": "shout", "arguments": {"text": "\ud800"}},
+        {"name": "\ud800"},
+        {"name": "add", "arguments": {"\ud800": 1}},
+    ],
+)
+def test_half_a_surrogate_pair_does_not_end_the_batch(arguments: dict) -> None:
+    turn = FORMATS["hermes"].call.replace("{}", json.dumps(arguments))
+    *_, histories = environment("hermes", turn, "done").run(["task", "task"])
+    assert all("\ufffd" in history.text for history in histories)

@@ -339,3 +339,12 @@ def test_importing_the_environment_does_not_import_the_trainer() -> None:
     for path in Path(trl_step.environment.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.ImportFrom) and "trainer" in (node.module or "")), path
+
+
+def test_a_reply_that_no_tokenizer_takes() -> None:
+    env = environment(
+        lambda text: "<submit>" if "<response>" in text else "<request><half>x<call>",
+        tools={"half": lambda text: "a\ud800b\udfff"},
+    )
+    *_, histories = env.run(["task", "task"])
+    assert all("a\ufffdb\ufffd<response><submit>" in history.text for history in histories)

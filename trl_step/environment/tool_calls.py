@@ -69,9 +69,16 @@ def special_tokens(tokenizer: Any) -> set[str]:
     return {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
 
 
+HALF_PAIRS = re.compile("[\ud800-\udfff]")
+"""Halves of surrogate pairs, such as `"\\ud800"` in a model's JSON: no tokenizer takes them."""
+
+
 def escape(text: str, control: re.Pattern[str]) -> str:
-    """`text` without control tokens: the first character of each is written as an HTML entity (`&lt;submit>`)."""
-    previous = None
+    """`text` without control tokens: the first character of each is written as an HTML entity (`&lt;submit>`).
+
+    Halves of surrogate pairs become the replacement character.
+    """
+    text, previous = HALF_PAIRS.sub("\N{REPLACEMENT CHARACTER}", text), None
     for _ in range(8):  # one round is enough unless control tokens overlap each other
         if text == previous:
             break

@@ -314,7 +314,7 @@ def test_a_generation_without_text_is_spelled_by_its_tokens() -> None:
     assert env.run(["t"])[4][0].last_text_segment == "</s>"
 
 
-@pytest.mark.parametrize("rewards", [[1.0], [1.0, 2.0, 3.0], 1.0, torch.tensor(1.0), None])
+@pytest.mark.parametrize("rewards", [[1.0], [1.0, 2.0, 3.0], 1.0, torch.tensor(1.0), None, {0: 1.0, 1: 2.0}])
 def test_wrong_number_of_rewards(rewards) -> None:
     env = environment(in_turn("<submit>"), reward_fn=lambda texts: rewards)
     with pytest.raises(RewardError, match="reward_fn returned") as caught:
@@ -322,7 +322,7 @@ def test_wrong_number_of_rewards(rewards) -> None:
     assert [history.text for history in caught.value.histories] == ["a<submit>", "b<submit>"]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, torch.tensor(math.nan), "good", None])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, torch.tensor(math.nan), "good", None, torch.zeros(0)])
 def test_rewards_that_are_no_numbers(bad) -> None:
     env = environment(in_turn("<submit>"), reward_fn=lambda texts: [1.0, bad])
     with pytest.raises(RewardError, match="episode 1"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,10 +32,12 @@ def set_rewards(
     if reward_fn is None or not histories:
         return
     answer = reward_fn(list(texts), **reward_kwargs)
+    if isinstance(answer, (Mapping, str)) or not isinstance(answer, Iterable):
+        raise RewardError(f"reward_fn returned {answer!r:.80}; it must return one reward per text", histories)
     try:
         rewards = list(answer)
-    except TypeError:
-        raise RewardError(f"reward_fn returned {answer!r}; it must return one reward per text", histories) from None
+    except TypeError:  # a tensor without dimensions
+        raise RewardError(f"reward_fn returned {answer!r:.80}; it must return one reward per text", histories) from None
     if len(rewards) != len(histories):
         # differs from v0.7: it went on with the rewards that were there
         raise RewardError(f"reward_fn returned {len(rewards)} rewards for {len(histories)} texts", histories)
@@ -47,8 +49,9 @@ def set_rewards(
 
 
 def is_finite(reward: Any) -> bool:
-    """Whether `reward` is a finite number, or a tensor of such."""
+    """Whether `reward` is a finite number, or a tensor of such with at least one."""
     try:
-        return bool(torch.isfinite(torch.as_tensor(reward, dtype=torch.float64)).all())
+        numbers = torch.as_tensor(reward, dtype=torch.float64)
+        return numbers.numel() > 0 and bool(torch.isfinite(numbers).all())
     except (TypeError, ValueError, RuntimeError):
         return False

@@ -54,7 +54,12 @@ class PeakMemory:
         return self.peak - self.start
 
 
-def matrix_rate(case: Case) -> float:
+def product_of(library: str):
+    """What the library multiplies matrices with."""
+    return importlib.import_module("trl_step.products").product if library == "trl_step" else torch.mm
+
+
+def matrix_rate(case: Case, product) -> float:
     """Best flop/s of float32 products at the model's own shapes."""
     rows = case.mini_batch * (case.query[1] + case.response[1])
     best = 0.0
@@ -65,7 +70,7 @@ def matrix_rate(case: Case) -> float:
         left, right = torch.randn(m, k), torch.randn(n, k)
         for _ in range(5):
             start = time.perf_counter()
-            left @ right.t()
+            product(left, right.t())
             best = max(best, 2 * m * k * n / (time.perf_counter() - start))
     return best
 
@@ -167,7 +172,7 @@ def main() -> None:
         "weights": {
             n: [float(p.detach().double().sum()), float(p.detach().double().norm())] for n, p in sorted(trained)
         },
-        "rate": [matrix_rate(case)],
+        "rate": [matrix_rate(case, product_of(job["library"]))],
         "seconds": [],
         "cpu_seconds": [],
     }
@@ -180,7 +185,7 @@ def main() -> None:
             result["seconds"].append(time.perf_counter() - wall)
             result["cpu_seconds"].append(time.process_time() - cpu)
     result["peak_mb"] = memory.growth
-    result["rate"].append(matrix_rate(case))
+    result["rate"].append(matrix_rate(case, product_of(job["library"])))
     result["versions"] = {
         name: importlib.import_module(name).__version__ for name in (job["library"], "torch", "transformers")
     }

@@ -107,7 +107,7 @@ def test_no_update_behind_a_loss_that_is_not_finite() -> None:
 
 WAITS = frozenset(("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique"))
 ON_A_CPU_ALONE = {
-    ("backward", "token_logprobs.py"),  # the factor of the head's gradient
+    ("backward", "policy_gradient.py"),  # the factor of the head's gradient
     ("_ignore_causal_mask_sdpa", "masking_utils.py"),  # a GPU gets no attention mask
 }
 

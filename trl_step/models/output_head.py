@@ -12,7 +12,7 @@ from torch import nn
 from trl_step.models.decoder_pass import run_decoder
 from trl_step.models.inner_model import output_embedding, plain_model
 from trl_step.models.modes import eval_mode
-from trl_step.ppo.token_logprobs import OutputHead
+from trl_step.ppo.vocabulary import OutputHead
 
 PROBE_TOKENS = 2
 ROUNDING_STEPS = 16

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trl_step.models.inner_model import decoder_backbone, output_embedding, plain_model
+from trl_step.products import product
 from trl_step.trainer.rollout import Rollout
 
 RATE_REPEATS = 5
@@ -154,7 +155,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, rows: int, width: int)
     for _ in range(RATE_REPEATS + 1):
         _wait_for(device)
         start = time.perf_counter()
-        torch.mm(left, right)
+        product(left, right)
         _wait_for(device)
         best = min(best, time.perf_counter() - start)
     return 2 * rows * width * 4 * width / best

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from trl_step.models.fast_linear import fast_dense_layers
 from trl_step.models.modeling_base import PreTrainedModelWrapper
 from trl_step.models.modeling_value_head import (
     AutoModelForCausalLMWithValueHead,
@@ -21,16 +22,14 @@ from trl_step.models.modeling_value_head import (
 from trl_step.models.output_head import describe_output_head
 from trl_step.models.tied_embedding import JoinedGradient, joined_where_tied
 from trl_step.ppo.kl import kl_penalty
+from trl_step.ppo.policy_gradient import LogprobGradient, policy_gradient_rows
 from trl_step.ppo.token_logprobs import (
-    ChunkBuffers,
     Divergence,
-    LogprobGradient,
-    OutputHead,
     exact_divergence,
     logprobs_of_logits,
-    policy_gradient_rows,
     token_logprobs,
 )
+from trl_step.ppo.vocabulary import ChunkBuffers, OutputHead
 from trl_step.trainer.layout import Inputs, Layout
 from trl_step.trainer.places import Chosen
 
@@ -115,11 +114,15 @@ class TokenForward:
                 kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         return kwargs
 
+    def _run(self, model: Any, inputs: Inputs, left_padded: bool, **options: Any) -> Any:
+        with fast_dense_layers(self.unwrap(model).pretrained_model):
+            return model(**self.model_kwargs(model, inputs, left_padded), **options)
+
     def everything(
         self, model: Any, inputs: Inputs, left_padded: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The plain path, as release 0.7 had it: log-probs [b, T], logits [b, T, V] and values [b, T], everywhere."""
-        logits, _, values = model(**self.model_kwargs(model, inputs, left_padded))
+        logits, _, values = self._run(model, inputs, left_padded)
         ids, _ = self.layout.predicted_ids(inputs)
         logits = logits[:, :-1]
         return logprobs_of_logits(logits, ids[:, 1:], self.temperature), logits, values[:, :-1]
@@ -144,11 +147,8 @@ class TokenForward:
             joined = JoinedGradient()
             trains = gradient_of is not None and access.head.weight.requires_grad
             with joined_where_tied(self.unwrap(model).pretrained_model, joined) if trains else nullcontext():
-                result, _, values = model(
-                    **self.model_kwargs(model, inputs, left_padded),
-                    rows=chosen.rows,
-                    head=self._head_function(access.head, labels, gradient_of, joined.put),
-                )
+                head = self._head_function(access.head, labels, gradient_of, joined.put)
+                result, _, values = self._run(model, inputs, left_padded, rows=chosen.rows, head=head)
             logprobs, entropy, anchor = result
         else:
             logits, values = self._chosen_logits(model, access, inputs, chosen, left_padded)
@@ -174,8 +174,10 @@ class TokenForward:
         if access.head is None:
             logits, values = self._chosen_logits(model, access, inputs, chosen, left_padded)
             return Rows(logits, None), values
-        (hidden, *parameters), _, values = model(
-            **self.model_kwargs(model, inputs, left_padded),
+        (hidden, *parameters), _, values = self._run(
+            model,
+            inputs,
+            left_padded,
             rows=chosen.rows,
             head=lambda hidden, embedding: (hidden, embedding.weight, embedding.bias),
         )
@@ -201,11 +203,10 @@ class TokenForward:
         self, model: Any, access: _HeadAccess, inputs: Inputs, chosen: Chosen, left_padded: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [N, V] and values [N], with gradients, of a model whose head is no plain product."""
-        kwargs = self.model_kwargs(model, inputs, left_padded)
         if access.takes_rows:
-            logits, _, values = model(**kwargs, rows=chosen.rows)
+            logits, _, values = self._run(model, inputs, left_padded, rows=chosen.rows)
             return logits, values
-        logits, _, values = model(**kwargs)
+        logits, _, values = self._run(model, inputs, left_padded)
         return tuple(everything.flatten(0, 1).index_select(0, chosen.rows) for everything in (logits, values))
 
     def _head_function(
@@ -218,7 +219,7 @@ class TokenForward:
         def rows_to_logprobs(hidden: torch.Tensor, embedding: Any) -> tuple[torch.Tensor | None, ...]:
             head = _with_parameters(described, embedding.weight, embedding.bias)
             if gradient_of is None:
-                return token_logprobs(hidden, labels, head, self.temperature, self.buffers), None, None
+                return token_logprobs(hidden, labels, head, self.temperature), None, None
             settings = self.temperature, self.buffers, take_gradient
             rows = policy_gradient_rows(hidden, labels, head, gradient_of, *settings)
             return rows.logprobs, rows.entropy, rows.anchor

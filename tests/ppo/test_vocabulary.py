@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from trl_step.ppo import vocabulary
+from trl_step.ppo.vocabulary import ChunkBuffers, RowSoftmax, column_tiles, row_chunks, tile_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("rows", "vocabulary_size"), [(37, 23), (1, 1), (1000, 7), (3, 1000)])
+def test_chunks_and_tiles_cover_everything_once(rows, vocabulary_size, monkeypatch):
+    monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", 230)
+    monkeypatch.setattr(vocabulary, "MIN_CHUNK_ROWS", 1)
+    monkeypatch.setattr(vocabulary, "TILE_ELEMENTS", 70)
+    chunks = row_chunks(rows, vocabulary_size)
+    assert [i for c in chunks for i in range(c.start, c.stop)] == list(range(rows))
+    sizes = {c.stop - c.start for c in chunks}
+    assert max(sizes) * vocabulary_size <= max(230, vocabulary_size)
+    for chunk in chunks:
+        count = chunk.stop - chunk.start
+        tiles = column_tiles(count, vocabulary_size, CPU)
+        assert [i for c in tiles for i in range(c.start, c.stop)] == list(range(vocabulary_size))
+        assert max(c.stop - c.start for c in tiles) <= max(70 // count, 1)
+    assert column_tiles(rows, vocabulary_size, torch.device("meta")) == [slice(0, vocabulary_size)]
+
+
+def test_tiles_lie_one_behind_the_other():
+    buffer = torch.arange(12)
+    tiles = [tile_of(buffer, 2, columns) for columns in (slice(0, 4), slice(4, 6))]
+    assert tiles[0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert tiles[1].tolist() == [[8, 9], [10, 11]]
+
+
+@pytest.mark.parametrize("widths", [(5,), (2, 3), (1, 1, 1, 1, 1)], ids=str)
+def test_a_softmax_from_tiles(widths):
+    """By hand: logits log 1, log 2, log 3, log 4 and log 0 are 0.1, 0.2, 0.3, 0.4 and 0; shifted by 100 as well."""
+    logits = torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0]).log() + torch.tensor([[0.0], [100.0], [-100.0]])
+    softmax, start, weights = RowSoftmax(torch.tensor([3, 0, 1])), 0, []
+    for width in widths:
+        columns = slice(start, start + width)
+        weights.append(softmax.see(logits[:, columns].clone(), columns))
+        start += width
+    result = softmax.result()
+    expected = torch.tensor([0.4, 0.1, 0.2]).log().unsqueeze(1)
+    torch.testing.assert_close(result.logprobs, expected, rtol=0, atol=1e-5)
+    shares = [tile * result.factors[:, k : k + 1] for k, tile in enumerate(weights)]
+    torch.testing.assert_close(torch.cat(shares, dim=1), torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.0]]).expand(3, 5))
+    torch.testing.assert_close(result.peak + result.log_total, logits.logsumexp(dim=1, keepdim=True))
+
+
+def test_buffers_are_used_again_and_given_back():
+    buffers = ChunkBuffers()
+
+    def address(name, count, dtype=torch.float32):
+        buffer = buffers.numbers(name, count, dtype, CPU)
+        assert buffer.shape == (count,)
+        assert buffer.dtype == dtype
+        return buffer.data_ptr()
+
+    with buffers.kept():
+        first = address("policy", 10)
+        assert address("policy", 7) == first
+        assert address("policy", 11) != first
+        assert address("reference", 7) != address("policy", 7)
+        address("policy", 7, torch.float64)
+    one, other = (buffers.numbers("policy", 7, torch.float32, CPU) for _ in range(2))
+    assert one.data_ptr() != other.data_ptr()

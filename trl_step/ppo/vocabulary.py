@@ -1,0 +1,216 @@
+"""Logits and softmax over the vocabulary for many rows, tile by tile: [N, V] never exists.
+
+A chunk is some rows, a tile is some columns of a chunk. On a CPU a tile's logits are turned into probabilities while
+they lie in the cache; an accelerator takes all columns at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from trl_step.products import product
+
+CHUNK_ELEMENTS = 1 << 24
+"""Numbers of one chunk: 16 Mi, 64 MiB in float32."""
+MIN_CHUNK_ROWS = 128
+"""Fewer rows starve the matrix product."""
+TILE_ELEMENTS = 1 << 21
+"""Numbers of one tile on a CPU: 2 Mi, 8 MiB in float32, which the cache of two cores can hold."""
+
+
+class OutputHead(NamedTuple):
+    """logits = softcap * tanh(x / softcap) with x = scale * (hidden @ weight.T + bias); without a soft cap, x."""
+
+    weight: torch.Tensor
+    """[V, D]"""
+    bias: torch.Tensor | None = None
+    """[V]"""
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, D] -> [N, V], all at once: the definition, for when memory does not matter."""
+        product = F.linear(hidden, self.weight, self.bias) * self.scale
+        return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
+
+
+class ChunkBuffers:
+    """The memory that the tiles of one chunk are kept in, and that of the head's gradient.
+
+    Inside `kept` one call hands it to the next: on a CPU the pages of a fresh buffer cost as much as a pass over it.
+    """
+
+    def __init__(self) -> None:
+        self._keep = False
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._gradient: torch.Tensor | None = None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Buffers live until the end of this context."""
+        self._keep = True
+        try:
+            yield
+        finally:
+            self._keep = False
+            self._buffers.clear()
+            self._gradient = None
+
+    def numbers(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Uninitialised [count]; `name` tells buffers apart that are in use at the same time."""
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < count or (buffer.dtype, buffer.device) != (dtype, device):
+            buffer = torch.empty(count, dtype=dtype, device=device)
+        if self._keep:
+            self._buffers[name] = buffer
+        return buffer[:count]
+
+    def gradient(self, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Uninitialised, in the shape of `like`: the last one's memory if nobody holds that any more."""
+        last = self._gradient
+        fits = last is not None and (last.shape, last.dtype, last.device) == (like.shape, dtype, like.device)
+        if last is None or not fits or _holders(last) > 1:
+            last = torch.empty_like(like, dtype=dtype)
+        if self._keep:
+            self._gradient = last
+        return last.detach()  # a tensor of its own: autograd copies one that somebody else holds
+
+
+def _holders(tensor: torch.Tensor) -> int:
+    """How many tensors lie in this one's memory."""
+    storage = tensor.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata) - 1  # `storage` holds it as well
+
+
+def row_chunks(rows: int, vocabulary: int) -> list[slice]:
+    """All rows, in chunks of about equal size."""
+    return _even_slices(rows, max(CHUNK_ELEMENTS // vocabulary, MIN_CHUNK_ROWS))
+
+
+def column_tiles(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
+    """All columns, in tiles of about equal width."""
+    return _even_slices(vocabulary, max(TILE_ELEMENTS // max(rows, 1), 1) if device.type == "cpu" else vocabulary)
+
+
+def tile_of(buffer: torch.Tensor, rows: int, columns: slice) -> torch.Tensor:
+    """The tile's place [n, v] in a buffer [n * V] that holds one tile behind the other."""
+    return buffer[rows * columns.start : rows * columns.stop].view(rows, columns.stop - columns.start)
+
+
+def _even_slices(length: int, most: int) -> list[slice]:
+    count = max(-(-length // most), 1)
+    size = max(-(-length // count), 1)
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+class Logits(NamedTuple):
+    """Of one tile [n, v], float32 at least, in memory of their own."""
+
+    values: torch.Tensor
+    """divided by the temperature"""
+    tanh: torch.Tensor | None
+    """logits / softcap, for the derivative of the soft cap"""
+
+
+def tile_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, head: OutputHead, columns: slice, temperature: float
+) -> Logits:
+    """The logits of some columns.
+
+    Args:
+        hidden, weight: [n, D] and [V, D] in the dtype of the product; everything behind it is float32 at least
+        head: what else there is about the logits
+    """
+    logits = product(hidden, weight[columns].t())
+    if head.bias is not None:
+        logits.add_(head.bias[columns])
+    logits = logits.to(wide(logits.dtype))
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    tanh = None
+    if head.softcap is not None:
+        tanh = torch.tanh(logits / head.softcap)
+        logits = tanh * head.softcap
+    if temperature != 1.0:
+        logits.div_(temperature)
+    return Logits(logits, tanh)
+
+
+class RowSoftmax:
+    """The softmax of n rows over the whole vocabulary, from tiles that come one after the other.
+
+    In tile k, with the highest logit m_k, each token leaves its weight exp(logit - m_k). Over all tiles its
+    probability is that weight times
+
+        factor_k = exp(m_k - m) / total,    m = the highest m_k,    total = sum over k of exp(m_k - m) sum_k
+
+    where sum_k is the sum of the tile's weights; so no tile is visited twice.
+
+    Args:
+        labels: [n] int64
+    """
+
+    def __init__(self, labels: torch.Tensor) -> None:
+        self._labels = labels.unsqueeze(1)
+        self._label_logits: torch.Tensor | None = None
+        self._peaks: list[torch.Tensor] = []
+        self._sums: list[torch.Tensor] = []
+
+    def see(self, logits: torch.Tensor, columns: slice, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Takes the next tile's logits [n, v], which it overwrites, and returns its weights, in `out` or in place."""
+        inside, place = self.place(columns)
+        found, known = logits.gather(1, place), self._label_logits
+        self._label_logits = found if known is None else torch.where(inside, found, known)
+        # finite, so that a tile of tokens that are all excluded has weights of 0
+        peak = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
+        weights = torch.exp(logits.sub_(peak), out=logits if out is None else out)
+        self._peaks.append(peak)
+        self._sums.append(weights.sum(dim=1, keepdim=True))
+        return weights
+
+    def place(self, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether each label is among the columns, and where among them (anywhere if it is not); both [n, 1]."""
+        place, width = self._labels - columns.start, columns.stop - columns.start
+        return (place >= 0) & (place < width), place.clamp_(0, width - 1)
+
+    def result(self) -> TiledSoftmax:
+        """Once all tiles have been seen."""
+        assert self._label_logits is not None
+        peaks, sums = torch.cat(self._peaks, dim=1), torch.cat(self._sums, dim=1)
+        peak = peaks.amax(dim=1, keepdim=True)
+        shrunk = torch.exp(peaks - peak)
+        total = (shrunk * sums).sum(dim=1, keepdim=True)
+        log_total = total.log()
+        logprobs = (self._label_logits - peak) - log_total
+        return TiledSoftmax(logprobs, self._label_logits, shrunk / total, peak, log_total)
+
+
+class TiledSoftmax(NamedTuple):
+    """What makes one softmax of the tiles of n rows."""
+
+    logprobs: torch.Tensor
+    """[n, 1], of the labels"""
+    label_logits: torch.Tensor
+    """[n, 1]"""
+    factors: torch.Tensor
+    """[n, tiles]: what a tile's weights are multiplied by to be probabilities"""
+    peak: torch.Tensor
+    """[n, 1]: the highest logit"""
+    log_total: torch.Tensor
+    """[n, 1]: log of the sum of exp(logit - peak)"""
+
+
+def compute_dtype(weight: torch.Tensor) -> torch.dtype:
+    """What autocast would multiply in, else the dtype of the weight."""
+    device_type = weight.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What softmax, sums and the head's gradient are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,121 @@
+"""Floor 1: float32 matrix products on a CPU, by whichever of torch's two libraries is faster there.
+
+torch multiplies float32 matrices with MKL, which keeps to 256-bit instructions on processors that are not Intel's;
+oneDNN, which torch brings along for other work, uses their 512-bit ones and is about twice as fast on an AMD Zen 5.
+The choice follows from the processor alone, so that a resumed run computes what the first one would have.
+`torch.backends.mkldnn.enabled = False` gives torch's own products back.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+MIN_ROWS = 16
+"""Fewer rows are bound by reading the weight, and either library does that at the same speed."""
+MIN_MULTIPLICATIONS = 1 << 20
+"""Below, the way to the library costs as much as the product."""
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether this processor has 512-bit instructions that MKL does not use."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases cannot tell
+    return "AMD" in capabilities.get("cpu_name", "") and bool(capabilities.get("avx512_f"))
+
+
+def takes_onednn(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether left [..., K] times right [K, M] or its transpose goes through oneDNN."""
+    rows = left.numel() // max(left.shape[-1], 1)
+    return bool(
+        left.device.type == right.device.type == "cpu"
+        and left.dtype == right.dtype == torch.float32
+        and rows >= MIN_ROWS
+        and rows * right.numel() >= MIN_MULTIPLICATIONS
+        and torch.backends.mkldnn.enabled
+        and onednn_is_faster()
+    )
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [N, K] @ right [K, M], without gradients. Fastest for a `left` whose rows are contiguous."""
+    return _onednn(left, right.t()) if takes_onednn(left, right) else torch.mm(left, right)
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
+    """total [N, M] += left [N, K] @ right [K, M]; the `first` product is written over what was there.
+
+    Fastest for a `left` that is a transposed view of contiguous rows. The operands may be of a narrower dtype.
+    """
+    if takes_onednn(right.t(), left.t()):
+        # (right.T @ left.T).T: the operand that is copied to lie in rows is the narrow one
+        addend = _onednn(right.t(), left).t()
+        addend = addend if first else addend.contiguous()  # to add a transposed view takes twice as long
+    elif left.dtype == total.dtype:
+        total.addmm_(left, right, beta=0 if first else 1)
+        return
+    else:
+        addend = torch.mm(left, right)
+    if first:
+        total.copy_(addend)
+    else:
+        total.add_(addend)
+
+
+def linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, transposed: bool = False
+) -> torch.Tensor:
+    """`torch.nn.functional.linear`, with gradients; a `transposed` weight is [in, out] instead of [out, in]."""
+    matrix = weight.t() if transposed else weight
+    if torch.is_autocast_enabled("cpu") or not takes_onednn(input, matrix):
+        return F.linear(input, matrix, bias)
+    if torch.is_grad_enabled():
+        return _Linear.apply(input, weight, bias, transposed)
+    return _onednn(input, matrix, bias)
+
+
+def _onednn(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """left [..., K] @ right.T [K, M] + bias [M]; `left` is copied where its rows are not contiguous."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+
+
+def _transposed_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [N, A].T @ right [N, B], contiguous, by the way that copies less to bring an operand into rows."""
+    (rows, a), b = left.shape, right.shape[1]
+    if rows * a <= rows * b + a * b:
+        return _onednn(left.t(), right.t())
+    return _onednn(right.t(), left.t()).t().contiguous()
+
+
+class _Linear(torch.autograd.Function):
+    """The forward product and the two of the backward pass, all by oneDNN."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transposed: bool
+    ) -> torch.Tensor:
+        # the weight itself, not a view: whoever shards it may let go of its memory until the backward pass
+        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight)
+        ctx.transposed = transposed
+        return _onednn(input, weight.t() if transposed else weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        d_input = d_weight = d_bias = None
+        if ctx.needs_input_grad[0]:
+            d_input = _onednn(upstream, weight if ctx.transposed else weight.t())
+        rows = upstream.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            inputs = input.flatten(0, -2)
+            d_weight = _transposed_product(inputs, rows) if ctx.transposed else _transposed_product(rows, inputs)
+        if ctx.needs_input_grad[2]:
+            d_bias = rows.sum(dim=0)
+        return d_input, d_weight, d_bias, None

@@ -77,6 +77,19 @@ def test_products_that_are_added_up(always, first, dtype):
     torch.testing.assert_close(products.product(left, left.t()), left @ left.t())
 
 
+def test_few_sizes_are_compiled_for_many_numbers_of_rows(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    sizes = {rows: products.padded_rows(rows, cpu) for rows in range(1, 5000)}
+    assert all(rows == size for rows, size in sizes.items() if rows < products.MIN_ROWS)
+    assert all(rows <= size <= rows + max(7, rows // 16) for rows, size in sizes.items())
+    assert len({size for rows, size in sizes.items() if 1024 <= rows <= 2048}) == 17
+    assert sizes[1024] == 1024
+    assert products.padded_rows(1025, torch.device("meta")) == 1025
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    assert products.padded_rows(1025, cpu) == 1025
+
+
 def test_what_is_left_to_torch(calls, monkeypatch):
     left, right = torch.randn(4, 5), torch.randn(3, 5)
     assert products.takes_onednn(left, right)

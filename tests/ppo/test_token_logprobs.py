@@ -2,15 +2,18 @@ import pytest
 import torch
 
 from tests.ppo.heads import HEADS, D, N, V, make, plain_logits
+from trl_step.ppo import vocabulary
 from trl_step.ppo.token_logprobs import exact_divergence
 from trl_step.ppo.vocabulary import OutputHead
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
+@pytest.mark.parametrize("more", [0, 3], ids=["", "padded"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("kind", HEADS)
-def test_exact_divergence_against_the_definition(kind, temperature):
+def test_exact_divergence_against_the_definition(kind, temperature, more, monkeypatch):
+    monkeypatch.setattr(vocabulary, "padded_rows", lambda rows, device: rows + more)
     hidden, labels, head = make(kind)
     ref_hidden, ref_head = torch.randn(N, D), OutputHead(torch.randn(V, D))
     ours, theirs = (

@@ -12,16 +12,27 @@ def test_chunks_and_tiles_cover_everything_once(rows, vocabulary_size, monkeypat
     monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", 230)
     monkeypatch.setattr(vocabulary, "MIN_CHUNK_ROWS", 1)
     monkeypatch.setattr(vocabulary, "TILE_ELEMENTS", 70)
-    chunks = row_chunks(rows, vocabulary_size)
-    assert [i for c in chunks for i in range(c.start, c.stop)] == list(range(rows))
-    sizes = {c.stop - c.start for c in chunks}
+    hidden, labels = torch.randn(rows, 2), torch.arange(rows)
+    chunks = list(row_chunks(hidden, labels, vocabulary_size))
+    assert [i for c in chunks for i in range(c.rows.start, c.rows.stop)] == list(range(rows))
+    assert torch.equal(torch.cat([c.own(c.hidden) for c in chunks]), hidden)
+    assert torch.equal(torch.cat([c.own(c.labels) for c in chunks]), labels)
+    sizes = {len(c.own(c.labels)) for c in chunks}
     assert max(sizes) * vocabulary_size <= max(230, vocabulary_size)
-    for chunk in chunks:
-        count = chunk.stop - chunk.start
+    for count in sizes:
         tiles = column_tiles(count, vocabulary_size, CPU)
         assert [i for c in tiles for i in range(c.start, c.stop)] == list(range(vocabulary_size))
         assert max(c.stop - c.start for c in tiles) <= max(70 // count, 1)
     assert column_tiles(rows, vocabulary_size, torch.device("meta")) == [slice(0, vocabulary_size)]
+
+
+def test_a_chunk_has_the_rows_that_a_product_likes(monkeypatch):
+    monkeypatch.setattr(vocabulary, "padded_rows", lambda rows, device: rows + 3)
+    (chunk,) = row_chunks(torch.ones(5, 2), torch.ones(5, dtype=torch.long), 7)
+    assert chunk.hidden.sum(dim=1).tolist() == [2, 2, 2, 2, 2, 0, 0, 0]
+    assert chunk.labels.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert chunk.own(chunk.labels).tolist() == [1] * 5
+    assert chunk.padded(torch.full((5,), 9.0)).tolist() == [9, 9, 9, 9, 9, 0, 0, 0]
 
 
 def test_tiles_lie_one_behind_the_other():

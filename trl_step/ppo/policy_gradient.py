@@ -15,6 +15,7 @@ import torch
 from trl_step.ppo.vocabulary import (
     ChunkBuffers,
     OutputHead,
+    RowChunk,
     RowSoftmax,
     TiledSoftmax,
     column_tiles,
@@ -67,18 +68,14 @@ class _Errors(NamedTuple):
 
 
 def _errors(
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    weight: torch.Tensor,
-    head: OutputHead,
-    temperature: float,
-    buffers: ChunkBuffers,
+    chunk: RowChunk, weight: torch.Tensor, head: OutputHead, temperature: float, buffers: ChunkBuffers
 ) -> _Errors:
+    (rows, _), labels = chunk.hidden.shape, chunk.labels
     softmax, tiles, expected = RowSoftmax(labels), [], []
-    buffer = buffers.numbers("policy", len(hidden) * len(weight), hidden.dtype, hidden.device)
-    for columns in column_tiles(len(hidden), len(weight), hidden.device):
-        logits, tanh = tile_logits(hidden, weight, head, columns, temperature)
-        kept = tile_of(buffer, len(hidden), columns)
+    buffer = buffers.numbers("policy", rows * len(weight), weight.dtype, weight.device)
+    for columns in column_tiles(rows, len(weight), weight.device):
+        logits, tanh = tile_logits(chunk.hidden, weight, head, columns, temperature)
+        kept = tile_of(buffer, rows, columns)
         errors = softmax.see(logits, columns, out=kept if kept.dtype == logits.dtype else None)
         inside, place = softmax.place(columns)
         errors.scatter_(1, place, torch.where(inside, 0.0, errors.gather(1, place)))
@@ -139,18 +136,18 @@ class _PolicyGradientRows(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=wide(dtype)) if bias is not None and ctx.needs_input_grad[2] else None
         if d_weight is not None and len(labels) == 0:
             d_weight.zero_()
-        for rows in row_chunks(len(labels), len(weight)):
-            errors = _errors(rows_in[rows], labels[rows], weight_in, head, temperature, buffers)
-            logprobs[rows] = errors.softmax.logprobs.squeeze(1)
-            states = rows_in[rows].to(logprobs.dtype)
-            times_weight = errors.times(weight_in)
+        for chunk in row_chunks(rows_in, labels, len(weight)):
+            rows, states = chunk.rows, chunk.hidden.to(logprobs.dtype)
+            errors = _errors(chunk, weight_in, head, temperature, buffers)
+            of_labels, times_weight = errors.softmax.logprobs.squeeze(1), errors.times(weight_in)
             surplus = 0.0 if errors.surplus is None else errors.surplus.squeeze(1)
             if head.softcap is None:
                 surplus = surplus + factor * torch.linalg.vecdot(states, times_weight)
+            logprobs[rows] = chunk.own(of_labels)
             # the expected logit over that of the label is what the entropy has over -log p(label)
-            entropy[rows] = -logprobs[rows] - surplus
-            slope = -factor * gradient_of(rows, logprobs[rows]).unsqueeze(1)
-            d_hidden[rows] = times_weight.mul_(slope)
+            entropy[rows] = chunk.own(-of_labels - surplus)
+            slope = -factor * chunk.padded(gradient_of(rows, logprobs[rows])).unsqueeze(1)
+            d_hidden[rows] = chunk.own(times_weight.mul_(slope))
             if d_weight is not None:
                 errors.add_outer(d_weight, states * slope, first=rows.start == 0)
             if d_bias is not None:

@@ -14,6 +14,7 @@ from trl_step.ppo.kl import kl_penalty
 from trl_step.ppo.vocabulary import (
     ChunkBuffers,
     OutputHead,
+    RowChunk,
     RowSoftmax,
     TiledSoftmax,
     column_tiles,
@@ -40,11 +41,11 @@ def token_logprobs(
     logprobs = torch.empty(labels.shape, dtype=wide(dtype), device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         rows_in, weight = hidden.to(dtype), head.weight.to(dtype)
-        for rows in row_chunks(len(labels), vocabulary):
-            softmax, chunk = RowSoftmax(labels[rows]), rows_in[rows]
-            for columns in column_tiles(len(chunk), vocabulary, chunk.device):
-                softmax.see(tile_logits(chunk, weight, head, columns, temperature).values, columns)
-            logprobs[rows] = softmax.result().logprobs.squeeze(1)
+        for chunk in row_chunks(rows_in, labels, vocabulary):
+            softmax = RowSoftmax(chunk.labels)
+            for columns in column_tiles(len(chunk.labels), vocabulary, hidden.device):
+                softmax.see(tile_logits(chunk.hidden, weight, head, columns, temperature).values, columns)
+            logprobs[chunk.rows] = chunk.own(softmax.result().logprobs.squeeze(1))
     return logprobs
 
 
@@ -82,34 +83,30 @@ def exact_divergence(
             (states.to(dtype), one.weight.to(dtype), one, name)
             for states, one, name in ((hidden, head, "policy"), (ref_hidden, ref_head, "reference"))
         ]
-        for rows in row_chunks(len(labels), len(head.weight)):
+        chunks = (row_chunks(states, labels, len(weight)) for states, weight, *_ in sides)
+        for pair in zip(*chunks, strict=True):
             (ours, our_tiles), (theirs, their_tiles) = (
-                _kept_logits(states[rows], labels[rows], weight, one, temperature, buffers, name)
-                for states, weight, one, name in sides
+                _kept_logits(chunk, *side[1:], temperature, buffers) for chunk, side in zip(pair, sides, strict=True)
             )
-            logprobs[rows], ref_logprobs[rows] = ours.logprobs.squeeze(1), theirs.logprobs.squeeze(1)
+            chunk = pair[0]
+            logprobs[chunk.rows] = chunk.own(ours.logprobs.squeeze(1))
+            ref_logprobs[chunk.rows] = chunk.own(theirs.logprobs.squeeze(1))
             for mine, yours in zip(our_tiles, their_tiles, strict=True):
                 mine.sub_(ours.peak).sub_(ours.log_total)
                 yours.sub_(theirs.peak).sub_(theirs.log_total)
-                divergence[rows] += kl_penalty(mine, yours, "full")
+                divergence[chunk.rows] += chunk.own(kl_penalty(mine, yours, "full"))
     return Divergence(*columns)
 
 
 def _kept_logits(
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    weight: torch.Tensor,
-    head: OutputHead,
-    temperature: float,
-    buffers: ChunkBuffers,
-    name: str,
+    chunk: RowChunk, weight: torch.Tensor, head: OutputHead, name: str, temperature: float, buffers: ChunkBuffers
 ) -> tuple[TiledSoftmax, list[torch.Tensor]]:
     """One chunk's softmax, and the logits of its tiles."""
-    softmax, kept = RowSoftmax(labels), []
-    buffer = buffers.numbers(name, len(hidden) * len(weight), wide(hidden.dtype), hidden.device)
-    for columns in column_tiles(len(hidden), len(weight), hidden.device):
-        logits = tile_logits(hidden, weight, head, columns, temperature).values
-        kept.append(tile_of(buffer, len(hidden), columns).copy_(logits))
+    softmax, kept, (rows, _) = RowSoftmax(chunk.labels), [], chunk.hidden.shape
+    buffer = buffers.numbers(name, rows * len(weight), wide(weight.dtype), weight.device)
+    for columns in column_tiles(rows, len(weight), weight.device):
+        logits = tile_logits(chunk.hidden, weight, head, columns, temperature).values
+        kept.append(tile_of(buffer, rows, columns).copy_(logits))
         softmax.see(logits, columns)
     return softmax.result(), kept
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from trl_step.products import product
+from trl_step.products import padded_rows, product
 
 CHUNK_ELEMENTS = 1 << 24
 """Numbers of one chunk: 16 Mi, 64 MiB in float32."""
@@ -87,9 +87,30 @@ def _holders(tensor: torch.Tensor) -> int:
     return torch._C._storage_Use_Count(storage._cdata) - 1  # `storage` holds it as well
 
 
-def row_chunks(rows: int, vocabulary: int) -> list[slice]:
-    """All rows, in chunks of about equal size."""
-    return _even_slices(rows, max(CHUNK_ELEMENTS // vocabulary, MIN_CHUNK_ROWS))
+class RowChunk(NamedTuple):
+    """Some of N rows; behind them rows of 0 with label 0, where a product is better off with them."""
+
+    rows: slice
+    hidden: torch.Tensor
+    """[n, D], n at least as long as `rows`"""
+    labels: torch.Tensor
+    """[n]"""
+
+    def own(self, values: torch.Tensor) -> torch.Tensor:
+        """[n, ...] -> those of `rows`."""
+        return values[: self.rows.stop - self.rows.start]
+
+    def padded(self, values: torch.Tensor) -> torch.Tensor:
+        """[those of `rows`] -> [n], with 0 behind them."""
+        return F.pad(values, (0, len(self.labels) - len(values)))
+
+
+def row_chunks(hidden: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> Iterator[RowChunk]:
+    """All of hidden [N, D] and labels [N], in chunks of about equal size."""
+    for rows in _even_slices(len(labels), max(CHUNK_ELEMENTS // vocabulary, MIN_CHUNK_ROWS)):
+        count = rows.stop - rows.start
+        more = padded_rows(count, hidden.device) - count
+        yield RowChunk(rows, F.pad(hidden[rows], (0, 0, 0, more)), F.pad(labels[rows], (0, more)))
 
 
 def column_tiles(rows: int, vocabulary: int, device: torch.device) -> list[slice]:

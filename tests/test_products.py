@@ -53,6 +53,30 @@ def test_a_dense_layer_and_its_gradients(calls, shape, bias, transposed, sizes):
         torch.testing.assert_close(products.linear(input, weight, shift, transposed), expected[0])
 
 
+@pytest.mark.parametrize("bias", [torch.ones(1).expand(7), torch.randn(14)[::2], torch.randn(7, 3)[:, 1]])
+def test_a_bias_whose_numbers_do_not_lie_side_by_side(calls, bias):
+    input, weight = torch.randn(4, 5), torch.randn(7, 5)
+    torch.testing.assert_close(products.linear(input, weight, bias), F.linear(input, weight, bias))
+    assert calls
+
+
+class Doubled(torch.Tensor):
+    """Stands for a quantized weight: its numbers mean something else than they say."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            return F.linear(args[0], 2 * args[1].as_subclass(torch.Tensor), args[2])
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_a_weight_of_another_class_multiplies_as_it_says(calls):
+    input, weight = torch.randn(4, 5), torch.randn(7, 5)
+    for one in (weight.as_subclass(Doubled), torch.nn.Parameter(weight.as_subclass(Doubled))):
+        torch.testing.assert_close(products.linear(input, one).as_subclass(torch.Tensor), 2 * input @ weight.t())
+    assert not calls
+
+
 def test_only_the_gradients_that_are_asked_for(calls):
     input, weight = torch.randn(4, 5), torch.randn(3, 5)
     input.requires_grad_()

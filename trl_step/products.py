@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+"""Other classes may hold their numbers in another way, as quantized weights do."""
 MIN_ROWS = 16
 """Fewer rows are bound by reading the weight, and either library does that at the same speed."""
 MIN_MULTIPLICATIONS = 1 << 20
@@ -36,6 +38,7 @@ def takes_onednn(left: torch.Tensor, right: torch.Tensor) -> bool:
     return bool(
         left.device.type == right.device.type == "cpu"
         and left.dtype == right.dtype == torch.float32
+        and {type(left), type(right)} <= _PLAIN
         and rows >= MIN_ROWS
         and rows * right.numel() >= MIN_MULTIPLICATIONS
         and torch.backends.mkldnn.enabled
@@ -103,6 +106,7 @@ def _padded(rows: torch.Tensor) -> torch.Tensor:
 
 def _onednn(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """left [..., K] @ right.T [K, M] + bias [M]; `left` is copied where its rows are not contiguous."""
+    bias = None if bias is None else bias.contiguous()  # it reads M numbers one behind the other, whatever the stride
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
 
 

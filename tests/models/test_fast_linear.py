@@ -1,7 +1,10 @@
 """A whole model through the faster products: the same numbers, and nothing of it left behind."""
 
+import copy
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from tests.tiny import batch, config, gpt2, tokenizer, trainer, weights, with_value_head
 from trl_step import PPOTrainer, products
@@ -74,6 +77,28 @@ def test_a_layer_that_somebody_replaced_keeps_its_forward(calls):
         model(IDS)
     assert seen == [(2, 4, 32)]
     assert "forward" in vars(layer)
+
+
+def test_a_compiled_model_is_compiled_once(calls):
+    counter = CompileCounter()
+    model = gpt2()
+    expected = model(IDS).logits
+    compiled = torch.compile(model, backend=counter)
+    for _ in range(3):
+        with fast_dense_layers(compiled):
+            torch.testing.assert_close(compiled(IDS).logits, expected)
+    assert counter.frame_count == 1
+    assert not calls
+
+
+def test_a_copy_made_inside_multiplies_with_its_own_weights(calls):
+    model = gpt2()
+    with fast_dense_layers(model):
+        other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.zero_()
+    assert other(IDS).logits.abs().max() == 0
 
 
 def test_a_model_that_checkpoints_is_left_alone(calls):

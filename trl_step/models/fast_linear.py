@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ def fast_dense_layers(model: nn.Module) -> Iterator[None]:
         if _can_be_faster(model):
             for module in model.modules():
                 if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):
-                    stack.enter_context(replaced_forward(module, partial(_forward, module)))
+                    # a method, as torch.compile would take each new partial for other code and compile again
+                    stack.enter_context(replaced_forward(module, MethodType(_forward, module)))
         yield
 
 

@@ -161,6 +161,48 @@ def test_under_autocast_the_product_is_bfloat16_and_the_gradients_float32():
     torch.testing.assert_close(rows.logprobs, exact, rtol=2e-2, atol=5e-2)  # 8 bits of mantissa
 
 
+@pytest.mark.parametrize("kind", ["plain", "all"])
+def test_float16_keeps_slopes_that_are_below_its_smallest_number(kind):
+    """2⁻¹² of a mini-batch's 4096 tokens, times the 1/23 of a token, times a hidden state of 2⁻¹⁰: below 2⁻²⁴."""
+    hidden, labels, head = make(kind)
+    with torch.no_grad():
+        hidden.mul_(2.0**-10)
+    leaves = [hidden, head.weight] + ([head.bias] if kind == "all" else [])
+    slopes = 2.0**-12 * torch.randn(N)
+    expected = torch.autograd.grad((logprobs_of_logits(plain_logits(hidden, head), labels) * slopes).sum(), leaves)
+    with torch.autocast("cpu", dtype=torch.float16):
+        rows = policy_gradient_rows(hidden, labels, head, lambda rows, chunk: slopes[rows])
+    for result, exact in zip(torch.autograd.grad(rows.anchor, leaves), expected, strict=True):
+        assert (result - exact).norm() < 2e-3 * exact.norm()  # 11 bits of mantissa
+
+
+def test_autocast_leaves_float64_alone():
+    hidden, labels, head = make("plain", torch.float64)
+    exact = token_logprobs(hidden, labels, head)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(token_logprobs(hidden, labels, head), exact)
+
+
+@pytest.mark.parametrize("again", [{}, {"create_graph": True}], ids=["twice", "of the gradient"])
+def test_the_gradient_is_handed_out_once(again):
+    hidden, labels, head = make("plain")
+    anchor = policy_gradient_rows(hidden, labels, head, lambda rows, chunk: torch.ones_like(chunk)).anchor
+    factor = torch.tensor(2.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(anchor * factor, hidden, retain_graph=True, **again)
+    before = gradient.detach().clone()
+    with pytest.raises(RuntimeError, match="differentiate twice" if again else "earlier backward pass"):
+        gradient.sum().backward() if again else anchor.backward()
+    assert torch.equal(gradient, before)
+
+
+def test_no_entropy_is_below_zero():
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(N, D), 1e4 * torch.randn(V, D), torch.randint(V, (N,))
+    rows = policy_gradient_rows(hidden, labels, OutputHead(weight), lambda rows, chunk: torch.ones_like(chunk))
+    assert (rows.entropy >= 0).all()
+    assert rows.entropy.max() < 0.1
+
+
 def test_no_rows_at_all():
     hidden, labels, head = make("bias")
     rows = policy_gradient_rows(hidden[:0], labels[:0], head, lambda rows, chunk: chunk)

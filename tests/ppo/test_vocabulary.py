@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trl_step.ppo import vocabulary
 from trl_step.ppo.vocabulary import ChunkBuffers, RowSoftmax, column_tiles, row_chunks, tile_of
@@ -57,6 +59,35 @@ def test_a_softmax_from_tiles(widths):
     shares = [tile * result.factors[:, k : k + 1] for k, tile in enumerate(weights)]
     torch.testing.assert_close(torch.cat(shares, dim=1), torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.0]]).expand(3, 5))
     torch.testing.assert_close(result.peak + result.log_total, logits.logsumexp(dim=1, keepdim=True))
+
+
+@given(st.integers(1, 6), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from([1, 50, 1e4]), st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_softmax_from_tiles_of_any_width(rows, widths, size, data):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    logits = size * torch.randn(rows, sum(widths), generator=generator)
+    excluded = torch.rand(logits.shape, generator=generator) < data.draw(st.sampled_from([0.0, 0.5]))
+    logits[excluded] = -torch.inf
+    labels = torch.randint(sum(widths), (rows,), generator=generator)
+    softmax, weights = RowSoftmax(labels), []
+    for end, width in zip(torch.tensor(widths).cumsum(0).tolist(), widths, strict=True):
+        weights.append(softmax.see(logits[:, end - width : end].clone(), slice(end - width, end)))
+    result = softmax.result()
+    expected = torch.log_softmax(logits.double(), dim=1)
+    torch.testing.assert_close(result.logprobs, expected.gather(1, labels.unsqueeze(1)).float(), equal_nan=True)
+    shares = torch.cat([tile * result.factors[:, k : k + 1] for k, tile in enumerate(weights)], dim=1)
+    possible = ~excluded.all(dim=1)
+    torch.testing.assert_close(shares[possible], expected.exp().float()[possible])
+
+
+@pytest.mark.parametrize("label", [-100, -1, 5])
+def test_a_label_outside_the_vocabulary_has_no_logprob(label):
+    softmax = RowSoftmax(torch.tensor([label, 3]))
+    for columns in (slice(0, 2), slice(2, 5)):
+        softmax.see(torch.zeros(2, 5)[:, columns], columns)
+    outside, inside = softmax.result().logprobs.flatten()
+    assert outside.isnan()
+    torch.testing.assert_close(inside, torch.tensor(0.2).log())
 
 
 def test_buffers_are_used_again_and_given_back():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from trl_step.ppo.vocabulary import (
     ChunkBuffers,
@@ -58,13 +59,31 @@ class _Errors(NamedTuple):
     def add_outer(self, total: torch.Tensor, rows: torch.Tensor, first: bool) -> None:
         """total [V, D] += e.T @ rows [n, D]; over what was there if it is the `first`."""
         for k, (columns, tile) in enumerate(self.tiles):
-            scaled = (rows * self.softmax.factors[:, k : k + 1]).to(tile.dtype)
-            add_product(total[columns], tile.t(), scaled, first)
+            scaled = rows * self.softmax.factors[:, k : k + 1]
+            if tile.dtype == torch.float16:
+                _add_half_product(total[columns], tile.t(), scaled, first)
+            else:
+                add_product(total[columns], tile.t(), scaled.to(tile.dtype), first)
         of_labels = rows * self.of_labels
         if total.device.type == "cpu":  # on either device, the one that adds in a fixed order
             total.index_add_(0, self.labels, of_labels)
         else:
             total.index_put_((self.labels,), of_labels, accumulate=True)
+
+
+def _add_half_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
+    """As `add_product`, with `left` [V, n] of float16 numbers in 0..1 and `right` [n, D] in float32.
+
+    Slopes divided by the size of the vocabulary lie below the smallest float16. A power of two, which loses nothing,
+    brings the largest of `right` to a place where n of them can be summed up.
+    """
+    highest = right.abs().amax().clamp(min=torch.finfo(right.dtype).tiny)
+    exponent = torch.floor(torch.log2(2.0**15 / len(right) / highest)).clamp(max=100)
+    addend = torch.mm(left, (right * torch.exp2(exponent)).to(left.dtype)).to(total.dtype) * torch.exp2(-exponent)
+    if first:
+        total.copy_(addend)
+    else:
+        total.add_(addend)
 
 
 def _errors(
@@ -145,7 +164,7 @@ class _PolicyGradientRows(torch.autograd.Function):
                 surplus = surplus + factor * torch.linalg.vecdot(states, times_weight)
             logprobs[rows] = chunk.own(of_labels)
             # the expected logit over that of the label is what the entropy has over -log p(label)
-            entropy[rows] = chunk.own(-of_labels - surplus)
+            entropy[rows] = chunk.own(-of_labels - surplus).clamp(min=0)  # a rounding may lie below
             slope = -factor * chunk.padded(gradient_of(rows, logprobs[rows])).unsqueeze(1)
             d_hidden[rows] = chunk.own(times_weight.mul_(slope))
             if d_weight is not None:
@@ -158,7 +177,10 @@ class _PolicyGradientRows(torch.autograd.Function):
         return hidden.new_zeros((), dtype=wide(dtype)), logprobs, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the policy gradient was handed out by an earlier backward pass; run the forward again")
         (d_hidden, d_weight, d_bias), ctx.gradients = ctx.gradients, None
         hidden_dtype, weight_dtype = ctx.dtypes
         # a look at the factor makes a GPU wait; on a CPU it saves a pass over the head's gradient
@@ -201,7 +223,11 @@ def policy_gradient_rows(
         temperature, buffers: as in `exact_divergence`
         take_gradient: called in the backward pass with the gradient of the weight [V, D] that is handed to autograd
 
-    `anchor.backward()` (times any upstream factor) adds to hidden, weight and bias what the loss itself would.
+    `anchor.backward()` (times any upstream factor) adds to hidden, weight and bias what the loss itself would. It can
+    be taken once, also with `retain_graph`: what it hands out is not kept.
+
+    Raises:
+        RuntimeError: in a second backward pass, or where the gradient itself is to be differentiated
     """
     settings = temperature, gradient_of, compute_dtype(head.weight), buffers or ChunkBuffers(), take_gradient
     with torch.autocast(hidden.device.type, enabled=False):

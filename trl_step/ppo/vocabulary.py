@@ -173,7 +173,7 @@ class RowSoftmax:
     where sum_k is the sum of the tile's weights; so no tile is visited twice.
 
     Args:
-        labels: [n] int64
+        labels: [n] int64; the log-prob of one that no tile has is NaN
     """
 
     def __init__(self, labels: torch.Tensor) -> None:
@@ -185,8 +185,8 @@ class RowSoftmax:
     def see(self, logits: torch.Tensor, columns: slice, out: torch.Tensor | None = None) -> torch.Tensor:
         """Takes the next tile's logits [n, v], which it overwrites, and returns its weights, in `out` or in place."""
         inside, place = self.place(columns)
-        found, known = logits.gather(1, place), self._label_logits
-        self._label_logits = found if known is None else torch.where(inside, found, known)
+        known = torch.nan if self._label_logits is None else self._label_logits
+        self._label_logits = torch.where(inside, logits.gather(1, place), known)
         # finite, so that a tile of tokens that are all excluded has weights of 0
         peak = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
         weights = torch.exp(logits.sub_(peak), out=logits if out is None else out)
@@ -227,9 +227,11 @@ class TiledSoftmax(NamedTuple):
 
 
 def compute_dtype(weight: torch.Tensor) -> torch.dtype:
-    """What autocast would multiply in, else the dtype of the weight."""
+    """What autocast would multiply in, else the dtype of the weight; autocast leaves float64 alone."""
     device_type = weight.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+        return weight.dtype
+    return torch.get_autocast_dtype(device_type)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 
 from tests.tiny import batch, config, gpt2, tokenizer, trainer, weights, with_value_head
 from trl_step import PPOTrainer, products
@@ -113,6 +114,22 @@ def test_a_model_that_checkpoints_is_left_alone(calls):
     with fast_dense_layers(model):
         model(IDS)
     assert calls
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_layer_that_its_owner_checkpoints(calls, reentrant):
+    """No flag tells of it, and the layer runs again where this context has ended."""
+    model = gpt2().train()
+    expected = torch.autograd.grad(model(IDS).logits.square().sum(), list(model.parameters()))
+    layer = model.transformer.h[0].mlp
+    own = layer.forward
+    layer.forward = lambda hidden: checkpoint(own, hidden, use_reentrant=reentrant)
+    with fast_dense_layers(model):
+        loss = model(IDS).logits.square().sum()
+    loss.backward()
+    assert calls
+    for weight, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_generation_goes_through_them(calls):

@@ -46,6 +46,7 @@ def _can_be_faster(model: nn.Module) -> bool:
 
 def _forward(module: Any, input: torch.Tensor) -> torch.Tensor:
     transposed = isinstance(module, Conv1D)
-    if torch.compiler.is_compiling():  # the compiler chooses for itself
+    # the compiler chooses for itself; what somebody else keeps or recomputes must be what a dense layer always keeps
+    if torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         return F.linear(input, module.weight.t() if transposed else module.weight, module.bias)
     return linear(input, module.weight, module.bias, transposed)

@@ -71,12 +71,15 @@ class ChunkBuffers:
         return buffer[:count]
 
     def gradient(self, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Uninitialised, in the shape of `like`: the last one's memory if nobody holds that any more."""
+        """Uninitialised, in the shape of `like`: on a CPU the last one's memory if nobody holds that any more.
+
+        An accelerator's own allocator has memory as fast, and knows of streams that still read what nobody holds.
+        """
         last = self._gradient
         fits = last is not None and (last.shape, last.dtype, last.device) == (like.shape, dtype, like.device)
         if last is None or not fits or _holders(last) > 1:
             last = torch.empty_like(like, dtype=dtype)
-        if self._keep:
+        if self._keep and last.device.type == "cpu":
             self._gradient = last
         return last.detach()  # a tensor of its own: autograd copies one that somebody else holds
 

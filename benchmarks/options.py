@@ -3,7 +3,8 @@
     python benchmarks/options.py
     python benchmarks/options.py --quick    # only to see that it works
 
-`bf16` is `mixed_precision: bf16`: it is faster than float32 on processors that have products in bfloat16.
+`mkldnn` is `torch.backends.mkldnn`: without it torch's own float32 products serve, see `trl_step/products.py`. `bf16` is
+`mixed_precision: bf16`: it is faster than float32 on processors that have products in bfloat16.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def settings_of(case: Case) -> dict[str, dict[str, Any]]:
     return {
         "defaults": {},
         "kl_penalty='full'": {"config": {"kl_penalty": "full"}},
+        "mkldnn.enabled=False": {"mkldnn": False},
         "mixed_precision='bf16'": {"accelerator": {"mixed_precision": "bf16"}},
         "gradient_checkpointing=True": {"config": {"gradient_checkpointing": True}},
         "forward_tokens=512": {"config": {"forward_tokens": 512}},

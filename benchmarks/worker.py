@@ -158,6 +158,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in job["case"].items()})
     torch.set_num_threads(job.get("threads", 2))
+    torch.backends.mkldnn.enabled = job.get("mkldnn", True)
     library = importlib.import_module(job["library"])
     options = {"batch_size": case.samples, "mini_batch_size": case.mini_batch, "learning_rate": 1e-4}
     accelerator = {"cpu": True, **job.get("accelerator", {})}

@@ -91,10 +91,12 @@ def options_table() -> str:
     settings = results("options")["settings"]
     base = settings["defaults"]
     return markdown(
-        ["setting", "time over the defaults'", "CPU time", "peak MB", "kept for the backward pass, MB"],
+        ["setting", "time over the defaults'", "CPU time", "peak MB", "kept for the backward pass, MB",
+         "a statistic moves by at most"],
         [
             [f"`{name}`" if "=" in name else name, f"{r['seconds'] / base['seconds']:.2f}",
-             f"{r['cpu_seconds'] / base['cpu_seconds']:.2f}", f"{r['peak_mb']:.0f}", f"{r['saved_mb']:.0f}"]
+             f"{r['cpu_seconds'] / base['cpu_seconds']:.2f}", f"{r['peak_mb']:.0f}", f"{r['saved_mb']:.0f}",
+             f"{r['moved']:.1%}"]
             for name, r in settings.items()
         ],
     )  # fmt: skip

@@ -89,6 +89,7 @@ def _add_half_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tens
 def _errors(
     chunk: RowChunk, weight: torch.Tensor, head: OutputHead, temperature: float, buffers: ChunkBuffers
 ) -> _Errors:
+    """One pass over the tiles; `weight` is the head's in the dtype of the product."""
     (rows, _), labels = chunk.hidden.shape, chunk.labels
     softmax, tiles, expected = RowSoftmax(labels), [], []
     buffer = buffers.numbers("policy", rows * len(weight), weight.dtype, weight.device)

@@ -54,7 +54,7 @@ class PeakMemory:
         return self.peak - self.start
 
 
-def product_of(library: str):
+def own_product(library: str):
     """What the library multiplies matrices with."""
     return importlib.import_module("trl_step.products").product if library == "trl_step" else torch.mm
 
@@ -73,6 +73,11 @@ def matrix_rate(case: Case, product) -> float:
             product(left, right.t())
             best = max(best, 2 * m * k * n / (time.perf_counter() - start))
     return best
+
+
+def rates(case: Case, library: str) -> dict[str, list[float]]:
+    """Of torch's product, the same for every library, and of the library's own."""
+    return {"rate": [matrix_rate(case, torch.mm)], "own_rate": [matrix_rate(case, own_product(library))]}
 
 
 def tokenizer():
@@ -173,11 +178,12 @@ def main() -> None:
         "weights": {
             n: [float(p.detach().double().sum()), float(p.detach().double().norm())] for n, p in sorted(trained)
         },
-        "rate": [matrix_rate(case, product_of(job["library"]))],
+        **rates(case, job["library"]),
         "seconds": [],
         "cpu_seconds": [],
     }
-    result["saved_mb"] = saved_for_backward(trainer, batch(case, 0))
+    if job["library"] == "trl_step":
+        result["saved_mb"] = saved_for_backward(trainer, batch(case, 0))
     with PeakMemory() as memory:
         for seed in range(1, job["steps"] + 1):
             inputs = batch(case, seed)
@@ -186,7 +192,8 @@ def main() -> None:
             result["seconds"].append(time.perf_counter() - wall)
             result["cpu_seconds"].append(time.process_time() - cpu)
     result["peak_mb"] = memory.growth
-    result["rate"].append(matrix_rate(case, product_of(job["library"])))
+    for name, (rate,) in rates(case, job["library"]).items():
+        result[name].append(rate)
     result["versions"] = {
         name: importlib.import_module(name).__version__ for name in (job["library"], "torch", "transformers")
     }

@@ -100,8 +100,12 @@ def linear(
 
 def _padded(rows: torch.Tensor) -> torch.Tensor:
     """[N, K] -> [N', K] with rows of 0 behind it, see `padded_rows`."""
-    count = padded_rows(len(rows), rows.device)
-    return rows if count == len(rows) else F.pad(rows, (0, 0, 0, count - len(rows)))
+    count, used = padded_rows(len(rows), rows.device), len(rows)
+    if count == used:
+        return rows
+    padded = rows.new_empty((count, rows.shape[1]))
+    padded[:used], padded[used:] = rows, 0.0
+    return padded
 
 
 def _onednn(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

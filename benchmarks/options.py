@@ -3,8 +3,8 @@
     python benchmarks/options.py
     python benchmarks/options.py --quick    # only to see that it works
 
-`mkldnn` is `torch.backends.mkldnn`: without it torch's own float32 products serve, see `trl_step/products.py`. `bf16` is
-`mixed_precision: bf16`: it is faster than float32 on processors that have products in bfloat16.
+`mkldnn` is `torch.backends.mkldnn`: without it torch's own float32 products serve, see `trl_step/products.py`. `bf16`
+is `mixed_precision: bf16`: it is faster than float32 on processors that have products in bfloat16.
 """
 
 from __future__ import annotations

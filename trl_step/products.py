@@ -19,8 +19,8 @@ _PLAIN = {torch.Tensor, torch.nn.Parameter}
 """Other classes may hold their numbers in another way, as quantized weights do."""
 MIN_ROWS = 16
 """Fewer rows are bound by reading the weight, and either library does that at the same speed."""
-MIN_MULTIPLICATIONS = 1 << 20
-"""Below, the way to the library costs as much as the product."""
+MIN_MULTIPLICATIONS = 1 << 24
+"""Below, little time is to be won, and the code that the library keeps for each size would outgrow a small model."""
 
 
 @cache

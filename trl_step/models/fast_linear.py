@@ -39,9 +39,10 @@ def fast_dense_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _can_be_faster(model: nn.Module) -> bool:
-    on_cpu = plain_model(model).device.type == "cpu" and onednn_is_faster()
+    if not onednn_is_faster() or plain_model(model).device.type != "cpu":
+        return False
     checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    return on_cpu and not checkpoints and not is_sharded(model)
+    return not checkpoints and not is_sharded(model)
 
 
 def _forward(module: Any, input: torch.Tensor) -> torch.Tensor:

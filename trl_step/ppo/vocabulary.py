@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from trl_step.products import padded_rows, product
 
 CHUNK_ELEMENTS = 1 << 25
-"""Numbers of one chunk: 16 Mi, 64 MiB in float32."""
+"""Numbers of one chunk: 32 Mi, 128 MiB in float32."""
 MIN_CHUNK_ROWS = 128
 """Fewer rows starve the matrix product."""
 TILE_ELEMENTS = 1 << 21

@@ -44,9 +44,11 @@ def public_objects() -> dict[str, tuple[str, Any]]:
         for name in module.__all__:
             found.setdefault(name, (package, getattr(module, name)))
     for package in MODULES:
-        for name, thing in vars(importlib.import_module(package)).items():
-            is_own = (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__module__ == package
-            if is_own and not name.startswith("_"):
+        module = importlib.import_module(package)
+        named = getattr(module, "__all__", ())
+        for name, thing in vars(module).items():
+            is_code = inspect.isfunction(thing) or inspect.isclass(thing)
+            if is_code and not name.startswith("_") and (thing.__module__ == package or name in named):
                 found.setdefault(name, (package, thing))
     return found
 

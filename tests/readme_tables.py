@@ -1,8 +1,8 @@
 """Tables that are made: logged keys and times in README.md, and in docs/ the porting kit's translations, the tuning
 curves and what was measured.
 
-`python -m tests.readme_tables` writes them anew after a change of `trl_step.ppo.stats`, of `trl_step.port.rules`, or of
-what lies in `benchmarks/results/`.
+`python -m tests.readme_tables` writes them anew after a change of `trl_step.algorithms.stats`,
+of `trl_step.port.rules`, or of what lies in `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tests import benchmark_tables
 from tests.markdown_pages import DOCS, README, ROOT
+from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, STATS, Stat
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, UNKNOWN, Flag, Quantization, Rule, Source
-from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS, Stat
 
 OVER_PROCESSES = {
     "samples": "over all samples",

@@ -15,7 +15,7 @@ import pytest
 import trl_step
 from tests.markdown_pages import ROOT, broken_links, missing_paths, run_snippets, snippets, write_tiny_models
 from tests.readme_tables import PAGES, PORTING, README, with_tables
-from trl_step.ppo.stats import LOGGED_BY_LOG_STATS, STATS
+from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, STATS
 
 TEXT = README.read_text(encoding="utf-8")
 PORTING_TEXT = PORTING.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Floor 1: masked statistics, log-prob and entropy helpers, dictionary helpers, seeds.
+"""Layer 1: masked statistics, log-prob and entropy helpers, dictionary helpers, seeds.
 
 The names are those of release 0.7; scripts import them from `trl_step.core`.
 Masks are 1 (or True) where an element counts.

@@ -1,4 +1,4 @@
-"""Floor 1: which optional packages and accelerators this process can use.
+"""Layer 1: which optional packages and accelerators this process can use.
 
 Every function answers without importing the package it asks about, unless the answer depends on the hardware.
 """

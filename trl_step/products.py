@@ -1,4 +1,4 @@
-"""Floor 1: float32 matrix products on a CPU, by whichever of torch's two libraries is faster there.
+"""Layer 1: float32 matrix products on a CPU, by whichever of torch's two libraries is faster there.
 
 torch multiplies float32 matrices with MKL, which keeps to 256-bit instructions on processors that are not Intel's;
 oneDNN, which torch brings along for other work, uses their 512-bit ones and is about twice as fast on an AMD Zen 5.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tests.trainer import text_tools
+from tests.trainer.text import text_tools
 from trl_step.data.collators import (
     DataCollatorForCompletionOnlyLM,
     DPODataCollatorWithPadding,

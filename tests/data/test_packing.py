@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tests import tiny
-from tests.trainer import text_tools
+from tests.trainer.text import text_tools
 from trl_step.data.packing import ConstantLengthDataset
 
 ROWS = [{"text": " ".join(f"w{10 + i}" for _ in range(i + 1))} for i in range(6)]

@@ -16,8 +16,8 @@ import torch
 from tests.environment.environment_tools import environment, tiny_gpt2
 from tests.tiny import EOS, PAD, VOCABULARY, batch, config, trainer, with_value_head
 from trl_step import AutoModelForCausalLMWithValueHead, PPOTrainer
+from trl_step.algorithms.diagnosis import END_PATIENCE
 from trl_step.extras import doctor
-from trl_step.ppo.diagnosis import END_PATIENCE
 
 QUERIES = batch(16)[0]
 SCORES = batch(16)[2]

@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
 from tests import tiny
-from tests.trainer import text_tools
+from tests.trainer.text import text_tools
 from trl_step.extras import ClassifierReward, LengthPenalty, MissingEosPenalty, PipelineReward, WeightedRewards
 
 TEXTS = ["a", "b", "c"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import batch, config, tokenizer, trainer, with_value_head
-from tests.trainer.state_tools import changed, everything, weights_and_optimizer
+from tests.trainer.runs.state_tools import changed, everything, weights_and_optimizer
 from trl_step import PPOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:a mini-batch's mean ratio")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.models.generation_tools import EOS, PAD, count_up, tiny_bart, tiny_gpt2
+from tests.sampling.generation_tools import EOS, PAD, count_up, tiny_bart, tiny_gpt2
 
 
 def lists(rows: list[torch.Tensor]) -> list[list[int]]:

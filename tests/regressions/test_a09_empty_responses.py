@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import EOS, PAD, batch, trainer
-from tests.trainer.state_tools import changed, everything
+from tests.trainer.runs.state_tools import changed, everything
 
 
 def empty(responses: list[torch.Tensor], masks: list[torch.Tensor]) -> None:

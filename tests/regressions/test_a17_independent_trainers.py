@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from tests.tiny import batch, config, tokenizer, trainer, with_value_head
-from tests.trainer.state_tools import changed, random_streams
+from tests.trainer.runs.state_tools import changed, random_streams
 from trl_step import PPOConfig, PPOTrainer, set_seed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.models.generation_tools import BatchWatcher, answer, ragged_queries, same, tiny_gpt2
+from tests.sampling.generation_tools import BatchWatcher, answer, ragged_queries, same, tiny_gpt2
 
 LENGTHS = [3, 17, 1, 6, 12, 6, 2, 16, 9]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from trl_step.trainer import rolling
+from trl_step.trainer.engine import evaluate as rolling
 
 
 def known(name):

@@ -28,7 +28,7 @@ from tests.tiny import batch as samples
 from tests.tiny import config, tokenizer, weights, with_value_head
 from trl_step import PPOTrainer, create_reference_model
 from trl_step.models.sharding import gathered
-from trl_step.ppo.batch import mini_batches
+from trl_step.trainer.batches.padding import mini_batches
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = ROOT / "examples" / "accelerate_configs"
@@ -217,7 +217,7 @@ def alone(name: str) -> dict[str, Any]:
     """The case on this one process, on the joined batch, in joined mini-batches."""
     case = CASES[name]
     orders = [np.random.RandomState(0), np.random.RandomState(0)]
-    with mock.patch("trl_step.trainer.epochs.mini_batches", joined(orders, case.counts)):
+    with mock.patch("trl_step.trainer.updates.epochs.mini_batches", joined(orders, case.counts)):
         return play(case, None)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 
 from tests.tiny import VOCABULARY, trainer, with_value_head
-from tests.trainer.state_tools import changed, everything
+from tests.trainer.runs.state_tools import changed, everything
 
 LISTS = ("queries", "responses", "scores", "response_masks", "old_logprobs", "ref_logprobs", "values")
 NAMES_A_SAMPLE = re.compile(r"\[\d+\]|sample \d+")

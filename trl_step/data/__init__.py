@@ -1,1 +1,1 @@
-"""Floor 3: texts, conversations and pairs to the batches that the trainers take."""
+"""Layer 3: texts, conversations and pairs to the batches that the trainers take."""

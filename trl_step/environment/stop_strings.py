@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trl_step.models.row_ends import BatchCriterion
+from trl_step.sampling.row_ends import BatchCriterion
 
 UNFINISHED_CHARACTER = "�"
 """What a tokenizer shows for the first bytes of a character whose other bytes are in tokens to come."""

@@ -11,7 +11,7 @@ from accelerate.utils import extract_model_from_parallel
 
 from trl_step.environment.stop_strings import StringStoppingCriteria
 from trl_step.environment.text_history import TextHistory
-from trl_step.models.generation import all_eos_ids, generate_batched, padding_id
+from trl_step.sampling.local import all_eos_ids, generate_batched, padding_id
 
 
 def inner_model(model: Any) -> Any:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from trl_step.core import set_seed
 from trl_step.models import SUPPORTED_ARCHITECTURES, PreTrainedModelWrapper
-from trl_step.models.generation import generate_batched, padding_id
+from trl_step.sampling.local import generate_batched, padding_id
 
 Query = torch.Tensor | Sequence[int]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Union
 
-from trl_step.ppo.diagnosis import Checkup, Diagnosis, Finding
+from trl_step.algorithms.diagnosis import Checkup, Diagnosis, Finding
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "report"]
 

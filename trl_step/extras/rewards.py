@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from trl_step.data.collators import side_of_the_class
-from trl_step.models.generation import sampling_mode
+from trl_step.sampling.local import sampling_mode
 
 RewardFunction = Callable[..., Sequence[float]]
 

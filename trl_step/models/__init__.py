@@ -1,4 +1,4 @@
-"""Floor 3: value-head wrappers, the reference model, checkpoint files, adapters, batched generation."""
+"""Layer 3: value-head wrappers, the reference model, checkpoint files and adapters."""
 
 from trl_step.models.modeling_base import PreTrainedModelWrapper, create_reference_model
 from trl_step.models.modeling_value_head import (

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from trl_step.head.tiles import OutputHead
 from trl_step.models.decoder_pass import run_decoder
 from trl_step.models.inner_model import output_embedding, plain_model
-from trl_step.models.modes import eval_mode
-from trl_step.ppo.vocabulary import OutputHead
+from trl_step.models.shortcuts.modes import eval_mode
 
 PROBE_TOKENS = 2
 ROUNDING_STEPS = 16

@@ -1,4 +1,4 @@
-"""Floor 4: the configuration and the trainers. Legacy import path of their names."""
+"""Layer 5: the configuration and the trainers. Legacy import path of their names."""
 
 from trl_step.trainer.base import BaseTrainer
 from trl_step.trainer.ddpo_config import DDPOConfig

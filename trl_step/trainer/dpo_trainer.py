@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
+from trl_step.algorithms.losses.preference import LOSS_TYPES, Logps, preference_losses, sequence_logps
 from trl_step.data.collators import DPODataCollatorWithPadding
 from trl_step.data.pairs import (
     chosen_above_rejected,
@@ -17,13 +18,12 @@ from trl_step.data.pairs import (
     tokenize_preference_for_encoder,
 )
 from trl_step.import_utils import is_wandb_available
-from trl_step.models.modes import disable_dropout_in_model
 from trl_step.models.notices import warn_user
-from trl_step.trainer.dpo_answers import log_answers, sampled_answers
-from trl_step.trainer.dpo_reference import REFERENCE_COLUMNS, ReferenceTrainer
-from trl_step.trainer.peft_setup import is_peft_model, prepare_for_training
-from trl_step.trainer.preference_loss import LOSS_TYPES, Logps, preference_losses, sequence_logps
-from trl_step.trainer.text_trainer import arguments_of, length_or_default, model_of, prepared, tokenizer_of
+from trl_step.models.shortcuts.modes import disable_dropout_in_model
+from trl_step.trainer.text.dpo_answers import log_answers, sampled_answers
+from trl_step.trainer.text.dpo_reference import REFERENCE_COLUMNS, ReferenceTrainer
+from trl_step.trainer.text.peft_setup import is_peft_model, prepare_for_training
+from trl_step.trainer.text.text_trainer import arguments_of, length_or_default, model_of, prepared, tokenizer_of
 
 TrainEval = Literal["train", "eval"]
 

@@ -7,7 +7,7 @@ from typing import Any, Optional, Union
 
 import torch
 
-from trl_step.models.generation import generate_batched, padding_id
+from trl_step.sampling.local import generate_batched, padding_id
 
 
 class GenerationMixin:

@@ -12,9 +12,9 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
 from trl_step.core import PPODecorators
 from trl_step.data.collators import padding_on_the_right
 from trl_step.models.notices import warn_user
-from trl_step.trainer.accelerate_state import detach, own_accumulation
-from trl_step.trainer.peft_setup import is_peft_model
-from trl_step.trainer.text_trainer import TextTrainer, tokenizer_of
+from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
+from trl_step.trainer.text.peft_setup import is_peft_model
+from trl_step.trainer.text.text_trainer import TextTrainer, tokenizer_of
 
 IGNORED = -100
 TRUNCATION_SIDES = {"keep_end": "left", "keep_start": "right"}

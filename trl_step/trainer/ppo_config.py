@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Optional, Union, get_args
 
 import tyro
 
+from trl_step.algorithms.kl import KL_PENALTIES
 from trl_step.core import flatten_dict
 from trl_step.import_utils import is_rich_available, is_tensorboard_available, is_wandb_available
-from trl_step.ppo.kl import KL_PENALTIES
 
 JSONDict = Annotated[Union[dict, str, None], tyro.conf.arg(metavar="JSON", constructor=json.loads)]
 LossNormalization = Literal["mini_batch", "tokens"]

@@ -25,34 +25,34 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
+from trl_step.algorithms.advantages.gae import advantages_and_returns
+from trl_step.algorithms.kl import kl_penalty
+from trl_step.algorithms.objective import mean_over, minibatch_statistics, policy_losses, value_losses
+from trl_step.algorithms.rewards import RunningMoments, sample_totals, token_rewards
+from trl_step.algorithms.stats import LOGGED_ARRAYS, readable, rollout_statistics
 from trl_step.core import PPODecorators, entropy_from_logits, set_seed
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
-from trl_step.models.activations import fuse_activations
-from trl_step.models.modes import eval_mode
-from trl_step.ppo.advantages import advantages_and_returns
-from trl_step.ppo.batch import Padded, padding_behind
-from trl_step.ppo.kl import kl_penalty
-from trl_step.ppo.loss import mean_over, minibatch_statistics, policy_losses, value_losses
-from trl_step.ppo.rewards import RunningMoments, sample_totals, token_rewards
-from trl_step.ppo.stats import LOGGED_ARRAYS, readable, rollout_statistics
-from trl_step.trainer import hub
-from trl_step.trainer.autosave import AutoSave, saves_states
+from trl_step.models.shortcuts.activations import fuse_activations
+from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.trainer.base import BaseTrainer
-from trl_step.trainer.callbacks import StepReport, configured_callbacks
-from trl_step.trainer.checks import check_arguments, checked_for
-from trl_step.trainer.cost import StepFacts
-from trl_step.trainer.epochs import run_epochs
-from trl_step.trainer.forward import TokenForward
-from trl_step.trainer.forward_size import ForwardSize
+from trl_step.trainer.batches.checks import check_arguments, checked_for
+from trl_step.trainer.batches.lengths import LengthLimits
+from trl_step.trainer.batches.padding import Padded, padding_behind
+from trl_step.trainer.batches.rollout import RolledForward, Rollout
+from trl_step.trainer.batches.scores import shaped
+from trl_step.trainer.engine.evaluate import Given, roll_forward
+from trl_step.trainer.engine.forward import TokenForward
+from trl_step.trainer.engine.memory_budget import ForwardSize
+from trl_step.trainer.engine.sweeps import plain_sweep, sweep
 from trl_step.trainer.generation import GenerationMixin
-from trl_step.trainer.lengths import LengthLimits
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.reporting import ReportingMixin
-from trl_step.trainer.rolling import Given, roll_forward
-from trl_step.trainer.rollout import RolledForward, Rollout
-from trl_step.trainer.sampling import SamplingWatch, circumstances, end_tokens
+from trl_step.trainer.reports import hub
+from trl_step.trainer.reports.callbacks import StepReport, configured_callbacks
+from trl_step.trainer.reports.cost import StepFacts
+from trl_step.trainer.reports.watch import SamplingWatch, circumstances, end_tokens
+from trl_step.trainer.runs.autosave import AutoSave, saves_states
 from trl_step.trainer.saving import SavingMixin
-from trl_step.trainer.scores import shaped
 from trl_step.trainer.setup import (
     make_kl_controller,
     make_layout,
@@ -63,7 +63,7 @@ from trl_step.trainer.setup import (
     start_accelerator,
     without_unused_columns,
 )
-from trl_step.trainer.sweeps import plain_sweep, sweep
+from trl_step.trainer.updates.epochs import run_epochs
 
 
 class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
@@ -224,7 +224,7 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
 
         Returns:
             statistics: scalars as floats, small arrays as NumPy arrays, arrays with a value per token as tensors.
-            Every key with its formula stands in `trl_step.ppo.stats.STATS`.
+            Every key with its formula stands in `trl_step.algorithms.stats.STATS`.
 
         Raises:
             ValueError: an input is wrong, the model gives a log-prob or value that is not finite, or the returns are
@@ -397,7 +397,7 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
         return self.compute_rewards(scores, *seen, rolled.masks)
 
     def _kl_penalty(self, logprob: torch.Tensor, ref_logprob: torch.Tensor) -> torch.Tensor:
-        """The penalty of one sample [T] from log-probs [T], for `full` [T, V]; see `trl_step.ppo.kl.kl_penalty`."""
+        """The penalty of one sample [T] from log-probs [T], for `full` [T, V]; see `algorithms.kl.kl_penalty`."""
         return kl_penalty(logprob, ref_logprob, self.config.kl_penalty)
 
     def compute_advantages(
@@ -504,7 +504,7 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
     # --- stage 6: statistics ---------------------------------------------------------------------------------
 
     def record_step_stats(self, kl_coef: float, **data: Any) -> dict[str, Any]:
-        """Statistics of a step, over all processes; see `trl_step.ppo.stats.STATS`.
+        """Statistics of a step, over all processes; see `trl_step.algorithms.stats.STATS`.
 
         Args:
             kl_coef: the coefficient that the step used

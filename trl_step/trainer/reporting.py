@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from trl_step.ppo.diagnosis import Checkup
-from trl_step.trainer import trackers
-from trl_step.trainer.callbacks import Callback
-from trl_step.trainer.cost import StepCost, cost_of
+from trl_step.algorithms.diagnosis import Checkup
+from trl_step.trainer.reports import trackers
+from trl_step.trainer.reports.callbacks import Callback
+from trl_step.trainer.reports.cost import StepCost, cost_of
 
 
 class ReportingMixin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from trl_step.trainer.training_arguments import TrainingArguments
+from trl_step.trainer.text.training_arguments import TrainingArguments
 
 
 @dataclass(init=False)

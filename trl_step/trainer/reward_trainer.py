@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from trl_step.data.collators import PAIR_COLUMNS, RewardDataCollatorWithPadding
 from trl_step.data.pairs import tokenize_pair_for_rewards
 from trl_step.models.notices import warn_user
-from trl_step.trainer.peft_setup import prepare_for_training
 from trl_step.trainer.reward_config import RewardConfig
-from trl_step.trainer.text_trainer import TextTrainer, arguments_of, length_or_default, prepared, tokenizer_of
+from trl_step.trainer.text.peft_setup import prepare_for_training
+from trl_step.trainer.text.text_trainer import TextTrainer, arguments_of, length_or_default, prepared, tokenizer_of
 
 DEFAULT_LENGTH = 512
 

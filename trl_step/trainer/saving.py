@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union, cast
 
 from trl_step.models.sharding import is_sharded, whole_state_dict
-from trl_step.trainer import hub, run_state
+from trl_step.trainer.reports import hub
+from trl_step.trainer.runs import state as run_state
 
 if TYPE_CHECKING:
     from trl_step.trainer.ppo_trainer import PPOTrainer

@@ -13,18 +13,19 @@ from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from transformers import PreTrainedTokenizerBase
 
+from trl_step.algorithms.kl import AdaptiveKLController, FixedKLController
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.adapters import without_adapter
-from trl_step.models.generation import padding_id
 from trl_step.models.sharding import start_fsdp
-from trl_step.ppo.kl import AdaptiveKLController, FixedKLController
-from trl_step.trainer import deepspeed, trackers
-from trl_step.trainer.accelerate_state import detach, make_accelerator
-from trl_step.trainer.dataloader import positioned
-from trl_step.trainer.layout import Layout
+from trl_step.sampling.local import padding_id
+from trl_step.trainer.batches.layout import Layout
 from trl_step.trainer.ppo_config import PPOConfig
-from trl_step.trainer.update import Updater
-from trl_step.trainer.waitless_update import WaitlessUpdater, may_decide_on_device
+from trl_step.trainer.processes.accelerate_state import detach, make_accelerator
+from trl_step.trainer.reports import trackers
+from trl_step.trainer.runs.data_loader import positioned
+from trl_step.trainer.updates import deepspeed
+from trl_step.trainer.updates.on_device import WaitlessUpdater, may_decide_on_device
+from trl_step.trainer.updates.updater import Updater
 
 if TYPE_CHECKING:
     from trl_step.trainer.ppo_trainer import PPOTrainer

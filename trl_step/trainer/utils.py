@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from transformers.integrations.neftune import neftune_post_forward_hook
 
+from trl_step.algorithms.kl import AdaptiveKLController, FixedKLController
+from trl_step.algorithms.prompt_stats import PerPromptStatTracker
+from trl_step.algorithms.rewards import RunningMoments
 from trl_step.core import sum_over_processes
 from trl_step.data.collators import (
     DataCollatorForCompletionOnlyLM,
@@ -16,18 +19,15 @@ from trl_step.data.collators import (
 )
 from trl_step.data.packing import ConstantLengthDataset
 from trl_step.import_utils import is_unsloth_available
-from trl_step.models.modes import disable_dropout_in_model
-from trl_step.ppo.kl import AdaptiveKLController, FixedKLController
-from trl_step.ppo.rewards import RunningMoments
+from trl_step.models.shortcuts.modes import disable_dropout_in_model
 from trl_step.trainer.model_config import ModelConfig
-from trl_step.trainer.peft_setup import (
+from trl_step.trainer.reward_trainer import compute_accuracy
+from trl_step.trainer.text.peft_setup import (
     get_kbit_device_map,
     get_peft_config,
     get_quantization_config,
     peft_module_casting_to_bf16,
 )
-from trl_step.trainer.prompt_stats import PerPromptStatTracker
-from trl_step.trainer.reward_trainer import compute_accuracy
 
 __all__ = [
     "AdaptiveKLController",

@@ -1,0 +1,135 @@
+"""The rules of the doctor on plain numbers: where each begins to speak, and where it stays silent."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from trl_step.algorithms.diagnosis import (
+    CRITIC_PATIENCE,
+    END_PATIENCE,
+    PATIENCE,
+    Checkup,
+    Circumstances,
+    Signs,
+    diagnose,
+)
+
+HEALTHY = Signs(
+    kl=3.0,
+    surprise=2.0,
+    entropy=2.1,
+    ratio_error=1e-6,
+    clipped=0.1,
+    explained=0.3,
+    mean_score=1.0,
+    std_score=0.5,
+    ended=0.9,
+    length_deviation=4.0,
+)
+START = HEALTHY._replace(kl=0.0)
+
+
+def names(now: dict[str, Any], steps: int = 1, seen: Circumstances | None = None) -> list[str]:
+    recent = [HEALTHY._replace(**now)] * steps
+    return [d.name for d in diagnose(START, recent, *([seen] if seen else []))]
+
+
+def test_healthy_numbers_are_left_alone() -> None:
+    assert names({}, steps=40) == []
+
+
+@pytest.mark.parametrize(
+    ("sign", "quiet", "loud", "steps", "name"),
+    [
+        ("kl", -1.0, -1.01, 1, "negative KL"),
+        ("kl", -0.05, -0.06, PATIENCE, "negative KL"),
+        ("ratio_error", 0.05, 0.051, 1, "first ratio"),
+        ("entropy", 0.22, 0.2, 1, "entropy collapse"),
+        ("explained", 0.0, -0.01, CRITIC_PATIENCE, "value head"),
+        ("std_score", 0.01, 0.0, 3, "constant scores"),
+        ("ended", 0.01, 0.0, END_PATIENCE, "no end token"),
+        ("clipped", 0.5, 0.51, 3, "clipping"),
+    ],
+)
+def test_where_a_diagnosis_begins(sign: str, quiet: float, loud: float, steps: int, name: str) -> None:
+    assert names({sign: quiet}, steps) == []
+    assert names({sign: loud}, steps) == [name]
+    if steps > 1:
+        assert names({sign: loud}, steps - 1) == []
+
+
+def test_one_good_step_in_between_starts_the_count_anew() -> None:
+    bad = HEALTHY._replace(explained=-0.5)
+    assert not diagnose(START, [*[bad] * (CRITIC_PATIENCE - 1), HEALTHY, bad])
+
+
+def test_batches_with_one_score_each_but_different_ones_are_not_constant() -> None:
+    recent = [HEALTHY._replace(mean_score=float(i), std_score=0.0) for i in range(5)]
+    assert not diagnose(START, recent)
+
+
+def test_an_entropy_near_0_is_a_collapse_whatever_it_was() -> None:
+    assert [d.name for d in diagnose(START._replace(entropy=0.02), [HEALTHY._replace(entropy=0.009)])] == [
+        "entropy collapse"
+    ]
+
+
+OUTSIDE = Circumstances(known=True)
+FLATTER, SHARPER = {"kl": -3.0, "surprise": 4.0}, {"kl": -3.0, "surprise": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("first_kl", "now", "seen", "cause"),
+    [
+        (2.0, FLATTER, OUTSIDE._replace(dropout=0.1), "reference: before any update the KL was 2.00"),
+        (-2.0, {"kl": -2.0}, OUTSIDE, "reference: "),
+        (0.0, SHARPER, OUTSIDE._replace(sampled_by_trainer=True, sampling_settings=("top_k=5",)), "temperature or"),
+        (0.0, FLATTER, OUTSIDE._replace(dropout=0.1, pads_right=True), "dropout in sampling"),
+        (0.0, FLATTER, OUTSIDE._replace(pads_right=True), "padding side"),
+        (0.0, FLATTER, OUTSIDE._replace(pads_right=True, dropout=0.1, sampled_by_trainer=True), "another law"),
+        (0.0, SHARPER, OUTSIDE._replace(pads_right=True, dropout=0.1), "temperature or truncation"),
+        (0.0, FLATTER, Circumstances(), "another law in sampling"),
+        (0.0, {"kl": -3.0}, Circumstances(), "look for settings of generate"),
+        (0.0, {"kl": -3.0, "surprise": math.nan}, Circumstances(), "look for settings of generate"),
+    ],
+)
+def test_the_causes_of_a_negative_kl_are_told_apart(
+    first_kl: float, now: dict[str, float], seen: Circumstances, cause: str
+) -> None:
+    (diagnosis,) = diagnose(START._replace(kl=first_kl), [HEALTHY._replace(**now)], seen)
+    assert diagnosis.name == "negative KL"
+    assert diagnosis.advice.startswith(cause)
+    assert f"{now['kl']:.2f} nats" in diagnosis.finding
+
+
+def test_ends_that_were_lost_are_told_soon_unless_the_trainer_sampled() -> None:
+    assert names({"ended": 0.0}, 3, OUTSIDE) == ["no end token"]
+    assert names({"ended": 0.0}, 2, OUTSIDE) == []
+    assert names({"ended": 0.0, "length_deviation": 0.0}, 3, OUTSIDE) == []
+    assert names({"ended": 0.0}, 3, OUTSIDE._replace(sampled_by_trainer=True)) == []
+    assert names({"ended": 0.0}, END_PATIENCE, OUTSIDE._replace(given_masks=True)) == []
+    (diagnosis,) = diagnose(START, [HEALTHY._replace(ended=0.0)] * 3, OUTSIDE._replace(end_tokens=(1, 7)))
+    assert "end-of-sequence token (1, 7)" in diagnosis.finding
+
+
+def test_a_checkup_tells_each_thing_once_and_remembers_the_step() -> None:
+    checkup = Checkup()
+    healthy = {"objective/kl": 0.0, "ppo/policy/entropy": 2.0, "ppo/policy/clipfrac": 0.1}
+    assert checkup.look(healthy) == []
+    assert [d.name for d in checkup.look({**healthy, "ppo/policy/entropy": 0.1})] == ["entropy collapse"]
+    both = {**healthy, "ppo/policy/entropy": 0.1, "objective/kl": -9.0}
+    assert [d.name for d in checkup.look(both)] == ["negative KL"]
+    assert checkup.look(both) == []
+    assert [(f.step, f.diagnosis.name) for f in checkup.findings] == [(2, "entropy collapse"), (3, "negative KL")]
+    assert str(checkup.findings[0]).startswith("step 2: the policy's entropy fell to 0.100 nats per token, from 2.000")
+
+
+def test_statistics_without_the_keys_say_nothing() -> None:
+    assert all(math.isnan(sign) for sign in Signs.of({}))
+    checkup = Checkup()
+    for _ in range(50):
+        checkup.look({"mine": 1.0})
+    assert checkup.findings == []

@@ -1,0 +1,279 @@
+"""States that are saved by themselves, and what an interrupt does to a run."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import batch, trainer
+from tests.trainer.runs import resumed_runs
+from tests.trainer.runs.resumed_runs import CASES, build, outcome, train
+from tests.trainer.runs.state_tools import changed
+from trl_step.trainer.runs import autosave
+from trl_step.trainer.runs import folder as state_folder
+from trl_step.trainer.runs.folder import checked, folder_of_step
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[Any]:
+    """Python's own handler of the interrupt, which every test has to leave in place; a trainer of another test that is
+    still there may have put its own over it."""
+    before, own = signal.getsignal(signal.SIGINT), signal.default_int_handler
+    signal.signal(signal.SIGINT, own)
+    yield own
+    gc.collect()
+    after = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+    assert after is own
+
+
+def saving(folder: Path, **options: Any) -> Any:
+    return trainer("gpt2", save_dir=str(folder), **{"save_every": 1, **options})
+
+
+def states(folder: Path) -> list[str]:
+    return sorted(path.name.lstrip("step-0") for path in folder.iterdir() if checked(path))
+
+
+def interrupt(*_: Any) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_every_second_step_is_saved_and_the_last_two_are_kept(tmp_path: Path) -> None:
+    ours = saving(tmp_path, save_every=2, keep_last=2)
+    for _ in range(7):
+        ours.step(*batch())
+    assert states(tmp_path) == ["4", "6"]
+    again = saving(tmp_path)
+    assert again.load_state("latest") == 6
+    again.step(*batch())
+    assert changed(outcome_of(ours), outcome_of(again)) == []
+
+
+def outcome_of(ours: Any) -> dict[str, Any]:
+    return resumed_runs.everything(ours)
+
+
+def test_all_are_kept_unless_asked_for(tmp_path: Path) -> None:
+    ours = saving(tmp_path)
+    for _ in range(3):
+        ours.step(*batch())
+    assert states(tmp_path) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("name", ["plain", "everything"])
+@pytest.mark.parametrize("where", ["step", "reward"])
+def test_an_interrupted_run_goes_on_where_it_was(
+    where: str, name: str, tmp_path: Path, handler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """During the third step, which finishes; or between the third and the fourth, behind `generate`."""
+    case = CASES[name]
+    whole = build(case)
+    seen = train(whole, case)
+    interrupted = build(case, save_every=100, save_dir=str(tmp_path))
+    if where == "step":
+        interrupted.on_step(lambda report: report.step == 3 and interrupt())
+    else:
+        gauss = resumed_runs.random.gauss
+        monkeypatch.setattr(
+            resumed_runs.random, "gauss", lambda *a: gauss(*a) if interrupted.steps_done < 3 else interrupt()
+        )
+    with pytest.raises(KeyboardInterrupt):
+        train(interrupted, case)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert states(tmp_path) == ["3"]
+    monkeypatch.undo()
+    resumed = build(case, save_every=100, save_dir=str(tmp_path))
+    assert resumed.load_state("latest") == 3
+    assert train(resumed, case) == seen[3:]
+    assert changed(outcome(whole), outcome(resumed)) == []
+
+
+def test_the_handler_comes_back_with_the_next_step(tmp_path: Path, handler: Any) -> None:
+    ours = saving(tmp_path, save_every=100)
+    for steps in ("1", "2"):
+        ours.step(*batch())
+        assert signal.getsignal(signal.SIGINT) is not handler
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert states(tmp_path)[-1] == steps
+
+
+def test_what_is_saved_already_is_not_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = saving(tmp_path)
+    ours.step(*batch())
+    monkeypatch.setattr(state_folder, "write", lambda *_: pytest.fail("saved again"))
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = saving(tmp_path)
+    reached = []
+
+    def twice(_: Any) -> None:
+        interrupt()
+        reached.append("the second in the same second is the same")
+        interrupt()
+        monkeypatch.setattr(autosave, "PATIENCE", 0.0)
+        interrupt()
+        reached.append("never")
+
+    ours.on_step(twice)
+    with pytest.raises(KeyboardInterrupt):
+        ours.step(*batch())
+    assert reached == ["the second in the same second is the same"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_step_that_fails_and_was_interrupted_saves_nothing(tmp_path: Path) -> None:
+    ours = saving(tmp_path)
+
+    def fail(_: Any) -> None:
+        interrupt()
+        raise RuntimeError("in mid-step")
+
+    ours.on_step(fail)
+    with pytest.raises(KeyboardInterrupt) as told:
+        ours.step(*batch())
+    assert isinstance(told.value.__context__, RuntimeError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_step_leaves_the_one_before_to_be_saved(tmp_path: Path) -> None:
+    ours = saving(tmp_path, save_every=100)
+    ours.step(*batch())
+    with pytest.raises(ValueError, match="empty"):
+        ours.step([], [], [])
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert states(tmp_path) == ["1"]
+
+
+def test_a_step_that_broke_off_behind_an_update_leaves_nothing_to_be_saved(tmp_path: Path) -> None:
+    ours = saving(tmp_path, save_every=100)
+    ours.step(*batch())
+    ours.on_step(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ours.step(*batch())
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert not list(tmp_path.iterdir())
+
+
+def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path, handler: Any) -> None:
+    ours = saving(tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(ValueError, match="empty"):
+        ours.step([], [], [])
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_save_every_the_handler_is_left_alone(handler: Any) -> None:
+    ours = trainer("gpt2")
+    ours.on_step(lambda _: signal.getsignal(signal.SIGINT) is handler or pytest.fail("replaced"))
+    ours.step(*batch())
+
+
+def test_in_a_thread_states_are_saved_and_the_handler_is_left_alone(tmp_path: Path, handler: Any) -> None:
+    ours = saving(tmp_path)
+    thread = threading.Thread(target=lambda: ours.step(*batch()))
+    thread.start()
+    thread.join()
+    assert states(tmp_path) == ["1"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_handler_that_was_there_is_called(tmp_path: Path, handler: Any) -> None:
+    called = []
+    signal.signal(signal.SIGINT, lambda number, _: called.append(number))
+    own = signal.getsignal(signal.SIGINT)
+    ours = saving(tmp_path, save_every=100)
+    ours.step(*batch())
+    interrupt()
+    assert called == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is own
+    assert states(tmp_path) == ["1"]
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_who_ignores_interrupts_goes_on_ignoring_them(tmp_path: Path, handler: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    saving(tmp_path, save_every=100).step(*batch())
+    interrupt()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_a_handler_that_was_put_over_ours_stays(tmp_path: Path, handler: Any) -> None:
+    ours = saving(tmp_path, save_every=100)
+    ours.step(*batch())
+    below = signal.getsignal(signal.SIGINT)
+    over = signal.signal(signal.SIGINT, lambda *seen: below(*seen)) and signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert states(tmp_path) == ["1"]
+    assert signal.getsignal(signal.SIGINT) is over
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_two_trainers_are_both_saved(tmp_path: Path) -> None:
+    both = [saving(tmp_path / name, save_every=100) for name in "ab"]
+    for ours in both:
+        ours.step(*batch())
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert [states(tmp_path / name) for name in "ab"] == [["1"], ["1"]]
+
+
+def test_a_forked_worker_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = saving(tmp_path, save_every=100)
+    ours.step(*batch())
+    monkeypatch.setattr(autosave.os, "getpid", lambda: -1)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trainer_that_is_gone_takes_its_handler_along(tmp_path: Path, handler: Any) -> None:
+    ours = saving(tmp_path, save_every=100)
+    ours.step(*batch())
+    gone = weakref.ref(ours)
+    del ours
+    gc.collect()
+    assert gone() is None
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_save_that_fails_does_not_lose_the_step(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ours = saving(tmp_path / "file")
+    with pytest.warns(UserWarning, match=r"could not be saved to .*step-00000001 behind step 1 and goes on: .*file"):
+        stats = ours.step(*batch())
+    assert "objective/kl" in stats
+    ours.config.save_dir = str(tmp_path / "folder")
+    ours.step(*batch())
+    assert states(tmp_path / "folder") == ["2"]
+
+
+def test_a_run_that_went_back_saves_its_steps_anew(tmp_path: Path) -> None:
+    ours = saving(tmp_path, save_every=2)
+    for _ in range(4):
+        ours.step(*batch())
+    ours.load_state(folder_of_step(tmp_path, 2))
+    for _ in range(2):
+        ours.step(*batch(seed=3))
+    assert saving(tmp_path).load_state("latest") == 4
+    again = saving(tmp_path)
+    again.load_state(folder_of_step(tmp_path, 4))
+    assert changed(outcome_of(ours), outcome_of(again)) == []

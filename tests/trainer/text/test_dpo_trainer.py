@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.trainer.text import text_tools
+from tests.trainer.text.text_tools import arguments, lora, moved, preferences
+from trl_step import DPOTrainer
+
+SIZES = {"max_length": 24, "max_prompt_length": 8}
+
+
+def seeded(name: str = "gpt2", dropout: float = 0.0, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return (tiny.CAUSAL | tiny.SEQ2SEQ)[name](dropout)
+
+
+def trainer(folder: Path, model: Any = None, ref_model: Any = None, config: dict | None = None, **options: Any) -> Any:
+    rows = preferences()
+    seq2seq = {"max_target_length": 8} if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else {}
+    return DPOTrainer(
+        seeded() if model is None else model,
+        ref_model,
+        args=arguments(folder, **(config or {})),
+        **{
+            "train_dataset": rows,
+            "eval_dataset": rows,
+            "tokenizer": text_tools.tokenizer(),
+            **SIZES,
+            **seq2seq,
+            **options,
+        },
+    )
+
+
+def logged(ours: Any, name: str) -> list[float]:
+    return [entry[name] for entry in ours.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "hinge", "ipo", "kto_pair"])
+@pytest.mark.parametrize("model", ["llama", "t5"])
+def test_chosen_answers_gain_on_rejected_ones(tmp_path: Path, loss_type: str, model: str) -> None:
+    ours = trainer(tmp_path, seeded(model), loss_type=loss_type, config={"max_steps": 8})
+    start = ours.evaluate()
+    assert start["eval_rewards/margins"] == pytest.approx(0, abs=1e-6)
+    ours.train()
+    end = ours.evaluate()
+    assert end["eval_loss"] < start["eval_loss"]
+    assert end["eval_rewards/accuracies"] == 1.0
+    assert end["eval_rewards/margins"] > 0
+    assert logged(ours, "rewards/margins")[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_reference_stays_and_the_policy_moves(tmp_path: Path) -> None:
+    ours = trainer(tmp_path)
+    policy, reference = tiny.weights(ours.model), tiny.weights(ours.ref_model)
+    ours.train()
+    assert moved(policy, ours.model)
+    assert not moved(reference, ours.ref_model)
+
+
+def test_dropout_is_off_in_both_unless_it_is_wanted(tmp_path: Path) -> None:
+    rates = {
+        wanted: {
+            module.p
+            for model in (ours.model, ours.ref_model)
+            for module in model.modules()
+            if isinstance(module, torch.nn.Dropout)
+        }
+        for wanted in (True, False)
+        for ours in [trainer(tmp_path, seeded(dropout=0.5), disable_dropout=wanted)]
+    }
+    assert rates == {True: {0}, False: {0.5}}
+
+
+def test_an_adapter_needs_no_second_model(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, peft_config=lora())
+    assert ours.ref_model is None
+    before = tiny.weights(ours.model)
+    batch = ours.data_collator([ours.train_dataset[i] for i in range(4)])
+    base = ours.compute_reference_log_probs(batch)
+    ours.train()
+    assert all("lora" in name for name in moved(before, ours.model))
+    torch.testing.assert_close(ours.compute_reference_log_probs(batch), base)
+    assert ours.model.active_adapter == "default"
+    assert ours.evaluate()["eval_rewards/margins"] > 0
+
+
+def test_an_adapter_may_have_an_explicit_reference(tmp_path: Path) -> None:
+    other = seeded(seed=1)
+    ours = trainer(tmp_path, ref_model=other, peft_config=lora())
+    plain = trainer(tmp_path, other)
+    batch = ours.data_collator([ours.train_dataset[i] for i in range(4)])
+    expected = plain.concatenated_forward(plain.model, batch)[:2]
+    torch.testing.assert_close(ours.compute_reference_log_probs(batch), expected)
+
+
+def test_a_trained_adapter_is_held_against_itself(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    model = get_peft_model(seeded(), lora())
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    ours = trainer(tmp_path, model)
+    assert ours.evaluate()["eval_rewards/margins"] == pytest.approx(0, abs=1e-6)
+    ours.train()
+    assert logged(ours, "rewards/margins")[0] == pytest.approx(0, abs=1e-6)
+    assert ours.evaluate()["eval_rewards/margins"] > 0
+
+
+def test_named_adapters_of_one_model(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    model = get_peft_model(seeded(), lora(), adapter_name="policy")
+    model.add_adapter("before", lora())
+    ours = trainer(tmp_path, model, model_adapter_name="policy", ref_adapter_name="before")
+    ours.train()
+    assert ours.model.active_adapter == "policy"
+    assert ours.evaluate()["eval_rewards/margins"] > 0
+
+
+def test_precomputed_log_probs_are_those_from_before_the_training(tmp_path: Path) -> None:
+    ours, usual = trainer(tmp_path, precompute_ref_log_probs=True), trainer(tmp_path)
+    assert ours.ref_model is None
+    for one in (ours, usual):
+        one.train()
+    assert ours.evaluate()["eval_rewards/margins"] == pytest.approx(usual.evaluate()["eval_rewards/margins"], rel=1e-3)
+    assert logged(ours, "loss") == pytest.approx(logged(usual, "loss"), rel=1e-4)
+
+
+def test_several_evaluation_sets_are_precomputed_each(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, precompute_ref_log_probs=True, eval_dataset={"a": preferences(3), "b": preferences(5)})
+    assert {"eval_a_loss", "eval_b_loss"} <= set(ours.evaluate())
+    assert {len(rows["reference_chosen_logps"]) for rows in ours.eval_dataset.values()} == {3, 5}
+
+
+@pytest.mark.parametrize("model", ["gpt2", "t5"])
+def test_answers_at_evaluation_go_to_wandb(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = trainer(tmp_path, seeded(model), generate_during_eval=True)
+    seen: list[dict] = []
+    log = ours.log
+    monkeypatch.setattr(ours, "log", lambda logs, *rest: (seen.append(dict(logs)), log(logs, *rest)))
+    ours.evaluate()
+    table = next(entry["game_log"] for entry in seen if "game_log" in entry)
+    assert table.columns == ["Prompt", "Policy", "Ref Model"]
+    assert len(table.data) == 4
+    assert {row[0] for row in table.data} <= set(preferences()["prompt"])
+    assert not [entry for entry in ours.state.log_history if "game_log" in entry]
+
+
+def test_generating_needs_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trl_step.trainer.dpo_trainer.is_wandb_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install wandb"):
+        trainer(tmp_path, generate_during_eval=True)
+
+
+def test_models_by_name(tmp_path: Path) -> None:
+    seeded().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    ours = trainer(tmp_path, str(tmp_path / "model"), str(tmp_path / "model"))
+    assert ours.model.dtype == ours.ref_model.dtype == torch.float32
+    half = trainer(tmp_path, str(tmp_path / "model"), model_init_kwargs={"dtype": torch.bfloat16})
+    assert half.model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="model_init_kwargs is for a model given by name"):
+        trainer(tmp_path, model_init_kwargs={})
+
+
+def test_gradient_checkpointing_with_an_adapter_gives_the_same_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain, saving = (
+        trainer(tmp_path, seeded("llama"), peft_config=_llama_adapter(), config={"gradient_checkpointing": on})
+        for on in (False, True)
+    )
+    saving.model.load_state_dict(plain.model.state_dict())
+    for one in (plain, saving):
+        one.train()
+    after, other = tiny.weights(plain.model), tiny.weights(saving.model)
+    torch.testing.assert_close(after, other, rtol=1e-4, atol=1e-6)
+
+
+def _llama_adapter() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="loss_type 'dpo'"):
+        trainer(tmp_path, loss_type="dpo")
+    with pytest.raises(ValueError, match="pass tokenizer="):
+        trainer(tmp_path, tokenizer=None)
+    with pytest.raises(ValueError, match="is_encoder_decoder="):
+        DPOTrainer(args=arguments(tmp_path), model_init=tiny.gpt2, tokenizer=text_tools.tokenizer())
+    with pytest.warns(UserWarning, match="label_smoothing"):
+        trainer(tmp_path, loss_type="ipo", label_smoothing=0.1)
+    rows = preferences().map(lambda row: {"chosen": [row["chosen"]]})
+    with pytest.raises(ValueError, match="chosen must be a text, not list"):
+        trainer(tmp_path, train_dataset=rows)

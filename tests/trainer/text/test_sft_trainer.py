@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests import tiny
+from tests.trainer.text import text_tools
+from tests.trainer.text.text_tools import arguments, lora, moved, words
+from trl_step import DataCollatorForCompletionOnlyLM, SFTTrainer
+from trl_step.trainer import ConstantLengthDataset
+
+ROWS = Dataset.from_dict({"text": [words(6, seed) for seed in range(8)], "other": list(range(8))})
+
+
+def trainer(folder: Path, model: Any = None, config: dict | None = None, **options: Any) -> SFTTrainer:
+    torch.manual_seed(0)
+    return SFTTrainer(
+        tiny.gpt2() if model is None else model,
+        arguments(folder, **(config or {})),
+        **{"train_dataset": ROWS, "eval_dataset": ROWS, "tokenizer": text_tools.tokenizer(), "max_seq_length": 8,
+           "dataset_text_field": "text", **options},
+    )  # fmt: skip
+
+
+def losses(ours: SFTTrainer) -> list[float]:
+    return [entry["loss"] for entry in ours.state.log_history if "loss" in entry]
+
+
+def test_a_text_field(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, config={"max_steps": 10})
+    assert set(ours.train_dataset.column_names) == {"input_ids", "attention_mask"}
+    ours.train()
+    assert losses(ours)[-1] < losses(ours)[0]
+    assert ours.evaluate()["eval_loss"] < losses(ours)[0]
+
+
+def test_a_formatting_function_of_a_batch(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, dataset_text_field=None, formatting_func=lambda rows: [f"w9 {t}" for t in rows["text"]])
+    assert {row[0] for row in ours.train_dataset["input_ids"]} == {9}
+    with pytest.raises(ValueError, match="must return a list of texts, not str"):
+        trainer(tmp_path, dataset_text_field=None, formatting_func=lambda rows: rows["text"][0])
+
+
+@pytest.mark.parametrize("field", ["text", None])
+def test_packed_rows_are_full(tmp_path: Path, field: str | None) -> None:
+    options = {} if field else {"dataset_text_field": None, "formatting_func": lambda row: row["text"]}
+    ours = trainer(tmp_path, packing=True, **options)
+    assert {len(row) for row in ours.train_dataset["input_ids"]} == {8}
+    assert len(ours.train_dataset) == 8 * 7 // 8
+    ours.train()
+    assert ours.evaluate()["eval_loss"] > 0
+
+
+def test_packing_anew_does_not_read_an_old_file(tmp_path: Path) -> None:
+    first = trainer(tmp_path, packing=True).train_dataset["input_ids"][:]
+    other = ROWS.map(lambda row: {"text": "w50 " + row["text"]})
+    assert trainer(tmp_path, packing=True, train_dataset=other).train_dataset["input_ids"][:] != first
+
+
+def test_too_little_text_for_a_row(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_seq_length=500"):
+        trainer(tmp_path, packing=True, max_seq_length=500)
+
+
+@pytest.mark.parametrize("steps", [3, -1])
+def test_a_packed_dataset_of_the_caller(tmp_path: Path, steps: int) -> None:
+    rows = ConstantLengthDataset(text_tools.tokenizer(), ROWS, "text", seq_length=8)
+    ours = trainer(tmp_path, train_dataset=rows, packing=True, config={"max_steps": steps, "num_train_epochs": 1})
+    assert ours.train_dataset is rows
+    assert rows.infinite is (steps > 0)
+    if steps > 0:
+        ours.train()
+        assert ours.state.global_step == steps
+
+
+def test_completions_alone(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"text": [f"{words(3, seed)} w20 w21 w7 w8" for seed in range(8)]})
+    collator = DataCollatorForCompletionOnlyLM("w20 w21", tokenizer=text_tools.tokenizer())
+    ours = trainer(tmp_path, train_dataset=rows, data_collator=collator, config={"max_steps": 20})
+    batch = next(iter(ours.get_train_dataloader()))
+    assert {int(label) for label in batch["labels"].flatten()} == {-100, 7, 8}
+    ours.train()
+    assert losses(ours)[-1] < losses(ours)[0] / 5
+    with pytest.raises(ValueError, match="packing=False"):
+        trainer(tmp_path, data_collator=collator, packing=True)
+
+
+def test_a_chat_dataset_finds_its_own_function(tmp_path: Path) -> None:
+    tokenizer = text_tools.tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    talk = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]
+    rows = Dataset.from_dict({"messages": [talk] * 4})
+    ours = trainer(tmp_path, dataset_text_field=None, train_dataset=rows, eval_dataset=None, tokenizer=tokenizer)
+    assert ours.train_dataset["input_ids"][0] == [5, 6]
+
+
+def test_an_adapter_moves_alone(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, peft_config=lora())
+    before = tiny.weights(ours.model)
+    ours.train()
+    names = moved(before, ours.model)
+    assert names
+    assert all("lora_" in name for name in names)
+    with pytest.raises(ValueError, match=r"peft.PeftConfig"):
+        trainer(tmp_path, peft_config={"r": 2})
+
+
+def test_noise_on_the_embeddings_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, noisy = trainer(tmp_path), trainer(tmp_path, neftune_noise_alpha=5.0)
+    assert noisy.args.neftune_noise_alpha == 5.0
+    for ours in (plain, noisy):
+        ours.train()
+    assert losses(plain)[0] != losses(noisy)[0]
+    embeddings = noisy.model.get_input_embeddings()
+    assert not embeddings._forward_hooks
+    assert torch.equal(embeddings.train()(torch.tensor([[5]])), embeddings.eval()(torch.tensor([[5]])))
+
+
+def test_a_model_by_name_brings_its_tokenizer(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tiny.gpt2().save_pretrained(folder)
+    tokenizer = text_tools.tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    ours = trainer(tmp_path, str(folder), tokenizer=None)
+    assert ours.tokenizer.pad_token == ours.tokenizer.eos_token == "</s>"
+    ours.train()
+    assert ours.state.global_step == 3
+
+
+def test_what_is_not_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not said where the text is"):
+        trainer(tmp_path, dataset_text_field=None)
+    with pytest.warns(UserWarning, match="max_seq_length is not given: it is 1024"):
+        trainer(tmp_path, max_seq_length=None)
+    with pytest.warns(UserWarning, match="infinite has no effect"):
+        trainer(tmp_path, infinite=True)
+    left = text_tools.tokenizer("left")
+    with pytest.warns(UserWarning, match="pads on the left"):
+        trainer(tmp_path, tokenizer=left, data_collator=DataCollatorForCompletionOnlyLM("w20", tokenizer=left))
+
+
+def test_options_of_the_dataset(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, packing=True, dataset_kwargs={"append_concat_token": False})
+    assert tiny.EOS not in {token for row in ours.train_dataset["input_ids"] for token in row}
+    several = trainer(tmp_path, eval_dataset={"a": ROWS, "b": ROWS.select(range(2))})
+    assert {"eval_a_loss", "eval_b_loss"} <= set(several.evaluate())
+
+
+def test_the_order_of_packed_rows_comes_from_the_seed_alone(tmp_path: Path) -> None:
+    def rows(global_seed: int, seed: int) -> list[list[int]]:
+        random.seed(global_seed)
+        return trainer(tmp_path, packing=True, config={"seed": seed}).train_dataset["input_ids"][:]
+
+    assert rows(1, 42) == rows(2, 42)
+    assert rows(1, 42) != rows(1, 43)
+    assert sorted(rows(1, 42)) == sorted(rows(1, 43))
+
+
+def test_a_packed_run_goes_on_with_the_rows_that_are_left(tmp_path: Path) -> None:
+    config = {"per_device_train_batch_size": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+    whole = trainer(tmp_path / "whole", packing=True, config=config)
+    whole.train()
+    random.seed(7)
+    resumed = trainer(tmp_path / "resumed", packing=True, config=config)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert not moved(tiny.weights(whole.model), resumed.model)
+
+
+def test_a_stream_of_texts(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, train_dataset=ROWS.to_iterable_dataset())
+    assert [row["input_ids"] for row in ours.train_dataset] == trainer(tmp_path).train_dataset["input_ids"][:]
+    ours.train()
+    assert ours.state.global_step == 3
+
+
+def test_a_packed_stream_of_texts(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, train_dataset=ROWS.to_iterable_dataset(), packing=True, config={"max_steps": 20})
+    first = [row["input_ids"].tolist() for row in itertools.islice(ours.train_dataset, 7)]
+    assert {len(row) for row in first} == {8}
+    ours.train()
+    assert losses(ours)[-1] < losses(ours)[0]
+    again = trainer(tmp_path, train_dataset=ROWS.to_iterable_dataset(), packing=True).train_dataset
+    assert [row["input_ids"].tolist() for row in itertools.islice(again, 7)] == first
+
+
+def test_a_stream_of_tokens_is_taken_as_it_is(tmp_path: Path) -> None:
+    stream = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4}).to_iterable_dataset()
+    assert trainer(tmp_path, train_dataset=stream, dataset_text_field=None, eval_dataset=None).train_dataset is stream
+
+
+def test_neither_tokenizer_nor_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pass tokenizer"):
+        SFTTrainer(args=arguments(tmp_path), model_init=tiny.gpt2, train_dataset=ROWS, dataset_text_field="text")
+
+
+def test_the_padding_side_of_the_tokenizer_changes_nothing(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"text": [words(count, seed) for seed, count in enumerate((3, 6, 4, 5))]})
+    left = text_tools.tokenizer("left")
+    found = [
+        trainer(tmp_path, train_dataset=rows, eval_dataset=rows, tokenizer=tokenizer).evaluate()["eval_loss"]
+        for tokenizer in (text_tools.tokenizer(), left)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert left.padding_side == "left"

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser
+
+from trl_step import ModelConfig, RewardConfig, ScriptArguments
+from trl_step.trainer.text.training_arguments import TrainingArguments
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"evaluation_strategy": "steps", "eval_steps": 2}, {"eval_strategy": "steps"}),
+        ({"no_cuda": True}, {"use_cpu": True}),
+        ({"per_gpu_train_batch_size": 3}, {"per_device_train_batch_size": 3}),
+        ({"adafactor": True}, {"optim": "adafactor"}),
+        ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
+        ({"include_inputs_for_metrics": True}, {"include_for_metrics": ["inputs"]}),
+        ({"warmup_ratio": 0.1}, {"warmup_steps": 0.1}),
+    ],
+)
+def test_an_old_name_is_the_new_one(tmp_path: Path, old: dict, new: dict) -> None:
+    with pytest.warns(FutureWarning, match=f"{next(iter(old))} is called {next(iter(new))}"):
+        config = RewardConfig(output_dir=str(tmp_path), max_length=7, **old)
+    assert {name: getattr(config, name) for name in new} == new
+    assert config.max_length == 7
+
+
+def test_warmup_ratio_and_what_release_5_dropped(tmp_path: Path) -> None:
+    assert TrainingArguments(str(tmp_path), warmup_ratio=0.1, overwrite_output_dir=False).get_warmup_steps(100) == 10
+    assert TrainingArguments(str(tmp_path), warmup_ratio=0.1, warmup_steps=3).get_warmup_steps(100) == 3
+    assert TrainingArguments(str(tmp_path), split_batches=True).accelerator_config.split_batches
+    assert TrainingArguments(str(tmp_path), dispatch_batches=False).accelerator_config.dispatch_batches is False
+    with pytest.warns(FutureWarning, match="overwrite_output_dir has no effect"):
+        TrainingArguments(str(tmp_path), overwrite_output_dir=True)
+
+
+def test_both_names_of_one_setting_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="evaluation_strategy is the old name of eval_strategy"):
+        RewardConfig(str(tmp_path), evaluation_strategy="no", eval_strategy="no")
+
+
+def test_command_lines_of_either_release(tmp_path: Path) -> None:
+    parser = HfArgumentParser((RewardConfig, ModelConfig, ScriptArguments))
+    line = (
+        f"--output_dir {tmp_path} --evaluation_strategy epoch --no_cuda --warmup_ratio 0.25 --max_length 9 "
+        "--model_name_or_path here --torch_dtype bfloat16 --use_dora --lora_target_parameters a b --dataset_name there"
+    )
+    config, model, script = parser.parse_args_into_dataclasses(line.split())
+    assert (config.eval_strategy, config.use_cpu, config.max_length) == ("epoch", True, 9)
+    assert config.get_warmup_steps(100) == 25
+    assert (model.dtype, model.torch_dtype, model.use_dora) == ("bfloat16", "bfloat16", True)
+    assert model.lora_target_parameters == ["a", "b"]
+    assert (script.dataset_name, script.dataset_train_split) == ("there", "train")

@@ -1,0 +1,1 @@
+"""How advantages are computed: values, rewards and masks to advantages and returns."""

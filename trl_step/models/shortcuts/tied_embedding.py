@@ -1,0 +1,91 @@
+"""The gradient of a weight that is input and output embedding at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trl_step.models.inner_model import output_embedding
+from trl_step.models.shortcuts.modes import replaced_forward
+
+
+class JoinedGradient:
+    """Where the output embedding leaves its gradient [V, D] for the input embeddings, which add their rows to it.
+
+    Autograd alone would make a second [V, D] for each of them, zeros but for the rows of a few tokens, and add it.
+    """
+
+    def __init__(self) -> None:
+        self._gradient: torch.Tensor | None = None
+        self._waiting = 0
+
+    def put(self, gradient: torch.Tensor) -> None:
+        """Called by the output embedding's backward pass, with what it returns."""
+        self._gradient = gradient if self._waiting else None
+
+    def expect(self) -> None:
+        """Called by the forward pass of each input embedding."""
+        self._waiting += 1
+
+    def add(self, ids: torch.Tensor, rows: torch.Tensor) -> bool:
+        """Add rows [N, D] at ids [N]; False where autograd does not hold the gradient any more, and nothing was done.
+
+        That is so where the weight has another use still: autograd has then added its gradient into a new tensor.
+        """
+        gradient = self._gradient
+        self._waiting -= 1
+        if self._waiting == 0:
+            self._gradient = None  # held any longer, autograd would copy it
+        if gradient is None or gradient._use_count() < 2 or gradient.dtype != rows.dtype:
+            return False
+        gradient.index_add_(0, ids, rows)
+        return True
+
+
+class _Embedding(torch.autograd.Function):
+    """`torch.nn.functional.embedding` with the gradient of its weight joined to that of the output embedding."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: torch.Tensor, ids: torch.Tensor, padding_id: int | None, joined: JoinedGradient
+    ) -> torch.Tensor:
+        joined.expect()
+        ctx.save_for_backward(ids)
+        ctx.rest = weight.shape, padding_id, joined
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
+        shape, padding_id, joined = ctx.rest
+        ids, rows = ctx.saved_tensors[0].flatten(), upstream.flatten(0, -2)
+        if padding_id is not None:  # as in `torch.nn.Embedding`, padding does not train
+            rows = rows * (ids != padding_id).unsqueeze(1)
+        if joined.add(ids, rows):
+            return None, None, None, None
+        return rows.new_zeros(shape).index_add_(0, ids, rows), None, None, None
+
+
+@contextmanager
+def joined_where_tied(model: nn.Module, joined: JoinedGradient) -> Iterator[None]:
+    """Inside, the input embeddings on a CPU that share the output embedding's weight add their gradient to `joined`.
+
+    Args:
+        model: a transformers model, or a PeftModel around one
+    """
+    tied: Any = output_embedding(model).weight
+    modules = [module for module in model.modules() if type(module) is nn.Embedding and module.weight is tied]
+    modules = [m for m in modules if tied.device.type == "cpu" and not m.scale_grad_by_freq and m.max_norm is None]
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(replaced_forward(module, partial(_joined, module, joined)))
+        yield
+
+
+def _joined(module: nn.Embedding, joined: JoinedGradient, input: torch.Tensor) -> torch.Tensor:
+    return _Embedding.apply(module.weight, input, module.padding_idx, joined)

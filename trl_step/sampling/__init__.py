@@ -1,0 +1,1 @@
+"""Layer 3: how responses are sampled."""

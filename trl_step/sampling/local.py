@@ -1,0 +1,361 @@
+"""Sampling for ragged prompts, shared by `PPOTrainer.generate`, `TextEnvironment` and `BestOfNSampler`.
+
+Prompts are sorted by length and cut into batches by a token budget; answers come back in the caller's order.
+In this file `n` is the number of rows of one such batch and `W` its padded width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from trl_step.core import free_device_cache
+from trl_step.models.sharding import gathered
+from trl_step.models.shortcuts.fast_linear import fast_dense_layers
+from trl_step.models.shortcuts.modes import eval_mode
+from trl_step.sampling.row_ends import Criterion, RowEnds
+
+DEFAULT_NEW_TOKENS = 20
+"""What transformers generates when no length is given at all; used to estimate the size of a batch."""
+
+
+@contextmanager
+def sampling_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off and no gradients inside; afterwards every submodule has the mode that it had before."""
+    # differs from v0.7: it sampled with dropout on after the first training step
+    with torch.no_grad(), eval_mode(model):
+        yield
+
+
+def generate_batched(
+    model: torch.nn.Module,
+    queries: Sequence[torch.Tensor],
+    *,
+    pad_token_id: int,
+    eos_token_ids: Collection[int],
+    is_encoder_decoder: bool,
+    device: torch.device | str,
+    batch_size: int = 4,
+    token_budget: int = 16384,
+    max_new_tokens: Sequence[int] | int | None = None,
+    return_prompt: bool = True,
+    remove_padding: bool = True,
+    pad_to_multiple_of: int | None = None,
+    **generation_kwargs: Any,
+) -> list[torch.Tensor]:
+    """Sample one answer per query, in eval mode and without gradients.
+
+    Answer `i` ends behind the first end-of-sequence id that the model wrote, or where a stopping criterion ended
+    row `i`, or after `max_new_tokens[i]` tokens. Ids in the prompt and the decoder's start token never end it, and
+    the padding that a batch needs is never part of it.
+
+    Args:
+        model: a value-head wrapper or a transformers model; parallel wrappers are taken off.
+        queries: int64 tensors [Q_i] without padding, on any device.
+        pad_token_id: fills the batch; any valid id will do, as it is masked.
+        eos_token_ids: the tokenizer's end-of-sequence ids. Those of the model's generation config and of
+            `generation_kwargs` count as well; negative ids stand for "none".
+        is_encoder_decoder: answers are decoder tokens, the start token at position 0 included.
+        device: where the model's inputs live.
+        batch_size: rows that a batch has at least, if there are that many queries.
+        token_budget: a batch grows beyond `batch_size` while (padded prompt + new tokens) * rows stays within it.
+        max_new_tokens: one number, or one per query; None leaves the length to `generation_kwargs` and to the
+            model's generation config. A `max_length` counts a sample's own prompt, not the padding beside it.
+        return_prompt: the answers of decoder-only models start with their query.
+        remove_padding: False keeps what stands behind the end of an answer, up to the longest of its batch.
+        pad_to_multiple_of: the padded width of every batch is a multiple of this.
+        generation_kwargs: handed to `model.generate`; never changed.
+
+    Returns:
+        int64 tensors [Q_i + R_i], or [R_i] without prompt, or [1 + R_i] of an encoder-decoder model; on `device`.
+
+    Raises:
+        ValueError, TypeError: a query is empty or no 1-d integer tensor, a length leaves no room for a new token,
+            or the options ask for several answers per query.
+        torch.OutOfMemoryError: a single row does not fit. Before that batches are halved.
+    """
+    inner = extract_model_from_parallel(model)
+    _check_arguments(queries, batch_size, token_budget, generation_kwargs)
+    options = _Options.collect(inner, eos_token_ids, remove_padding, generation_kwargs)
+    limits = options.limits(queries, max_new_tokens, is_encoder_decoder)
+    frame = _Frame(pad_token_id, is_encoder_decoder, torch.device(device), pad_to_multiple_of)
+
+    def sample(rows: list[int]) -> list[torch.Tensor]:
+        batch = frame.pad([queries[i] for i in rows])
+        row_limits = None if limits is None else [limits[i] for i in rows]
+        sequences, stopped = _sample_batch(inner, batch, row_limits, options, frame)
+        ends = _answer_ends(sequences[:, batch.prompt_width :], options.eos_ids if remove_padding else (), row_limits)
+        if remove_padding and stopped is not None:
+            ends = torch.minimum(ends, stopped)
+        # differs from v0.7: it cut at the tokenizer's end id alone, wherever it stood, prompt and start token included
+        starts = batch.starts if return_prompt or is_encoder_decoder else [batch.prompt_width] * len(rows)
+        return [
+            sequences[row, start : batch.prompt_width + end].clone()
+            for row, (start, end) in enumerate(zip(starts, ends.tolist(), strict=True))
+        ]
+
+    sizes = [(len(query), DEFAULT_NEW_TOKENS if limits is None else limits[i]) for i, query in enumerate(queries)]
+    # whose weights stay apart, at the caller's wish, runs equally many batches on every process: cut by count alone
+    in_step = bool(generation_kwargs.get("synced_gpus"))
+    with sampling_mode(inner), ExitStack() if in_step else gathered(inner):
+        return _run_batches(sample, sizes, batch_size, 0 if in_step else token_budget, may_shrink=not in_step)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------
+
+
+def _run_batches(
+    sample: Callable[[list[int]], list[torch.Tensor]],
+    sizes: Sequence[tuple[int, int]],
+    batch_size: int,
+    token_budget: int,
+    may_shrink: bool = True,
+) -> list[torch.Tensor]:
+    """`sample(rows)` for batches of rows of like length; `sizes` are (prompt tokens, new tokens) of each row.
+
+    The longest come first: if memory is short, that is known at once. A batch that does not fit is halved, and
+    later batches have no more rows than the half.
+    """
+    waiting = sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)
+    answers: dict[int, torch.Tensor] = {}
+    most_rows = len(waiting)
+    while waiting:
+        count = min(most_rows, _rows_that_fit([sizes[i] for i in waiting], batch_size, token_budget))
+        rows = waiting[:count]
+        try:
+            answers.update(zip(rows, sample(rows), strict=True))
+        except (RuntimeError, MemoryError) as error:
+            if count == 1 or not may_shrink or not is_out_of_memory(error):
+                raise
+            most_rows = count // 2
+        else:
+            waiting = waiting[count:]
+            continue
+        free_device_cache()  # outside of the except clause: there the error's frames still hold the batch
+    return [answers[i] for i in range(len(sizes))]
+
+
+def _rows_that_fit(sizes: Sequence[tuple[int, int]], batch_size: int, token_budget: int) -> int:
+    """How many of the waiting rows (longest prompt first) go into the next batch."""
+    width = sizes[0][0]
+    new_tokens = 0
+    for count, (_, limit) in enumerate(sizes):
+        new_tokens = max(new_tokens, limit)
+        if count >= batch_size and (width + new_tokens) * (count + 1) > token_budget:
+            return count
+    return len(sizes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+class _Batch(NamedTuple):
+    input_ids: torch.Tensor  # [n, W] int64
+    attention_mask: torch.Tensor  # [n, W] int64
+    starts: list[int]  # where each row of the generated sequences begins
+    prompt_width: int  # columns of the generated sequences that the model did not write
+
+
+class _Frame(NamedTuple):
+    """How rows are put into a batch: decoder-only models need the padding in front, encoders behind."""
+
+    pad_token_id: int
+    is_encoder_decoder: bool
+    device: torch.device
+    multiple: int | None
+
+    def pad(self, rows: Sequence[torch.Tensor]) -> _Batch:
+        width = max(len(row) for row in rows)
+        if self.multiple:
+            width = -(-width // self.multiple) * self.multiple
+        ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            span = slice(0, len(row)) if self.is_encoder_decoder else slice(width - len(row), width)
+            ids[i, span] = row.to(ids)
+            mask[i, span] = 1
+        if self.is_encoder_decoder:  # the output holds the decoder's tokens: a start token, then the answer
+            starts, prompt_width = [0] * len(rows), 1
+        else:
+            starts, prompt_width = [width - len(row) for row in rows], width
+        return _Batch(ids.to(self.device), mask.to(self.device), starts, prompt_width)
+
+
+# --- options ---------------------------------------------------------------------------------------------------
+
+
+class _Options(NamedTuple):
+    """The caller's generation settings, taken apart once for all batches."""
+
+    config: GenerationConfig | None
+    arguments: dict[str, Any]
+    criteria: list[Criterion]
+    eos_ids: list[int]
+    eos_for_model: list[int]
+
+    @classmethod
+    def collect(
+        cls,
+        model: torch.nn.Module,
+        eos_token_ids: Collection[int],
+        remove_padding: bool,
+        generation_kwargs: dict[str, Any],
+    ) -> _Options:
+        # the weights are gathered: transformers would have the processes wait for each other's last token
+        arguments = {"synced_gpus": False, **generation_kwargs}
+        given = arguments.pop("generation_config", None)
+        stop_strings = arguments.pop("stop_strings", None) or getattr(given, "stop_strings", None)
+        criteria = list(arguments.pop("stopping_criteria", None) or [])
+        if stop_strings:
+            criteria.append(_stop_string_criterion(stop_strings, arguments.get("tokenizer")))
+        eos_ids = all_eos_ids(model, eos_token_ids, generation_kwargs)
+        asked = arguments.pop("eos_token_id", None)
+        # with the tail kept, the caller's own choice has to reach the model, "no end" (-1) included
+        eos_for_model = eos_ids if asked is None or remove_padding else _as_ids(asked) or [-1]
+        config = None
+        if given is not None:
+            # one object and no loose settings beside it: transformers refuses the mixture in time
+            config = copy.deepcopy(given)
+            config.stop_strings = None
+            arguments = config.update(**arguments)
+        return cls(config, arguments, criteria, eos_ids, eos_for_model)
+
+    def limits(
+        self, queries: Sequence[torch.Tensor], max_new_tokens: Sequence[int] | int | None, is_encoder_decoder: bool
+    ) -> list[int] | None:
+        """New tokens allowed for each query; None if nobody said so, which leaves it to the model."""
+        length = self.arguments.pop("max_length", None) or getattr(self.config, "max_length", None)
+        if max_new_tokens is None:
+            max_new_tokens = getattr(self.config, "max_new_tokens", None)
+        if self.config is not None:
+            self.config.max_length = self.config.max_new_tokens = None
+        if max_new_tokens is None and length is not None:
+            limits = [length - (1 if is_encoder_decoder else len(query)) for query in queries]
+        elif max_new_tokens is None:
+            return None
+        elif isinstance(max_new_tokens, Iterable):
+            limits = [int(limit) for limit in max_new_tokens]
+        else:
+            limits = [int(max_new_tokens)] * len(queries)
+        if len(limits) != len(queries):
+            raise ValueError(f"max_new_tokens has {len(limits)} entries for {len(queries)} queries; give one for each")
+        for i, limit in enumerate(limits):
+            if limit < 1:
+                raise ValueError(
+                    f"query {i} has {len(queries[i])} tokens and may get {limit} new ones; raise max_new_tokens "
+                    "or max_length, or shorten the query"
+                )
+        return limits
+
+
+def all_eos_ids(
+    model: torch.nn.Module | None, eos_token_ids: Collection[int], generation_kwargs: Mapping[str, Any]
+) -> list[int]:
+    """Every id that ends an answer: `eos_token_ids` (the tokenizer's), the model's generation config's, the call's."""
+    own = getattr(getattr(model, "pretrained_model", model), "generation_config", None)
+    given = generation_kwargs.get("generation_config")
+    asked = generation_kwargs.get("eos_token_id")
+    return _as_ids(eos_token_ids, getattr(own, "eos_token_id", None), getattr(given, "eos_token_id", None), asked)
+
+
+def padding_id(tokenizer: Any, asked: int | None = None) -> int:
+    """What fills a batch: the id that was asked for, or the tokenizer's; masked everywhere, so any id will do."""
+    for token in (asked, tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    return 0
+
+
+def _as_ids(*sources: Any) -> list[int]:
+    """All non-negative ids in numbers, tensors and (nested) collections of them; None is empty."""
+    ids: set[int] = set()
+    for source in sources:
+        if isinstance(source, torch.Tensor):
+            source = source.tolist()
+        if isinstance(source, Iterable):
+            ids.update(_as_ids(*source))
+        elif source is not None and int(source) >= 0:
+            ids.add(int(source))
+    return sorted(ids)
+
+
+def _stop_string_criterion(stop_strings: Any, tokenizer: Any) -> Criterion:
+    """transformers' own criterion, made here so that the row's end is seen and its padding is cut off."""
+    if tokenizer is None:
+        raise ValueError("stop_strings need the tokenizer: pass tokenizer=... beside them")
+    from transformers import StopStringCriteria
+
+    return StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
+
+
+def _check_arguments(
+    queries: Sequence[torch.Tensor], batch_size: int, token_budget: int, generation_kwargs: Mapping[str, Any]
+) -> None:
+    if batch_size < 1 or token_budget < 1:
+        raise ValueError(f"batch_size={batch_size} and token_budget={token_budget} must be at least 1")
+    for name in ("input_ids", "attention_mask", "decoder_input_ids"):
+        if name in generation_kwargs:
+            raise ValueError(f"{name} is made from the queries here; call model.generate to pass your own")
+    for i, query in enumerate(queries):
+        if not isinstance(query, torch.Tensor) or query.is_floating_point() or query.dtype == torch.bool:
+            kind = query.dtype if isinstance(query, torch.Tensor) else type(query).__name__
+            raise TypeError(f"query {i} must be an integer tensor of token ids, got {kind}")
+        if query.dim() != 1 or len(query) == 0:
+            raise ValueError(f"query {i} must be a 1-d tensor with at least one token, got shape {tuple(query.shape)}")
+
+
+# --- one batch -------------------------------------------------------------------------------------------------
+
+
+def _sample_batch(
+    model: torch.nn.Module, batch: _Batch, limits: list[int] | None, options: _Options, frame: _Frame
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The sequences [n, W + new] as `model.generate` returns them, and `RowEnds.stopped` if criteria were given."""
+    rows = len(batch.starts)
+    arguments = dict(options.arguments)
+    settings: dict[str, Any] = {"pad_token_id": frame.pad_token_id}
+    if options.eos_for_model:
+        settings["eos_token_id"] = options.eos_for_model
+    if limits is not None:
+        settings["max_new_tokens"] = max(limits)
+    if options.config is None:
+        arguments.update(settings)
+    else:
+        arguments["generation_config"] = copy.deepcopy(options.config)
+        arguments["generation_config"].update(**settings)
+    ends = None
+    if options.criteria or (limits is not None and min(limits) < max(limits)):
+        ends = RowEnds(limits, rows, batch.prompt_width, options.criteria, frame.device)
+        arguments["stopping_criteria"] = StoppingCriteriaList([ends])
+    with fast_dense_layers(getattr(model, "pretrained_model", model)):
+        output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments)
+    sequences = getattr(output, "sequences", output)
+    if sequences.shape[0] != rows:
+        raise ValueError(
+            f"generate returned {sequences.shape[0]} sequences for {rows} queries; repeat a query in the list to get "
+            "several answers, and leave num_return_sequences at 1"
+        )
+    return sequences, ends.stopped if ends is not None and options.criteria else None
+
+
+def _answer_ends(new_tokens: torch.Tensor, eos_ids: Collection[int], limits: Sequence[int] | None) -> torch.Tensor:
+    """Tokens of each row's answer in `new_tokens` [n, R]: up to the first of `eos_ids` (included) or the limit; [n]."""
+    rows, width = new_tokens.shape
+    ends = torch.full((rows,), width, device=new_tokens.device)
+    if eos_ids and width:
+        is_end = torch.isin(new_tokens, torch.tensor(sorted(eos_ids), device=new_tokens.device))
+        ends = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, ends)
+    if limits is not None:
+        ends = torch.minimum(ends, torch.tensor(limits, device=ends.device))
+    return ends

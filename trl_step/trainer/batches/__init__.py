@@ -1,0 +1,1 @@
+"""What a batch is: the checks of what a user gives, its layout, and what is known of it."""

@@ -1,0 +1,222 @@
+"""What a user hands to the trainer and to `step`: checked before anything else happens, and placed on the device.
+
+Every message names the list and the index of the sample. The checks read each list once and touch neither the model
+nor any random stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import datasets
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from trl_step.trainer.batches.scores import Scores, behind_decoder_start, check_scores
+from trl_step.trainer.engine.evaluate import Given
+from trl_step.trainer.engine.forward import SUPPORTED_ARCHITECTURES
+from trl_step.trainer.ppo_config import PPOConfig
+
+if TYPE_CHECKING:
+    from trl_step.trainer.ppo_trainer import PPOTrainer
+
+
+def check_arguments(
+    config: Any, model: Any, ref_model: Any, tokenizer: Any, dataset: Any, lr_scheduler: Any
+) -> tuple[Any, Any]:
+    """`config` and `model`, or a `ValueError` that names the first argument of a trainer that has the wrong type."""
+    supported = " or ".join(architecture.__name__ for architecture in SUPPORTED_ARCHITECTURES)
+    if not isinstance(config, PPOConfig):
+        raise ValueError(f"config must be a PPOConfig, got {type(config).__name__}")
+    if not isinstance(model, SUPPORTED_ARCHITECTURES):
+        raise ValueError(f"model must be an {supported}, got {type(model).__name__}")
+    if ref_model is not None and not isinstance(ref_model, SUPPORTED_ARCHITECTURES):
+        raise ValueError(f"ref_model must be None or an {supported}, got {type(ref_model).__name__}")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}")
+    if dataset is not None and not isinstance(dataset, (torch.utils.data.Dataset, datasets.Dataset)):
+        raise ValueError(f"dataset must be a torch or datasets Dataset, got {type(dataset).__name__}")
+    if lr_scheduler is not None and not isinstance(lr_scheduler, torch.optim.lr_scheduler.LRScheduler):
+        raise ValueError(f"lr_scheduler must be a torch.optim.lr_scheduler, got {type(lr_scheduler).__name__}")
+    return config, model
+
+
+class StepInputs(NamedTuple):
+    """`queries` [Q_i] and `responses` [R_i] int64; `scores`; `response_masks` [R_i] int64 or None."""
+
+    queries: list[torch.Tensor]
+    responses: list[torch.Tensor]
+    scores: Scores
+    response_masks: list[torch.Tensor] | None
+
+
+def checked_for(
+    trainer: PPOTrainer,
+    queries: Sequence[torch.Tensor],
+    responses: Sequence[torch.Tensor],
+    scores: Sequence[Any] | torch.Tensor,
+    response_masks: Sequence[torch.Tensor] | None,
+    given: Given,
+) -> StepInputs:
+    """Inputs of `step` as the trainer's model takes them, or a `ValueError` that names the list and the sample."""
+    pretrained = trainer.accelerator.unwrap_model(trainer.model).pretrained_model
+    vocab_size = pretrained.get_input_embeddings().num_embeddings
+    inputs = check_step_inputs(queries, responses, scores, response_masks, vocab_size, trainer.current_device)
+    if trainer.is_encoder_decoder and trainer.config.exact_v07:
+        check_behind_first_token(inputs)
+    elif trainer.is_encoder_decoder:
+        inputs = with_decoder_start(inputs, getattr(pretrained.config, "decoder_start_token_id", None))
+    trainer._length_limits.check(inputs.queries, inputs.responses)
+    check_given(given, [trainer._layout.predicted_count(response) for response in inputs.responses])
+    return inputs
+
+
+def check_step_inputs(
+    queries: Sequence[torch.Tensor],
+    responses: Sequence[torch.Tensor],
+    scores: Sequence[Any] | torch.Tensor,
+    response_masks: Sequence[torch.Tensor] | None,
+    vocab_size: int,
+    device: torch.device,
+) -> StepInputs:
+    """All inputs in one form, or a `ValueError` that names the list, the sample and what to do."""
+    scores = list(scores.unbind()) if isinstance(scores, torch.Tensor) and scores.dim() == 1 else scores
+    lists = {"queries": queries, "responses": responses, "scores": scores}
+    if response_masks is not None:
+        lists["response_masks"] = response_masks
+    _check_lists(lists)
+    checked_queries = _token_lists("queries", queries, vocab_size, device)
+    checked_responses = _token_lists("responses", responses, vocab_size, device)
+    masks = None if response_masks is None else _masks(response_masks, checked_responses)
+    return StepInputs(
+        checked_queries,
+        checked_responses,
+        check_scores(list(scores), checked_responses, masks),
+        masks,
+    )
+
+
+def _check_lists(lists: dict[str, Any]) -> None:
+    for name, items in lists.items():
+        if not isinstance(items, (list, tuple)):
+            raise ValueError(f"{name} must be a list with one entry per sample, got {type(items).__name__}")
+    lengths = {name: len(items) for name, items in lists.items()}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{name} {n}" for name, n in lengths.items())
+        first = min(lengths.values())
+        raise ValueError(
+            f"the lists must have one entry per sample, but their lengths differ: {counts}; "
+            f"sample {first} is the first that is missing in one of them"
+        )
+    if not min(lengths.values()):
+        raise ValueError(
+            "queries, responses and scores are empty; a step needs at least one sample (sample 0 is missing)"
+        )
+
+
+def _token_lists(name: str, items: Sequence[Any], vocab_size: int, device: torch.device) -> list[torch.Tensor]:
+    for i, item in enumerate(items):
+        if not isinstance(item, torch.Tensor):
+            raise ValueError(f"{name}[{i}] must be a tensor of token ids, got {type(item).__name__}")
+        if item.dim() != 1:
+            raise ValueError(
+                f"{name}[{i}] must have one dimension (its tokens), got shape {tuple(item.shape)}; use .squeeze(0)"
+            )
+        if item.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            raise ValueError(f"{name}[{i}] must hold integer token ids, got {item.dtype}")
+        if item.layout is not torch.strided or item.device.type == "meta":
+            raise ValueError(f"{name}[{i}] must be a dense tensor with data, got {item.layout} on {item.device}")
+        if len(item) == 0:
+            raise ValueError(
+                f"{name}[{i}] is empty; "
+                + ("a query needs at least one token, for example BOS" if name == "queries" else "drop the sample")
+            )
+    tokens = [item.detach().to(device=device, dtype=torch.int64) for item in items]
+    flat = torch.cat(tokens)
+    if bool(((flat < 0) | (flat >= vocab_size)).any()):
+        i = next(i for i, ids in enumerate(tokens) if int(ids.min()) < 0 or int(ids.max()) >= vocab_size)
+        bad = next(int(t) for t in tokens[i] if not 0 <= int(t) < vocab_size)
+        raise ValueError(f"{name}[{i}] contains token id {bad}, outside the model's vocabulary 0..{vocab_size - 1}")
+    return tokens
+
+
+def _masks(masks: Sequence[Any], responses: list[torch.Tensor]) -> list[torch.Tensor]:
+    checked = []
+    for i, (mask, response) in enumerate(zip(masks, responses, strict=True)):
+        if not isinstance(mask, torch.Tensor):
+            raise ValueError(f"response_masks[{i}] must be a tensor, got {type(mask).__name__}")
+        if mask.shape != response.shape:
+            raise ValueError(
+                f"response_masks[{i}] has shape {tuple(mask.shape)}, but responses[{i}] has {tuple(response.shape)}; "
+                "a mask has one entry per response token"
+            )
+        if mask.is_complex() or mask.layout is not torch.strided or mask.device.type == "meta":
+            raise ValueError(
+                f"response_masks[{i}] must be a dense tensor of 0 and 1, got {mask.dtype} on {mask.device}"
+            )
+        mask = mask.detach().to(response.device)
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError(f"response_masks[{i}] must hold only 0 and 1")
+        if not bool(mask.any()):
+            raise ValueError(f"response_masks[{i}] masks every token of its response; drop the sample")
+        checked.append(mask.to(torch.int64))
+    return checked
+
+
+def check_given(given: Given, counts: Sequence[int]) -> None:
+    """Raise a `ValueError` unless each list that is given has one floating-point tensor per sample, of `counts[i]`."""
+    for name, items in given._asdict().items():
+        if items is None:
+            continue
+        _check_lists({"responses": [None] * len(counts), name: items})
+        for i, (item, count) in enumerate(zip(items, counts, strict=True)):
+            if not isinstance(item, torch.Tensor) or not item.is_floating_point():
+                kind = item.dtype if isinstance(item, torch.Tensor) else type(item).__name__
+                raise ValueError(f"{name}[{i}] must be a floating-point tensor, got {kind}")
+            if item.layout is not torch.strided or item.device.type == "meta":
+                raise ValueError(f"{name}[{i}] must be a dense tensor with data, got {item.layout} on {item.device}")
+            if item.shape != (count,):
+                raise ValueError(
+                    f"{name}[{i}] has shape {tuple(item.shape)}, but the model predicts {count} tokens of "
+                    f"responses[{i}]; give one number for each"
+                )
+
+
+def with_decoder_start(inputs: StepInputs, start: int | None) -> StepInputs:
+    """Encoder-decoder responses with the decoder's start token in front, which is neither generated nor counted.
+
+    Raises:
+        ValueError: nothing that counts stands behind it, or it has a score.
+    """
+    responses = list(inputs.responses)
+    masks = None if inputs.response_masks is None else list(inputs.response_masks)
+    for i, response in enumerate(responses):
+        if start is not None and int(response[0]) != start:
+            responses[i] = torch.cat((response.new_tensor([start]), response))
+            if masks is not None:
+                masks[i] = torch.cat((masks[i].new_zeros(1), masks[i]))
+        if len(responses[i]) < 2:
+            raise ValueError(f"responses[{i}] holds the decoder start token and nothing else; drop the sample")
+        if masks is not None and not bool(masks[i][1:].any()):
+            raise ValueError(f"response_masks[{i}] masks every generated token of its response; drop the sample")
+    scores = inputs.scores
+    if isinstance(scores, list):
+        scores = [behind_decoder_start(i, vector, len(responses[i])) for i, vector in enumerate(scores)]
+    return inputs._replace(responses=responses, scores=scores, response_masks=masks)
+
+
+def check_behind_first_token(inputs: StepInputs) -> None:
+    """Raise a `ValueError` for a decoder's response of which release 0.7 would count nothing, and for token scores."""
+    if isinstance(inputs.scores, list):
+        raise ValueError(
+            "scores[0]: with exact_v07 an encoder-decoder model takes one number per sample; release 0.7 counts other "
+            "tokens than the masks say, so a score per token has no place there"
+        )
+    for i, response in enumerate(inputs.responses):
+        counted = torch.ones_like(response) if inputs.response_masks is None else inputs.response_masks[i]
+        if not bool(counted[1:-1].any()):
+            raise ValueError(
+                f"responses[{i}]: with exact_v07 the decoder start and the token behind it do not count, and nothing "
+                "else of it does; drop the sample"
+            )

@@ -1,0 +1,125 @@
+"""What a user gives as scores, one number per sample or per response token: checked, in one form, then shaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from trl_step.algorithms.rewards import RunningMoments, shape_scores
+from trl_step.trainer.ppo_config import PPOConfig
+
+LARGEST = torch.finfo(torch.float32).max
+Scores = torch.Tensor | list[torch.Tensor]
+"""[B] float32; or, where any sample has one per response token, a list of [R_i] float32."""
+
+
+def check_scores(
+    scores: Sequence[Any], responses: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
+) -> Scores:
+    """The scores on the device of the responses, or a `ValueError` that names the sample and the token.
+
+    A tensor, an array or a list with more or less than one element is a vector of token scores. A number beside
+    vectors becomes the vector with that number on the last token that counts.
+    """
+    device = responses[0].device
+    if not any(_is_vector(score) for score in scores):
+        return torch.tensor([_number(i, score) for i, score in enumerate(scores)], dtype=torch.float32, device=device)
+    vectors = []
+    for i, (score, response) in enumerate(zip(scores, responses, strict=True)):
+        mask = torch.ones_like(response) if masks is None else masks[i]
+        if _is_vector(score):
+            vectors.append(_vector(i, score, mask))
+        else:
+            vector = torch.zeros(response.shape, dtype=torch.float32, device=device)
+            vector[mask.nonzero()[-1]] = _number(i, score)
+            vectors.append(vector)
+    return vectors
+
+
+def _is_vector(score: Any) -> bool:
+    if isinstance(score, torch.Tensor):
+        return score.numel() != 1
+    if isinstance(score, np.ndarray):
+        return score.size != 1
+    return isinstance(score, (list, tuple))
+
+
+def _vector(i: int, score: Any, mask: torch.Tensor) -> torch.Tensor:
+    """`score` [R_i] as float32; 0 wherever `mask` [R_i] is 0."""
+    try:
+        vector = torch.as_tensor(score)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"scores[{i}] must be a number, or a vector with one number per response token, got {score!r}"
+        ) from error
+    if vector.shape != mask.shape:
+        raise ValueError(
+            f"scores[{i}] must be one number, or a vector with one for each of the {len(mask)} tokens of "
+            f"responses[{i}]; got shape {tuple(vector.shape)}"
+        )
+    if vector.is_complex() or vector.layout is not torch.strided or vector.device.type == "meta":
+        raise ValueError(f"scores[{i}] must hold real numbers, got {vector.dtype}, {vector.layout} on {vector.device}")
+    vector = vector.detach().to(device=mask.device, dtype=torch.float32)
+    bad = (~torch.isfinite(vector)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"scores[{i}][{bad[0]}] is {float(vector[bad[0]])}; a score must be a finite float32")
+    if not abs(float(vector.double().sum())) <= LARGEST:
+        raise ValueError(f"scores[{i}] add up to {float(vector.double().sum())}, more than float32 holds; scale them")
+    masked = ((vector != 0) & (mask == 0)).nonzero().flatten().tolist()
+    if masked:
+        raise ValueError(
+            f"scores[{i}][{masked[0]}] is {float(vector[masked[0]])}, but response_masks[{i}] leaves that token out; "
+            "put the reward on the last token before it that the policy wrote"
+        )
+    return vector
+
+
+def _number(i: int, score: Any) -> float:
+    if isinstance(score, torch.Tensor):
+        if score.is_complex() or score.device.type == "meta":
+            raise ValueError(f"scores[{i}] must be one real number, got {score.dtype} on {score.device}")
+        score = score.detach().item()
+    elif isinstance(score, (str, bytes)) or score is None:
+        raise ValueError(f"scores[{i}] must be a number or a one-element tensor, got {score!r}")
+    try:
+        number = float(score)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"scores[{i}] must be a number or a one-element tensor, got {score!r}") from error
+    if not math.isfinite(number) or abs(number) > LARGEST:
+        raise ValueError(f"scores[{i}] is {number}; a score must be a finite float32")
+    return number
+
+
+def behind_decoder_start(i: int, vector: torch.Tensor, length: int) -> torch.Tensor:
+    """Token scores [R_i] of a decoder's response with `length` tokens, its start token included: [length].
+
+    Raises:
+        ValueError: the start token has a score, though it is given and not generated.
+    """
+    vector = torch.cat((vector.new_zeros(length - len(vector)), vector))
+    if vector[0] != 0:
+        raise ValueError(
+            f"scores[{i}][0] is {float(vector[0])}, but this is the decoder's start token, which is not generated; "
+            "put the reward on a token behind it"
+        )
+    return vector
+
+
+def shaped(
+    scores: torch.Tensor,
+    moments: RunningMoments,
+    responses: Sequence[torch.Tensor],
+    response_masks: Sequence[torch.Tensor] | None,
+    config: PPOConfig,
+) -> torch.Tensor:
+    """Scores [B], or [B, R], scaled, normalised and clipped as the settings say; see `shape_scores`."""
+    masks = list(response_masks or [torch.ones_like(response) for response in responses])
+    counted = pad_sequence(masks, batch_first=True) if scores.dim() == 2 else None
+    # differs from v0.7: use_score_norm without use_score_scaling did nothing
+    use_norm = config.use_score_norm and (config.use_score_scaling or not config.exact_v07)
+    return shape_scores(scores, moments, config.use_score_scaling, use_norm, config.score_clip, counted)

@@ -1,0 +1,73 @@
+"""How many samples go through the model together, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from trl_step.core import free_device_cache
+from trl_step.sampling.local import is_out_of_memory
+
+Result = TypeVar("Result")
+
+
+class ForwardSize:
+    """Cuts mini-batches for the forward pass; their numbers do not depend on the cut.
+
+    Args:
+        token_budget: most tokens of one forward pass, padding included; None leaves mini-batches whole
+    """
+
+    def __init__(self, token_budget: int | None = None) -> None:
+        self.token_budget = token_budget
+        self.most_samples: int | None = None
+        """set once memory ran out"""
+
+    def split(self, lengths: Sequence[int]) -> list[np.ndarray]:
+        """Cut samples of these lengths, in their order, into parts that fit; a sample by itself always fits."""
+        parts: list[list[int]] = []
+        longest = 0
+        for i, length in enumerate(lengths):
+            longest = max(longest, length)
+            if not parts or not self._fits(len(parts[-1]) + 1, longest):
+                parts.append([])
+                longest = length
+            parts[-1].append(i)
+        return [np.array(part, dtype=np.int64) for part in parts]
+
+    def split_alike(self, lengths: Sequence[int], reduce_max: Callable[[int], int]) -> list[np.ndarray]:
+        """`split` into as many parts as the process with the most of them has; the last ones may be empty."""
+        parts = self.split(lengths)
+        return parts + [np.zeros(0, dtype=np.int64)] * (reduce_max(len(parts)) - len(parts))
+
+    def _fits(self, samples: int, longest: int) -> bool:
+        if self.most_samples is not None and samples > self.most_samples:
+            return False
+        return self.token_budget is None or samples * longest <= self.token_budget
+
+    def run(self, lengths: Sequence[int], work: Callable[[list[np.ndarray]], Result]) -> Result:
+        """`work(parts)`; when memory runs out, `work` again with half as many samples together.
+
+        `work` must leave nothing behind when it fails. One warning tells of the first time; with a single sample
+        the error is handed on.
+        """
+        while True:
+            parts = self.split(lengths)
+            largest = max(len(part) for part in parts)
+            try:
+                return work(parts)
+            except (RuntimeError, MemoryError) as error:
+                if largest == 1 or not is_out_of_memory(error):
+                    raise
+                if self.most_samples is None:
+                    warnings.warn(
+                        f"out of memory in a forward pass of {largest} samples: from now on {largest // 2} at a time, "
+                        "with the same gradients. Set mini_batch_size or forward_tokens to avoid the first failure",
+                        UserWarning,
+                        stacklevel=2,
+                    )
+                self.most_samples = largest // 2
+            free_device_cache()  # behind the except clause: there the error's frames still hold the tensors

@@ -1,0 +1,1 @@
+"""Several processes: accelerate's state, weights in parts."""

@@ -1,0 +1,1 @@
+"""What a run reports: trackers, callbacks, cost, pushes to a hub, warnings."""

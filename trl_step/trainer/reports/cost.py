@@ -1,0 +1,166 @@
+"""What a step costs in arithmetic, and how long that arithmetic takes on this machine at best.
+
+A multiply-add counts 2. With S tokens of a sample, R response tokens of the batch and P weights in products of the
+layers, a forward pass takes 2 P S + 2 L D S² per sample (causal attention counted half), and the head 2 D V R. A
+backward pass takes the same for the hidden states, and once more for the attention and the weights that train
+(Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from trl_step.models.inner_model import decoder_backbone, output_embedding, plain_model
+from trl_step.products import product
+from trl_step.trainer.batches.rollout import Rollout
+
+RATE_REPEATS = 5
+
+
+class StepCost(NamedTuple):
+    """The cost of one step, and its distance from the machine's limit."""
+
+    flops: float
+    """floating-point operations that the algorithm needs"""
+    seconds: float
+    """what the step took"""
+    tokens: int
+    """query and response tokens of the batch"""
+    machine_flops_per_second: float
+    """best rate of a matrix product at the model's own shapes, measured once"""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def limit_seconds(self) -> float:
+        """What the step would take if it were nothing but matrix products."""
+        return self.flops / self.machine_flops_per_second
+
+    @property
+    def ratio_to_limit(self) -> float:
+        """1 is the machine's limit."""
+        return self.seconds / self.limit_seconds
+
+
+class StepFacts(NamedTuple):
+    """What the cost of a step follows from."""
+
+    lengths: list[int]
+    """tokens of each sample"""
+    response_tokens: int
+    epochs: int
+    seconds: float
+    frozen_layers: int
+    reference_shares: bool
+
+    @classmethod
+    def of(cls, rollout: Rollout, epochs: int, seconds: float) -> StepFacts:
+        lengths = [
+            len(query) + len(response) for query, response in zip(rollout.queries, rollout.responses, strict=True)
+        ]
+        trunk = rollout.trunk
+        return cls(
+            lengths,
+            sum(len(response) for response in rollout.responses),
+            epochs,
+            seconds,
+            0 if trunk is None else trunk.depth,
+            trunk is not None and trunk.serves_reference,
+        )
+
+
+def cost_of(facts: StepFacts, policy: Any, mini_batch_size: int) -> StepCost:
+    """The cost of a step of `policy`, a value-head model."""
+    model = policy.pretrained_model
+    weight: Any = output_embedding(model).weight
+    rows = max(mini_batch_size * sum(facts.lengths) // len(facts.lengths), 1)
+    flops = step_flops(
+        model, facts.lengths, facts.response_tokens, facts.epochs, facts.reference_shares, facts.frozen_layers
+    )
+    rate = matrix_rate(weight.device, weight.dtype, rows, weight.shape[1])
+    return StepCost(flops, facts.seconds, sum(facts.lengths), rate)
+
+
+class _Products(NamedTuple):
+    """Weights in matrix products."""
+
+    frozen: int
+    """below the cut: run once a step"""
+    above: int
+    trained: int
+    """of those above"""
+    head: int
+    head_trained: bool
+
+
+def step_flops(
+    model: Any, lengths: Sequence[int], response_tokens: int, epochs: int, reference_shares: bool, depth: int = 0
+) -> float:
+    """Operations of one step.
+
+    Args:
+        model: the policy, a transformers model or a PeftModel around one
+        lengths: tokens of each sample, query and response together
+        response_tokens: of the whole batch
+        epochs: PPO epochs that ran
+        reference_shares: the reference takes the frozen bottom's hidden states from the policy
+        depth: layers of the frozen bottom that ran once
+    """
+    products = _count(model, depth)
+    config = plain_model(model).config.get_text_config(decoder=True)
+    attention = 2 * config.num_hidden_layers * config.hidden_size * sum(n * n for n in lengths)
+    tokens = sum(lengths)
+    share = products.frozen / max(products.frozen + products.above, 1)
+    below = 2 * products.frozen * tokens + share * attention
+    above, above_attention = 2 * products.above * tokens, (1 - share) * attention
+    head = 2 * products.head * response_tokens
+    rollout = (1 if reference_shares else 2) * below + 2 * (above + above_attention + head)
+    # forward; backward of the hidden states, of the trained weights, and of both operands of the attention
+    epoch = 2 * above + 2 * products.trained * tokens + 3 * above_attention
+    return rollout + epochs * (epoch + (3 if products.head_trained else 2) * head)
+
+
+def _count(model: Any, depth: int) -> _Products:
+    head: Any = output_embedding(model).weight
+    backbone = decoder_backbone(model)
+    if plain_model(model).config.is_encoder_decoder or backbone is None:
+        backbone = plain_model(model)
+    embeddings = {id(m.weight) for m in backbone.modules() if isinstance(m, torch.nn.Embedding)} | {id(head)}
+    frozen = above = trained = 0
+    for name, parameter in backbone.named_parameters():
+        if parameter.dim() < 2 or id(parameter) in embeddings:
+            continue
+        number = next((int(part) for part in name.split(".") if part.isdigit()), depth)
+        if number < depth:
+            frozen += parameter.numel()
+        else:
+            above += parameter.numel()
+            trained += parameter.numel() if parameter.requires_grad else 0
+    return _Products(frozen, above, trained, head.numel(), head.requires_grad)
+
+
+@cache
+def matrix_rate(device: torch.device, dtype: torch.dtype, rows: int, width: int) -> float:
+    """Operations per second of the best of some [rows, width] x [width, 4 width] products; measured once."""
+    left = torch.randn(rows, width, device=device, dtype=dtype)
+    right = torch.randn(width, 4 * width, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(RATE_REPEATS + 1):
+        _wait_for(device)
+        start = time.perf_counter()
+        product(left, right)
+        _wait_for(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * width * 4 * width / best
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,152 @@
+"""Writing a run to trackers: start them, and log one step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, PER_TOKEN, STATS, mean_and_std
+from trl_step.trainer.ppo_config import PPOConfig
+
+_PLAIN = (int, float, str, bool)
+
+
+def start(accelerator: Accelerator, config: PPOConfig) -> None:
+    """Open the trackers named in `config.log_with`, with the settings as the run's hyperparameters."""
+    if not config.trackers:
+        return
+    accelerator.init_trackers(config.tracker_project_name, init_kwargs=config.tracker_kwargs)
+    settings = config.to_dict()
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":  # takes scalars and texts only
+            tracker.store_init_configuration({k: v for k, v in settings.items() if isinstance(v, _PLAIN)})
+            if accelerator.is_main_process:
+                keys = [(stat.key, stat.formula) for stat in (*STATS, *LOGGED_BY_LOG_STATS)]
+                tracker.writer.add_text("keys", _markdown_table(("key", "formula"), keys))
+        else:
+            tracker.store_init_configuration({"trl_ppo_trainer_config": settings})
+
+
+def log_step(
+    trainer: Any, stats: dict[str, Any], batch: dict[str, Any], rewards: Any, columns: tuple[str, ...]
+) -> None:
+    """Log `stats`, the rewards of all processes, and a table of samples; see `PPOTrainer.log_stats`."""
+    accelerator: Accelerator = trainer.accelerator
+    own = _reward_vector(rewards, trainer.current_device)
+    with_table = bool(trainer.config.trackers) and _has_columns(batch, columns)
+    gathered = _gather(own, trainer.is_distributed)
+    table = {name: _gather(list(batch[name]), trainer.is_distributed) for name in columns} if with_table else {}
+    for name, column in table.items():
+        if len(column) != len(gathered):
+            raise ValueError(
+                f"log_stats: column {name!r} has {len(column)} entries, but there are {len(gathered)} rewards"
+            )
+    if not accelerator.is_main_process:
+        return
+    everyone = torch.tensor(gathered, dtype=torch.float32)
+    mean, std = mean_and_std(everyone)
+    # a step whose log was lost, because the process ended behind its save, keeps its number
+    trainer.current_step = max(trainer.current_step + 1, trainer.steps_done)
+    left_out = () if trainer.config.log_arrays else PER_TOKEN
+    logs: dict[str, Any] = {
+        **{key: _plain(value) for key, value in stats.items() if key not in left_out},
+        "env/reward_mean": float(mean),
+        "env/reward_std": float(std),
+        "env/reward_dist": everyone.numpy(),
+    }
+    for tracker in accelerator.trackers:
+        try:
+            _write(tracker, logs, table, gathered, trainer.current_step)
+        except Exception as error:  # the step is done; a server that is down must not end the run
+            if tracker.name not in trainer._failed_trackers:
+                trainer._failed_trackers.add(tracker.name)
+                warnings.warn(
+                    f"log_stats could not write to {tracker.name} at step {trainer.current_step} and goes on; this is "
+                    f"said once: {type(error).__name__}: {error}",
+                    UserWarning,
+                    stacklevel=3,
+                )
+
+
+def _write(tracker: Any, logs: dict[str, Any], table: dict[str, list[Any]], rewards: list[float], step: int) -> None:
+    if tracker.name == "wandb":
+        tracker.log(logs | _wandb_table(table, rewards))
+    else:
+        tracker.log({k: v for k, v in logs.items() if isinstance(v, (int, float))}, step=step)
+        _tensorboard_extras(tracker, logs, table, rewards, step)
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as NumPy arrays, those of one element as numbers; the rest stays."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu()
+    value = value.float() if value.dtype == torch.bfloat16 else value
+    return value.item() if value.dim() == 0 else value.numpy()
+
+
+def _has_columns(batch: dict[str, Any], columns: tuple[str, ...]) -> bool:
+    """Whether a table can be made; a batch with none of the columns is told about, one with some is an error."""
+    missing = [name for name in columns if name not in batch]
+    if missing and len(missing) < len(columns):
+        raise ValueError(f"log_stats: columns {missing} are not in the batch, which has {sorted(batch)}")
+    if missing:
+        warnings.warn(
+            f"log_stats: the batch has none of the columns {list(columns)}, so no table of samples is logged",
+            UserWarning,
+            stacklevel=4,
+        )
+    return bool(columns) and not missing
+
+
+def _reward_vector(rewards: Any, device: torch.device) -> torch.Tensor:
+    """One number per sample [B]; a reward per token counts as the sum of the sample's."""
+    if isinstance(rewards, torch.Tensor):
+        return rewards.detach().float().flatten().to(device)
+    totals = [float(torch.as_tensor(reward, dtype=torch.float32).sum()) for reward in rewards]
+    return torch.tensor(totals, dtype=torch.float32, device=device)
+
+
+def _gather(column: Any, distributed: bool) -> list[Any]:
+    items = column.tolist() if isinstance(column, torch.Tensor) else column
+    return gather_object(items) if distributed else items
+
+
+def _wandb_table(table: dict[str, list[Any]], rewards: list[float]) -> dict[str, Any]:
+    if not table:
+        return {}
+    import wandb
+
+    rows = [list(row) for row in zip(*table.values(), rewards, strict=True)]
+    return {"game_log": wandb.Table(columns=[*table, "reward"], rows=rows)}
+
+
+def _tensorboard_extras(
+    tracker: Any, logs: dict[str, Any], table: dict[str, list[Any]], rewards: list[float], step: int
+) -> None:
+    """Histograms of the arrays, and the table of samples as Markdown text."""
+    if tracker.name != "tensorboard":
+        return
+    for key, value in logs.items():
+        finite = value[np.isfinite(value)] if isinstance(value, np.ndarray) else ()
+        if len(finite):
+            tracker.writer.add_histogram(key, finite, step)
+    if table:
+        rows = zip(*table.values(), (f"{reward:.3f}" for reward in rewards), strict=True)
+        tracker.writer.add_text("game_log", _markdown_table((*table, "reward"), rows), step)
+
+
+def _markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    names = list(header)
+    lines = [names, ["---"] * len(names), *(map(_markdown_cell, row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _markdown_cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

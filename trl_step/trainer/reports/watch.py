@@ -1,0 +1,130 @@
+"""What is known of the sampling of responses, and the warnings that follow from it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trl_step.algorithms.diagnosis import Checkup, Circumstances
+from trl_step.sampling.local import all_eos_ids
+from trl_step.trainer.engine.evaluate import Given
+
+if TYPE_CHECKING:
+    from trl_step.trainer.ppo_trainer import PPOTrainer
+
+DEFAULT_TOP_K = 50
+"""transformers' own `top_k` where nobody sets one."""
+WITHOUT_EFFECT = {
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+}
+"""Settings that rule tokens out or make them rarer, and the value at which they leave the law alone."""
+
+
+def _setting(model: Any, generation_kwargs: Mapping[str, Any], name: str) -> Any:
+    """A generation setting as it will be in force: the call's, else its generation config's, else the model's."""
+    if generation_kwargs.get(name) is not None:
+        return generation_kwargs[name]
+    config = generation_kwargs.get("generation_config") or getattr(
+        getattr(model, "pretrained_model", model), "generation_config", None
+    )
+    return getattr(config, name, None)
+
+
+def truncated_sampling(model: Any, generation_kwargs: Mapping[str, Any], temperature: float) -> list[str]:
+    """The settings under which tokens are drawn from another law than the one whose log-probs are trained."""
+    if not _setting(model, generation_kwargs, "do_sample"):
+        return []
+    vocabulary = getattr(model, "pretrained_model", model).get_input_embeddings().num_embeddings
+    sampled_at, top_k = (_setting(model, generation_kwargs, name) for name in ("temperature", "top_k"))
+    sampled_at = 1.0 if sampled_at is None else sampled_at
+    top_k = DEFAULT_TOP_K if top_k is None else top_k
+    problems = []
+    if sampled_at != temperature:
+        problems.append(f"temperature={sampled_at:g} (PPOConfig.temperature is {temperature:g})")
+    if 0 < top_k < vocabulary:
+        problems.append(f"top_k={top_k:g}")
+    for name, neutral in WITHOUT_EFFECT.items():
+        value = _setting(model, generation_kwargs, name)
+        if value is not None and value != neutral and value >= 0:  # old scripts switch min_length off with -1
+            problems.append(f"{name}={value:g}")
+    for name in ("bad_words_ids", "suppress_tokens"):
+        if _setting(model, generation_kwargs, name):
+            problems.append(name)
+    return problems
+
+
+class SamplingWatch:
+    """What a trainer knows of the responses that reach its `step`, and what it says of them, once each.
+
+    Args:
+        temperature: of `PPOConfig`, under which log-probs are taken
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.checkup = Checkup()
+        self._warned: set[str] = set()
+        self._settings: tuple[str, ...] = ()
+        self._sampled = False
+
+    def saw_generate(self, model: Any, generation_kwargs: Mapping[str, Any]) -> None:
+        """Remember the settings of a call of `generate`; warn of those that change the law of sampling."""
+        self._sampled = True
+        self._settings = tuple(truncated_sampling(model, generation_kwargs, self.temperature))
+        problems = [problem for problem in self._settings if problem not in self._warned]
+        if problems:
+            self._warned.update(problems)
+            warnings.warn(
+                f"responses are sampled with {', '.join(problems)}, but log-probs are those of the whole distribution "
+                f"at temperature {self.temperature:g}: the KL estimate is biased and may turn negative. Sample with "
+                "top_k=0, top_p=1.0, the temperature of PPOConfig, and nothing ruled out",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def saw_step(self, stats: Mapping[str, Any], circumstances: Circumstances, aloud: bool) -> None:
+        """Diagnose a step; `aloud`: on this process, what is found is warned of."""
+        seen = circumstances._replace(
+            known=True, sampled_by_trainer=self._sampled, sampling_settings=self._settings if self._sampled else ()
+        )
+        self._sampled = False
+        for diagnosis in self.checkup.look(stats, seen):
+            if aloud:
+                warnings.warn(str(diagnosis), UserWarning, stacklevel=5)
+
+
+def active_dropout(model: torch.nn.Module) -> float:
+    """The highest rate of a dropout module that is in train mode; 0 where there is none."""
+    rates = (m.p for m in model.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.training)
+    return max(rates, default=0.0)
+
+
+def end_tokens(trainer: PPOTrainer) -> tuple[int, ...]:
+    """Ids that end a response: the tokenizer's and those of the model's generation config."""
+    own = trainer.tokenizer.eos_token_id
+    return tuple(all_eos_ids(trainer.accelerator.unwrap_model(trainer.model), [] if own is None else [own], {}))
+
+
+def circumstances(
+    trainer: PPOTrainer, queries: Sequence[torch.Tensor], given: Given, given_masks: bool
+) -> Circumstances:
+    """What a diagnosis of the step has to know of the trainer and of what was given to `step`."""
+    ragged = len({len(query) for query in queries}) > 1
+    return Circumstances(
+        dropout=active_dropout(trainer.accelerator.unwrap_model(trainer.model).pretrained_model),
+        pads_right=ragged and not trainer.is_encoder_decoder and trainer.tokenizer.padding_side == "right",
+        given_logprobs=given.old_logprobs is not None,
+        given_masks=given_masks,
+        end_tokens=end_tokens(trainer),
+    )

@@ -1,0 +1,1 @@
+"""What the SFT, reward and DPO trainers share."""

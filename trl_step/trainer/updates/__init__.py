@@ -1,0 +1,1 @@
+"""How weights move: epochs of mini-batches, the optimizer's steps."""

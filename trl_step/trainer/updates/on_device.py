@@ -1,0 +1,96 @@
+"""The updates of an accelerator: whether a mini-batch is skipped is decided there, and the host never waits for it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trl_step.models.sharding import is_sharded
+from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.updates.updater import Updater, loss_error
+
+
+def may_decide_on_device(accelerator: Accelerator, model: Any, optimizer: Any, config: PPOConfig) -> bool:
+    """Whether `WaitlessUpdater` can do what is asked.
+
+    The optimizer must know how to leave a step out (torch's fused ones do, for gradient scaling in float16). Processes
+    that accumulate or share weights must agree on the host, as they exchange sums of gradients.
+    """
+    if is_sharded(accelerator.unwrap_model(model)):
+        return False
+    alone = accelerator.num_processes == 1 or config.gradient_accumulation_steps == 1
+    leaves_steps_out = getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)
+    return leaves_steps_out and alone and accelerator.scaler is None and not config.exact_v07
+
+
+class WaitlessUpdater(Updater):
+    """An `Updater` that keeps its verdicts on the device.
+
+    A mini-batch that is skipped has its gradient replaced by 0; where a whole backward batch is skipped, the
+    optimizer's `found_inf` leaves weights and state as they are. The number of skipped mini-batches, and the error of a
+    loss that is not finite, are told by `finish`; no update behind such a loss reaches the weights.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        device = self.accelerator.device
+        self._skips = torch.zeros((), device=device)
+        self._broken = torch.zeros((), dtype=torch.bool, device=device)
+        self._all_skipped = torch.ones((), dtype=torch.bool, device=device)
+
+    @contextmanager
+    def minibatch(self, weight: float, last: bool) -> Iterator[None]:
+        """As `Updater.minibatch`; what earlier ones of the update gave waits aside, to be joined by `backward`."""
+        if self._has_gradient:
+            self._hold()
+        with super().minibatch(weight, last):
+            yield
+
+    def backward(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> torch.Tensor:
+        """As `Updater.backward`, but raises nothing."""
+        skip, broken = (flags > 0 for flags in self._flags(loss.detach(), mean_ratio.detach()))
+        self._broken = self._broken | (broken & ~skip)
+        self._skips = self._skips + skip
+        self._all_skipped = self._all_skipped & skip
+        self._backward(loss * self._weight)
+        if self._has_gradient or not self._last:  # else the mini-batch is the whole update, which is left out
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(skip, 0.0)
+        self._take_back(keep_new=True)
+        self._has_gradient = True
+        if self._last:
+            self._step()
+        return skip
+
+    def _optimizer_step(self) -> None:
+        inner = self.optimizer.optimizer
+        inner.found_inf, inner.grad_scale = (self._all_skipped | self._broken).float(), None
+        try:
+            self.optimizer.step()
+        finally:
+            del inner.found_inf, inner.grad_scale
+        self._all_skipped = torch.ones_like(self._all_skipped)
+
+    def finish(self) -> None:
+        """Tell what was decided; the one place that waits for the device.
+
+        Raises:
+            ValueError: the loss of a mini-batch was not finite though its ratio was.
+        """
+        skips, broken = torch.stack((self._skips, self._broken.float())).tolist()
+        self.skipped = int(skips)
+        if broken:
+            self._forget_gradients()
+            raise loss_error("not finite")
+        if skips:
+            warnings.warn(
+                f"the mean ratio of {self.skipped} mini-batches exceeds ratio_threshold="
+                f"{self.config.ratio_threshold:g} (on this or another process): they are skipped",
+                stacklevel=3,
+            )

@@ -1,0 +1,247 @@
+"""One optimizer step: accumulate mini-batches, skip the bad ones, clip, step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trl_step.models.sharding import is_sharded, release
+from trl_step.sampling.local import is_out_of_memory
+from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.updates import deepspeed
+
+LEAST_SCALE = 1.0
+"""A loss scale below it makes gradients smaller, which float16 has no use for."""
+
+
+class Updater:
+    """Owns the path from a mini-batch's loss to the weights.
+
+    A mini-batch that is skipped leaves no trace: it adds no gradient, and where a whole backward batch is skipped the
+    optimizer does not step, so weights and optimizer state stay bit-identical on every process.
+
+    Args:
+        accelerator: for backward, clipping and the agreement of processes
+        model: the prepared policy
+        optimizer: the prepared optimizer
+        parameters: what the gradient norm is taken over
+        config: read at every update, so that a script may change it on the way: `max_grad_norm`, the upper bound of
+            that norm; `ratio_threshold`: a mini-batch whose mean ratio is above this, or is not a number, is skipped;
+            `exact_v07`: do what release 0.7 did: a skipped mini-batch has a zero loss, and the optimizer steps on it
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: Any,
+        optimizer: Any,
+        parameters: list[torch.nn.Parameter],
+        config: PPOConfig,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.optimizer = optimizer
+        self.parameters = parameters
+        self.config = config
+        self.sharded = is_sharded(accelerator.unwrap_model(model))
+        self.skipped = 0
+        self.updates = 0
+        """steps of the optimizer so far, those that a loss scaler left out included"""
+        self._weight = 1.0
+        self._last = True
+        self._has_gradient = False
+        self._held: list[torch.Tensor | None] | None = None
+        self._scale_before = self.loss_scale
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by in front of the backward pass: 1, unless training runs in float16."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+    @contextmanager
+    def minibatch(self, weight: float, last: bool) -> Iterator[None]:
+        """Surrounds forward and backward of one mini-batch.
+
+        Args:
+            weight: factor on the mini-batch's mean loss, so that the sum over a backward batch, and the mean over
+                processes, is the loss that was asked for
+            last: the optimizer steps behind this one
+        """
+        self._weight, self._last = weight, last
+        # processes exchange gradients only behind the last mini-batch
+        with nullcontext() if last else self.without_exchange():
+            try:
+                yield
+            finally:
+                self._weight, self._last = 1.0, True
+
+    def without_exchange(self) -> AbstractContextManager[None]:
+        """Inside, gradients stay on their process, to be exchanged behind the last mini-batch.
+
+        Of sharded weights they are exchanged each time: kept whole they would take the memory that sharding saves,
+        and could not be taken back.
+        """
+        return nullcontext() if self.sharded else self.accelerator.no_sync(self.model)
+
+    @contextmanager
+    def in_parts(self) -> Iterator[None]:
+        """Surrounds a mini-batch whose parts run one by one: `part` for all but the last, then `backward`.
+
+        The gradients of earlier mini-batches are held back meanwhile. An error gives them back and drops the new ones,
+        so that the mini-batch can be tried again.
+        """
+        self._hold()
+        try:
+            yield
+        except BaseException:
+            self._take_back(keep_new=False)
+            raise
+
+    def _hold(self) -> None:
+        """Put the gradients of earlier mini-batches aside."""
+        if self._held is not None:
+            return
+        self._held = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def part(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a part that is not the last one."""
+        self._backward(loss * self._weight)
+
+    def _take_back(self, keep_new: bool) -> None:
+        """Join what was held back with the new gradients, or drop the new ones."""
+        if self._held is None:
+            return
+        for parameter, held in zip(self.parameters, self._held, strict=True):
+            new = parameter.grad if keep_new else None
+            parameter.grad = held if new is None else new if held is None else held.add_(new)
+        self._held = None
+
+    def backward(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of `loss` (0-d, a mean over this process's tokens) and step if it is time.
+
+        Args:
+            mean_ratio: 0-d, of this process's counted tokens
+
+        Returns:
+            0-d bool: whether the mini-batch was skipped, the same on all processes
+
+        Raises:
+            ValueError: the loss is not finite though the ratio is; weights and optimizer are untouched.
+        """
+        skip = self._verdict(loss.detach(), mean_ratio.detach())
+        distributed = self.accelerator.num_processes > 1 and not self.sharded
+        if skip or distributed:  # processes exchange the sum, so it must be complete before the last backward
+            self._take_back(keep_new=not skip)
+        if skip:
+            self.skipped += 1
+            release(self.model)
+            deepspeed.check_skip(self.accelerator, self.config)
+            warnings.warn(
+                f"a mini-batch's mean ratio {float(mean_ratio):.4g} exceeds "
+                f"ratio_threshold={self.config.ratio_threshold:g} (on this or another process): it is skipped",
+                stacklevel=3,
+            )
+        if self.config.exact_v07:
+            self._backward(loss * (0.0 if skip else self._weight))
+            self._has_gradient = True
+        else:
+            if not skip:
+                self._backward(loss * self._weight)
+                self._has_gradient = True
+            elif self._last and self._has_gradient and distributed:
+                # the processes still owe each other the earlier gradients; 0 times this loss could be NaN
+                self._backward(torch.stack([(p * 0.0).sum() for p in self.parameters]).sum())
+        self._take_back(keep_new=True)
+        if self._last:
+            self._step()
+        return torch.tensor(skip, device=loss.device)
+
+    def finish(self) -> None:
+        """Called behind the last mini-batch of a step; warns once a loss scaler has left out update after update."""
+        scale = self.loss_scale
+        if scale < LEAST_SCALE <= self._scale_before:
+            warnings.warn(
+                f"the loss scale fell to {scale:g}: in float16 the gradients overflow or are no numbers, update after "
+                "update is left out, and nothing is learnt. Set "
+                'accelerator_kwargs={"mixed_precision": "bf16"}, or "no"',
+                stacklevel=3,
+            )
+        self._scale_before = scale
+
+    def reset(self) -> None:
+        """Forget gradients that an interrupted step left behind, and count skipped mini-batches from 0."""
+        self._forget_gradients()
+        release(self.model)
+        self.skipped = 0
+
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero_grad()
+        self._has_gradient, self._held = False, None
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        deepspeed.announce(self.accelerator, last=self._last)
+        try:
+            # `Accelerator.backward` divides by a number of accumulation steps that the trainer does not use
+            self.accelerator.backward(loss * self.accelerator.gradient_accumulation_steps)
+        except (RuntimeError, MemoryError) as error:
+            if self.accelerator.num_processes > 1 and is_out_of_memory(error):
+                # other processes may have this one's gradients already: the mini-batch cannot be tried again
+                raise RuntimeError(
+                    "no memory for the backward pass of several processes; set forward_tokens or mini_batch_size lower"
+                ) from error
+            raise
+
+    def _verdict(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> bool:
+        if self.config.exact_v07:
+            return bool(mean_ratio > self.config.ratio_threshold)
+        some_skip, some_broken = (bool(flag) for flag in self._flags(loss, mean_ratio).tolist())
+        if some_broken and not some_skip:
+            self._forget_gradients()
+            raise loss_error(float(loss))
+        return some_skip
+
+    def _flags(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> torch.Tensor:
+        """[2] float32: on how many processes the ratio is too large, and the loss not finite where the ratio is not."""
+        skip = ~(mean_ratio <= self.config.ratio_threshold)  # a ratio that is not a number fails every comparison
+        flags = torch.stack((skip, ~skip & ~torch.isfinite(loss))).to(torch.float32)
+        return self.accelerator.reduce(flags, reduction="sum") if self.accelerator.num_processes > 1 else flags
+
+    def _step(self) -> None:
+        if self._has_gradient:
+            try:
+                if self.config.max_grad_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+                self._optimizer_step()
+            except BaseException:
+                self._forget_scaling()
+                raise
+            self.updates += 1
+        self.optimizer.zero_grad()
+        self._has_gradient = False
+
+    def _forget_scaling(self) -> None:
+        """Undo what a loss scaler notes down between clipping and the end of an update, which did not come."""
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.update(scaler.get_scale())
+            for name in ("grad_scale", "found_inf"):
+                vars(self.optimizer.optimizer).pop(name, None)
+
+    def _optimizer_step(self) -> None:
+        self.optimizer.step()
+
+
+def loss_error(loss: float | str) -> ValueError:
+    """What is raised for a `loss` that is no finite number."""
+    return ValueError(
+        f"the loss of a mini-batch is {loss}, before it could reach the weights; the scores, values or returns are too "
+        "large for float32: scale the scores (use_score_scaling, score_clip)"
+    )

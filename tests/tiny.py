@@ -138,3 +138,18 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of all parameters; of a sharded model every process has to ask for them."""
     whole = ((n, p.full_tensor() if isinstance(p, DTensor) else p) for n, p in model.named_parameters())
     return {name: parameter.detach().clone() for name, parameter in whole}
+
+
+class WatchedUpdates(PPOTrainer):
+    """A trainer whose subclass sees every mini-batch's loss before its update, and may change it, in `_update`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.watch()
+
+    def watch(self) -> None:
+        """Put `_update` before the updater that the trainer has now."""
+        self._updater.update = self._update  # type: ignore[method-assign]
+
+    def _update(self, loss: torch.Tensor, stats: dict[str, torch.Tensor], mask: torch.Tensor) -> Any:
+        return type(self._updater).update(self._updater, loss, stats, mask)

@@ -6,10 +6,10 @@ Masks are 1 (or True) where an element counts.
 
 from __future__ import annotations
 
+import functools
 import gc
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,20 +51,34 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, axis: int | None = Non
     return (values * weights).sum(dim=axis) / weights.sum(dim=axis)
 
 
+def count_mean_squares(
+    values: torch.Tensor, mask: torch.Tensor | None = None, reduce_sum: ReduceSum = keep
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How many values count, their mean, and the sum of their squared distances from it: three 0-d tensors.
+
+    Two passes, as the variance of large numbers needs; over all processes that `reduce_sum` spans. An empty mask gives
+    three zeros.
+
+    Args:
+        values: any shape, floating point.
+        mask: same shape, 1 where an element counts; None: all of them count.
+    """
+    weights = torch.ones_like(values) if mask is None else mask.to(values.dtype)
+    total, count = reduce_sum(torch.stack(((values * weights).sum(), weights.sum())))
+    mean = total / count.clamp(min=1)
+    return count, mean, reduce_sum((((values - mean) ** 2) * weights).sum())
+
+
 def masked_moments(
     values: torch.Tensor, mask: torch.Tensor, unbiased: bool = True, reduce_sum: ReduceSum = keep
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance (0-d) of `values` where `mask` is 1, over all processes that `reduce_sum` spans.
 
-    Two passes, as the variance of large numbers needs. The variance of one element is 0, and an empty mask
-    gives mean 0 and variance 0: neither can turn a running statistic into NaN.
+    The variance of one element is 0, and an empty mask gives mean 0 and variance 0: neither can turn a running
+    statistic into NaN.
     """
-    weights = mask.to(values.dtype)
-    total, count = reduce_sum(torch.stack(((values * weights).sum(), weights.sum())))
-    mean = total / count.clamp(min=1)
-    squares = reduce_sum((((values - mean) ** 2) * weights).sum())
-    variance = squares / (count - 1 if unbiased else count).clamp(min=1)
-    return mean, variance
+    count, mean, squares = count_mean_squares(values, mask, reduce_sum)
+    return mean, squares / (count - 1 if unbiased else count).clamp(min=1)
 
 
 def masked_var(values: torch.Tensor, mask: torch.Tensor, unbiased: bool = True) -> torch.Tensor:
@@ -280,15 +294,40 @@ def set_seed(seed: int) -> None:
 
 
 class PPODecorators:
-    """`@PPODecorators.empty_device_cache()` frees the accelerator's cached memory after a call, if switched on."""
+    """`empty_device_cache()`, as a decorator or in a `with` statement, frees the accelerator's cached memory.
+
+    Of a trainer's method, if that trainer's `config.optimize_device_cache` is set; of anything else, if the class
+    attribute is.
+    """
 
     optimize_device_cache = False
 
     @classmethod
-    @contextmanager
-    def empty_device_cache(cls) -> Iterator[None]:
-        yield
-        if cls.optimize_device_cache:
+    def empty_device_cache(cls) -> _EmptyDeviceCache:
+        """The decorator and context manager."""
+        return _EmptyDeviceCache(cls)
+
+
+class _EmptyDeviceCache:
+    def __init__(self, settings: type[PPODecorators]) -> None:
+        self.settings = settings
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def decorated(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            config = getattr(args[0], "config", None) if args else None
+            if getattr(config, "optimize_device_cache", self.settings.optimize_device_cache):
+                free_device_cache()
+            return result
+
+        return decorated
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None and self.settings.optimize_device_cache:
             free_device_cache()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from trl_step.trainer.engine import evaluate as rolling
+from trl_step.trainer.engine.engine import FusedEngine
 
 
 def known(name):
@@ -57,8 +57,8 @@ def test_the_update_is_the_same(name, left_out):
 def test_what_is_given_is_not_computed(given_keys, sweeps, monkeypatch):
     trainer, inputs, given, _, _ = known("gpt2")
     calls = []
-    sweep = rolling.sweep
-    monkeypatch.setattr(rolling, "sweep", lambda *args, **kwargs: calls.append(1) or sweep(*args, **kwargs))
+    sweep = FusedEngine.sweep
+    monkeypatch.setattr(FusedEngine, "sweep", lambda *args, **kwargs: calls.append(1) or sweep(*args, **kwargs))
     trainer.step(*inputs, **{key: given[key] for key in given_keys})
     assert len(calls) == sweeps
 

@@ -28,7 +28,7 @@ from tests.tiny import batch as samples
 from tests.tiny import config, tokenizer, weights, with_value_head
 from trl_step import PPOTrainer, create_reference_model
 from trl_step.models.sharding import gathered
-from trl_step.trainer.batches.padding import mini_batches
+from trl_step.trainer.updates.epochs import mini_batches
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = ROOT / "examples" / "accelerate_configs"
@@ -67,7 +67,7 @@ class StopsEarly(PPOTrainer):
         self.seen: list[float] = []
 
     def _early_stop(self, policykl: torch.Tensor) -> bool:
-        self.seen.append(float(self._reduce_sum(policykl)) / self.accelerator.num_processes)
+        self.seen.append(float(self._processes.mean(policykl)))
         return super()._early_stop(policykl)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 KL_PENALTIES = ("kl", "abs", "mse", "full")
@@ -63,3 +65,10 @@ class FixedKLController:
 
     def update(self, current: float, n_steps: int) -> None:
         """Does nothing."""
+
+
+def make_kl_controller(
+    adaptive: bool, init_kl_coef: Any, target: Any, horizon: Any
+) -> AdaptiveKLController | FixedKLController:
+    """The controller that `adap_kl_ctrl` asks for; `target` in nats per sample, `horizon` in samples."""
+    return AdaptiveKLController(init_kl_coef, target, horizon) if adaptive else FixedKLController(init_kl_coef)

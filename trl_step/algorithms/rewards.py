@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trl_step.core import sum_over_processes
+from trl_step.core import count_mean_squares, sum_over_processes
 
 
 class RunningMoments:
@@ -27,10 +27,8 @@ class RunningMoments:
     @torch.no_grad()
     def update(self, xs: torch.Tensor) -> tuple[float, float]:
         """Take in a batch of scores (any shape); returns that batch's own mean and unbiased std."""
-        reduce_sum, xs = sum_over_processes(self.accelerator), xs.double()
-        total, count = (float(x) for x in reduce_sum(torch.stack((xs.sum(), xs.new_tensor(xs.numel())))))
-        batch_mean = total / count
-        squares = float(reduce_sum(((xs - batch_mean) ** 2).sum()))
+        found = count_mean_squares(xs.double(), reduce_sum=sum_over_processes(self.accelerator))
+        count, batch_mean, squares = (float(x) for x in found)
 
         all_count = self.count + count
         delta = batch_mean - self.mean

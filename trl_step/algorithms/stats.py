@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
-from trl_step.algorithms.objective import mean_over
-from trl_step.core import ReduceSum, convert_to_scalar, keep, stats_to_np
+from trl_step.core import ReduceSum, count_mean_squares, keep
 
 Reduction = Literal["samples", "tokens", "variance", "same", "local", "sum"]
 """How a value is joined over processes: a mean over all samples, a mean over all tokens, the variance of all tokens,
@@ -140,20 +140,21 @@ def join_minibatch_statistics(
 
 def readable(stats: Mapping[str, Any]) -> dict[str, Any]:
     """Scalars as floats, small arrays as NumPy; what holds a value per token stays a tensor until it is read."""
-    heavy = {
-        key: value.detach() for key, value in stats.items() if isinstance(value, torch.Tensor) and key in PER_TOKEN
-    }
-    light = stats_to_np({key: value for key, value in stats.items() if key not in heavy})
-    scalars = convert_to_scalar({key: value for key, value in light.items() if key not in LOGGED_ARRAYS})
-    return light | scalars | heavy
+    found: dict[str, Any] = {}
+    for key, value in stats.items():
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            if key not in PER_TOKEN:
+                value = value.cpu().float().numpy() if value.dtype == torch.bfloat16 else value.cpu().numpy()
+                # an array of one sample is an array still
+                value = value.item() if value.shape in ((), (1,)) and key not in LOGGED_ARRAYS else value
+        found[key] = float(value) if isinstance(value, (int, float, np.number)) else value
+    return found
 
 
 def mean_and_std(values: torch.Tensor, reduce_sum: ReduceSum = keep) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and unbiased standard deviation over all processes; the deviation of a single number is 0."""
-    values = values.double()
-    total, count = reduce_sum(torch.stack((values.sum(), values.new_tensor(values.numel()))))
-    mean = total / count
-    squares = reduce_sum(((values - mean) ** 2).sum())
+    count, mean, squares = count_mean_squares(values.double(), reduce_sum=reduce_sum)
     return mean.float(), (squares / (count - 1).clamp(min=1)).sqrt().float()
 
 
@@ -207,18 +208,3 @@ def rollout_statistics(
             f"tokens/{name}_dist": lengths,
         }
     return stats
-
-
-__all__ = [
-    "STATS",
-    "LOGGED_ARRAYS",
-    "LOGGED_BY_LOG_STATS",
-    "PER_TOKEN",
-    "Stat",
-    "explain",
-    "join_minibatch_statistics",
-    "mean_and_std",
-    "mean_over",
-    "readable",
-    "rollout_statistics",
-]

@@ -8,6 +8,11 @@ from typing import Any
 class BaseTrainer:
     """Holds the configuration; subclasses implement `step`, `loss` and `compute_rewards`."""
 
+    accelerator: Any
+    """the `accelerate.Accelerator` of this process"""
+    tokenizer: Any
+    """of trainers of language models"""
+
     def __init__(self, config: Any) -> None:
         self.config = config
 

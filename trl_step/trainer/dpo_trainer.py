@@ -18,11 +18,12 @@ from trl_step.data.pairs import (
     tokenize_preference_for_encoder,
 )
 from trl_step.import_utils import is_wandb_available
+from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.models.shortcuts.modes import disable_dropout_in_model
-from trl_step.trainer.text.dpo_answers import log_answers, sampled_answers
+from trl_step.trainer.text.dpo_answers import sampled_answers, table_of_answers
 from trl_step.trainer.text.dpo_reference import REFERENCE_COLUMNS, ReferenceTrainer
-from trl_step.trainer.text.peft_setup import is_peft_model, prepare_for_training
+from trl_step.trainer.text.peft_setup import prepare_for_training
 from trl_step.trainer.text.text_trainer import arguments_of, length_or_default, model_of, prepared, tokenizer_of
 
 TrainEval = Literal["train", "eval"]
@@ -365,9 +366,10 @@ class DPOTrainer(ReferenceTrainer):
         if device is not None:
             return super().get_batch_samples(model, batch, device)
         with self._autocast():
-            policy = sampled_answers(self, model, batch)
+            options = (batch, self.tokenizer, self.max_length)
+            policy = sampled_answers(self.accelerator.unwrap_model(model), *options)
             with self._reference() as reference:
-                references = sampled_answers(self, reference, batch)
+                references = sampled_answers(self.accelerator.unwrap_model(reference), *options)
         return policy, references
 
     def evaluation_loop(
@@ -380,7 +382,15 @@ class DPOTrainer(ReferenceTrainer):
     ) -> Any:
         """That of `transformers.Trainer`; before it, where asked for, answers to one random batch go to wandb."""
         if self.generate_during_eval:
-            log_answers(self, dataloader.dataset)
+
+            def answers_to(rows: list[Any]) -> Any:
+                return self.get_batch_samples(self.model, self._prepare_inputs(self.data_collator(rows)))
+
+            table = table_of_answers(
+                dataloader.dataset, self.args.eval_batch_size, answers_to, repeats_prompt=not self.is_encoder_decoder
+            )
+            self.log({"game_log": table})
+            self.state.log_history.pop()  # a table cannot be written to the state's JSON
         return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
 
 

@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from trl_step.core import PPODecorators
+from trl_step.core import free_device_cache
 from trl_step.data.collators import padding_on_the_right
+from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
-from trl_step.trainer.text.peft_setup import is_peft_model
 from trl_step.trainer.text.text_trainer import TextTrainer, tokenizer_of
 
 IGNORED = -100
@@ -186,9 +186,9 @@ class IterativeSFTTrainer(TextTrainer):
                 shuffle=True,
             )
         ]
-        PPODecorators.optimize_device_cache = self.optimize_device_cache
-        with PPODecorators.empty_device_cache():
-            return {"loss": torch.stack(losses).mean().item(), "learning_rate": self._get_learning_rate()}
+        if self.optimize_device_cache:
+            free_device_cache()
+        return {"loss": torch.stack(losses).mean().item(), "learning_rate": self._get_learning_rate()}
 
     def _kept(self) -> slice:
         """The tokens of a row that are kept."""

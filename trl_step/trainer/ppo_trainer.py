@@ -1,72 +1,52 @@
 """`PPOTrainer`: the step API. `PPOTrainer.step` reads like the algorithm.
 
-Here stand the constructor, the step and the methods that users override. The rest, in this folder:
+Here are the step, and the methods of the algorithm that users override. `language_trainer.py` has models, data, forward
+passes and sampling, `step_trainer.py` what is neither PPO nor language; the parts that they are made of:
 
-- `setup.py`: what the constructor builds. `generation.py`: `generate`
-- `checks.py`, `scores.py`, `layout.py`: inputs are checked, shaped and padded (stages 1 and 2)
-- `rolling.py`, `sweeps.py`, `forward.py`: what policy and reference say about the responses (stage 3)
-- `epochs.py`, `update.py`: mini-batches, their losses, the optimizer's steps (stage 5)
-- `reporting.py`, `trackers.py`: logs, callbacks, cost. `saving.py`, `run_state.py`, `hub.py`: what is written
+- `batches/`: inputs are checked, shaped and padded (stages 1 and 2)
+- `engine/`: what policy and reference say about the responses (stage 3), forward and backward of a mini-batch (stage 5)
+- `updates/`: epochs of mini-batches, the optimizer's steps (stage 5)
+- `processes/`, `runs/`, `reports/`: several processes; what a run keeps; logs, callbacks, cost
 
-The maths is in `trl_step/ppo/`.
+The maths is in `trl_step/algorithms/` and `trl_step/head/`.
 """
 
 from __future__ import annotations
 
 import copy
-import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Optional, Union
 
 import datasets
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from trl_step.algorithms.advantages.gae import advantages_and_returns
-from trl_step.algorithms.kl import kl_penalty
-from trl_step.algorithms.objective import mean_over, minibatch_statistics, policy_losses, value_losses
-from trl_step.algorithms.rewards import RunningMoments, sample_totals, token_rewards
+from trl_step.algorithms.kl import kl_penalty, make_kl_controller
+from trl_step.algorithms.losses.policy import clipped_policy_losses
+from trl_step.algorithms.losses.tokens import mean_over
+from trl_step.algorithms.losses.value import clipped_value_losses
+from trl_step.algorithms.objective import Objective
+from trl_step.algorithms.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
 from trl_step.algorithms.stats import LOGGED_ARRAYS, readable, rollout_statistics
-from trl_step.core import PPODecorators, entropy_from_logits, set_seed
-from trl_step.models import PreTrainedModelWrapper, create_reference_model
-from trl_step.models.shortcuts.activations import fuse_activations
-from trl_step.models.shortcuts.modes import eval_mode
-from trl_step.trainer.base import BaseTrainer
-from trl_step.trainer.batches.checks import check_arguments, checked_for
-from trl_step.trainer.batches.lengths import LengthLimits
-from trl_step.trainer.batches.padding import Padded, padding_behind
-from trl_step.trainer.batches.rollout import RolledForward, Rollout
-from trl_step.trainer.batches.scores import shaped
-from trl_step.trainer.engine.evaluate import Given, roll_forward
-from trl_step.trainer.engine.forward import TokenForward
-from trl_step.trainer.engine.memory_budget import ForwardSize
-from trl_step.trainer.engine.sweeps import plain_sweep, sweep
-from trl_step.trainer.generation import GenerationMixin
+from trl_step.core import PPODecorators, entropy_from_logits
+from trl_step.models import PreTrainedModelWrapper
+from trl_step.models.shortcuts.modes import training_without_dropout
+from trl_step.trainer.batches.checks import check_arguments
+from trl_step.trainer.batches.rollout import Precomputed, Rollout
+from trl_step.trainer.engine.engine import Engine, HookEngine
+from trl_step.trainer.language_trainer import LanguageTrainer
 from trl_step.trainer.ppo_config import PPOConfig
-from trl_step.trainer.reporting import ReportingMixin
-from trl_step.trainer.reports import hub
-from trl_step.trainer.reports.callbacks import StepReport, configured_callbacks
+from trl_step.trainer.reports.callbacks import StepReport, call_all
+from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
-from trl_step.trainer.reports.watch import SamplingWatch, circumstances, end_tokens
 from trl_step.trainer.runs.autosave import AutoSave, saves_states
-from trl_step.trainer.saving import SavingMixin
-from trl_step.trainer.setup import (
-    make_kl_controller,
-    make_layout,
-    make_optimizer,
-    make_updater,
-    prepare,
-    reference_context,
-    start_accelerator,
-    without_unused_columns,
-)
-from trl_step.trainer.updates.epochs import run_epochs
+from trl_step.trainer.updates.epochs import Trained, run_epochs
+from trl_step.trainer.updates.updater import without_losses
 
 
-class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
+class PPOTrainer(LanguageTrainer):
     """Tunes a language model with PPO from queries, responses and scores that your own loop makes.
 
     ```python
@@ -112,89 +92,27 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
             ValueError: an argument of the wrong type, or settings that contradict each other.
         """
         config, model = check_arguments(config, model, ref_model, tokenizer, dataset, lr_scheduler)
-        super().__init__(config)
-        if config.seed is not None:
-            set_seed(config.seed)
-        if num_shared_layers is not None and ref_model is not None:
-            warnings.warn("num_shared_layers is ignored: a ref_model was given", UserWarning, stacklevel=2)
-        self.tokenizer = tokenizer
-        self.is_encoder_decoder: bool = getattr(model, "is_encoder_decoder", False)
-        self.is_peft_model: bool = getattr(model, "is_peft_model", False)
-        self.accelerator = start_accelerator(config, self.is_encoder_decoder, self.is_peft_model)
-        self.current_device = self.accelerator.device
-        self.is_distributed = self.accelerator.num_processes > 1
-
-        self.model: Any = model
-        # differs from v0.7: a reference given beside a PEFT model was ignored
-        self._reference_is_adapter = self.is_peft_model and (ref_model is None or config.exact_v07)
-        if ref_model is None and not self.is_peft_model:
-            ref_model = create_reference_model(model, num_shared_layers=num_shared_layers)
-        self.ref_model: Any = ref_model
-        self.optional_peft_ctx: Callable = nullcontext
-        if self._reference_is_adapter:
-            self.optional_peft_ctx = reference_context(model, config)
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        self.model_params = [p for p in model.parameters() if p.requires_grad]
-        self._layout = make_layout(config, tokenizer, self.is_encoder_decoder)
-        models = [known for known in (model, ref_model) if known is not None]
-        self._length_limits = LengthLimits(models, self.is_encoder_decoder, self._layout.fixed_length)
-        self._forward_size = ForwardSize(config.forward_tokens)
-        self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
-        for known in models:
-            fuse_activations(known)
-            self._forward.register(known)
-
-        self.dataset = dataset
-        self.dataloader: Any = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
-        self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
-        self._custom_collator = training_data_collator is not None
-        self.optimizer: Any = optimizer or make_optimizer(self.model_params, config.learning_rate)
-        self.lr_scheduler: Any = lr_scheduler
-        prepare(self)
-        self._updater = make_updater(self)
-
-        self.kl_ctl = make_kl_controller(config)
-        self.running = RunningMoments(self.accelerator)
-        self.current_step = 0
-        self.steps_done = 0
-        """calls of `step` that made an update, those of the run that `load_state` went on with included"""
-        self._training = False
-        self._last_step: Optional[StepFacts] = None
-        self._sampling = SamplingWatch(config.temperature)
-        self._failed_trackers: set[str] = set()
-        self._callbacks = configured_callbacks(self)
-        self._autosave = AutoSave(self)
-        if config.push_to_hub_if_best_kwargs:
-            self.push_to_hub_kwargs = config.push_to_hub_if_best_kwargs
-            self.compare_step = 0
-            self.highest_reward = torch.tensor(-float("inf"))
-
-    # --- construction ----------------------------------------------------------------------------------------
-
-    def prepare_dataloader(
-        self, dataset: Union[torch.utils.data.Dataset, datasets.Dataset], data_collator: Optional[Callable] = None
-    ) -> torch.utils.data.DataLoader:
-        """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first."""
-        if isinstance(dataset, datasets.Dataset) and self.config.remove_unused_columns:
-            dataset = without_unused_columns(dataset, self.model)
-        return torch.utils.data.DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_size=self.config.batch_size,
-            collate_fn=data_collator,
-            shuffle=True,
-            drop_last=True,
+        super().__init__(
+            config,
+            model,
+            ref_model,
+            tokenizer,
+            dataset,
+            optimizer,
+            data_collator,
+            num_shared_layers,
+            lr_scheduler,
+            training_data_collator,
         )
+        self.kl_ctl = make_kl_controller(config.adap_kl_ctrl, config.init_kl_coef, config.target, config.horizon)
+        self.running = RunningMoments(self.accelerator)
+        self._autosave = AutoSave(self)
 
     def _overrides(self, *methods: str) -> bool:
         """Whether a subclass replaced any of these methods, or a script replaced it on this object."""
         return any(name in vars(self) or getattr(type(self), name) is not getattr(PPOTrainer, name) for name in methods)
 
-    @property
-    def _reference(self) -> Any:
-        return self.model if self._reference_is_adapter else self.ref_model
-
-    # --- the step --------------------------------------------------------------------------------------------
+    # --- the step ------------------------------------------------------------------------------------------------
 
     @saves_states
     @PPODecorators.empty_device_cache()
@@ -231,140 +149,70 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
                 too large for a loss in float32. The message names the list and the sample; weights, optimizer, KL
                 coefficient and random streams are untouched.
         """
-        start = time.perf_counter()
-        PPODecorators.optimize_device_cache = bool(self.config.optimize_device_cache)
-
+        clock, config = Clock(), self.config
         # 1. check and place the inputs
-        given = Given(old_logprobs, ref_logprobs, values)
-        queries, responses, raw_scores, response_masks = self._step_safety_checker(
-            None, queries, responses, scores, response_masks, given
-        )
-        # 2. scores: scale, normalise, clip; the running moments are kept once nothing can fail any more
+        precomputed = Precomputed(old_logprobs, ref_logprobs, values)
+        given = self._checked(queries, responses, scores, response_masks, precomputed)
+        rollout, engine = self._batch(given), self._engine(given.response_masks)
+        raw_scores = sample_totals(rollout.scores)
+        # 2. scores: scale, normalise, clip
         moments = copy.copy(self.running)
-        scored = shaped(raw_scores, moments, responses, response_masks, self.config)
+        rollout = self._with_shaped_scores(rollout, moments)
         # 3. roll forward: log-probs and values of policy and reference on the response tokens
-        timing, mark = {}, time.perf_counter()
-        rolled = roll_forward(self, queries, responses, response_masks, given)
-        self._raise_together(rolled.non_finite())
-        timing["time/ppo/forward_pass"] = -mark + (mark := time.perf_counter())
+        with clock("forward_pass"):
+            rollout = engine.evaluate(rollout)
         # 4. per-token rewards, then advantages and returns
-        with torch.no_grad():
-            rewards, non_score_rewards, kls = self._token_rewards(scored, rolled, queries, responses)
-            timing["time/ppo/compute_rewards"] = -mark + (mark := time.perf_counter())
-            old_values, advantages, returns = self.compute_advantages(rolled.values, rewards, rolled.masks)
-            timing["time/ppo/compute_advantages"] = -mark + (mark := time.perf_counter())
-        rolled = rolled._replace(distributions=None)
-        rollout = Rollout.of(rolled, queries, responses, old_values, advantages, returns)
-        self._raise_together(rollout.out_of_range())
-        self.running = moments
-        hub.push_if_best(self, sample_totals(scored))
+        with torch.no_grad(), clock("compute_rewards"):
+            rollout = self._with_rewards(rollout)
+        with torch.no_grad(), clock("compute_advantages"):
+            rollout = self._with_advantages(rollout)
+        self._accept(rollout, moments)
         # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
-        train_stats, epochs_run = run_epochs(self, rollout)
-        timing["time/ppo/optimize_step"] = -mark + (mark := time.perf_counter())
+        with clock("optimize_step"), training_without_dropout(self.model), self._forward.buffers.kept():
+            early_stop = self._early_stop if config.early_stopping else None
+            trained = run_epochs(rollout, engine.train, self._updater, self._processes, early_stop, config)
         # 6. statistics, reduced over processes; KL controller; scheduler
-        stats = self.record_step_stats(
-            scores=sample_totals(scored),
-            logprobs=rolled.logprobs,
-            ref_logprobs=rolled.ref_logprobs,
-            non_score_reward=non_score_rewards,
-            train_stats=train_stats,
-            kl_coef=self.kl_ctl.value,
-            masks=rolled.masks,
-            queries=queries,
-            responses=responses,
-            kls=kls,
-        )
-        if self.is_distributed:
-            stats = self.gather_stats(stats)
-        stats = readable(stats)
-        stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        timing["time/ppo/calc_stats"] = time.perf_counter() - mark
-        self.kl_ctl.update(stats["objective/kl"], int(self._reduce_sum(torch.tensor(float(len(queries))))))
+        with clock("calc_stats"):
+            stats = self._statistics(rollout, trained)
+        self.kl_ctl.update(stats["objective/kl"], int(self._processes.sum(torch.tensor(float(len(queries))))))
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
-        self.steps_done += 1
-        timing["time/ppo/total"] = time.perf_counter() - start
-        self._last_step = StepFacts.of(rollout, epochs_run, timing["time/ppo/total"])
-        seen = circumstances(self, queries, given, given_masks=response_masks is not None)
-        self._sampling.saw_step(stats, seen, self.accelerator.is_main_process)
-        stats |= timing
-        for callback in self._callbacks:
-            callback(StepReport(self, self.steps_done, stats, queries, responses, raw_scores))
+        self._counters.steps_done += 1
+
+        self._last_step = StepFacts.of(rollout, trained.epochs, clock.stop())
+        self._diagnose(stats, given)
+        stats |= clock.seconds
+        report = StepReport(self, self._counters.steps_done, stats, given.queries, given.responses, raw_scores)
+        call_all(self._callbacks, report, self._failed_callbacks)
         return stats
 
-    # --- stage 1: inputs -------------------------------------------------------------------------------------
-
-    def _step_safety_checker(
-        self,
-        batch_size: Optional[int],
-        queries: list[torch.Tensor],
-        responses: list[torch.Tensor],
-        scores: list[torch.Tensor],
-        masks: Optional[list[torch.Tensor]] = None,
-        given: Optional[Given] = None,
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, Optional[list[torch.Tensor]]]:
-        """Checked inputs on the device; `batch_size` is v0.7's and no longer limits the number of samples."""
-        error: ValueError | None = None
-        inputs: Any = None
-        try:
-            inputs = checked_for(self, queries, responses, scores, masks, given or Given())
-        except ValueError as found:
-            error = found
-        self._raise_together(error)
-        scored = (
-            inputs.scores if isinstance(inputs.scores, torch.Tensor) else pad_sequence(inputs.scores, batch_first=True)
+    def _engine(self, response_masks: Optional[list[torch.Tensor]]) -> Engine:
+        """How this step's batch is evaluated and trained on: fast, or through the methods that a subclass overrides."""
+        fused, config = self._fused_engine(), self.config
+        full, own_forward = config.kl_penalty == "full", self._overrides("batched_forward_pass")
+        hooks = HookEngine(
+            fused.models, self.batched_forward_pass, self.train_minibatch, self._layout.positions, config.temperature
         )
-        return inputs.queries, inputs.responses, scored, inputs.response_masks
+        evaluate: Any = partial(fused.evaluate, exact_divergence=full)
+        if own_forward or (full and self._overrides("compute_rewards", "_kl_penalty")):
+            evaluate = partial(hooks.evaluate, response_masks=response_masks, distributions=full)
+        train: Any = partial(fused.train, objective=self._objective(), updater=self._updater)
+        if own_forward or self._overrides("loss", "train_minibatch"):
+            train = hooks.train
+        return Engine(evaluate, train)
 
-    def prepare_model_inputs(
-        self, queries: list[torch.Tensor], responses: list[torch.Tensor]
-    ) -> Mapping[str, torch.Tensor]:
-        """Padded inputs of the model, each [B, S] int64.
+    # --- stage 2: scores -----------------------------------------------------------------------------------------
 
-        `input_ids` and `attention_mask` of query and response joined; for an encoder-decoder model of the queries,
-        with `decoder_input_ids` and `decoder_attention_mask` of the responses.
-        """
-        return self._layout.model_inputs(queries, responses, self._collate if self._custom_collator else None)
+    def _with_shaped_scores(self, rollout: Rollout, moments: RunningMoments) -> Rollout:
+        """Scores scaled, normalised and clipped as the settings say; `moments` takes this batch in."""
+        config, scores = self.config, rollout.scores
+        # differs from v0.7: use_score_norm without use_score_scaling did nothing
+        use_norm = config.use_score_norm and (config.use_score_scaling or not config.exact_v07)
+        mask = rollout.mask if scores.dim() == 2 else None
+        shaped = shape_scores(scores, moments, config.use_score_scaling, use_norm, config.score_clip, mask)
+        return rollout._replace(scores=shaped)
 
-    def _collate(self, sequences: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        batch = self.data_collator([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in sequences])
-        padded = Padded(*(batch[key].to(self.current_device) for key in Padded._fields))
-        # differs from v0.7: padding in front moved the positions of models that count them, such as GPT-2 and BART
-        return (padded if self.config.exact_v07 else padding_behind(*padded))._asdict()
-
-    # --- stage 3: roll forward -------------------------------------------------------------------------------
-
-    @PPODecorators.empty_device_cache()
-    def batched_forward_pass(
-        self,
-        model: PreTrainedModelWrapper,
-        queries: list[torch.Tensor],
-        responses: list[torch.Tensor],
-        model_inputs: Mapping[str, torch.Tensor],
-        return_logits: bool = False,
-        response_masks: Optional[list[torch.Tensor]] = None,
-    ) -> tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Run the model over padded inputs in mini-batches, dropout off.
-
-        Args:
-            queries, responses: what `model_inputs` was made of; their lengths place the response
-            model_inputs: as `prepare_model_inputs` makes them, each [B, S]
-            return_logits: keep the logits and fill every position; else only the counted ones are computed
-            response_masks: each [R_i]
-
-        Returns:
-            log-probs [B, T = S - 1] float32 of the next token; logits [B, T, V] or None; values [B, T]; and the mask
-            [B, T] int64 of the positions that predict a counted response token.
-        """
-        masks = self._layout.response_positions(queries, responses, model_inputs, response_masks)
-        places, size = self._layout.places(model_inputs, masks), self.config.mini_batch_size
-        with nullcontext() if self._training else eval_mode(model), self.accelerator.autocast():
-            if return_logits or torch.is_grad_enabled():
-                logprobs, logits, values = plain_sweep(self._forward, model, model_inputs, places.left_padded, size)
-                return logprobs, logits if return_logits else None, values, masks
-            return *sweep(self._forward, self._forward_size, model, model_inputs, places, size), masks
-
-    # --- stage 4: rewards and advantages ---------------------------------------------------------------------
+    # --- stage 4: rewards and advantages -------------------------------------------------------------------------
 
     def compute_rewards(
         self, scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, masks: torch.Tensor
@@ -382,19 +230,14 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
         kls = torch.stack([self._kl_penalty(*pair) for pair in zip(logprobs, ref_logprobs, strict=True)])
         return *token_rewards(scores, kls, masks, self.kl_ctl.value), kls
 
-    def _token_rewards(
-        self,
-        scores: torch.Tensor,
-        rolled: RolledForward,
-        queries: list[torch.Tensor],
-        responses: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if scores.dim() == 2:
-            scores = self._layout.at_predicted(scores, queries, responses, rolled.inputs)
-        if rolled.divergence is not None:
-            return *token_rewards(scores, rolled.divergence, rolled.masks, self.kl_ctl.value), rolled.divergence
-        seen = rolled.distributions or (rolled.logprobs, rolled.ref_logprobs)
-        return self.compute_rewards(scores, *seen, rolled.masks)
+    def _with_rewards(self, rollout: Rollout) -> Rollout:
+        if rollout.divergence is not None:
+            kls = rollout.divergence
+            rewards, non_score_rewards = token_rewards(rollout.scores, kls, rollout.mask, self.kl_ctl.value)
+        else:
+            seen = rollout.distributions or (rollout.old_logprobs, rollout.ref_logprobs)
+            rewards, non_score_rewards, kls = self.compute_rewards(rollout.scores, *seen, rollout.mask)
+        return rollout._replace(rewards=rewards, non_score_rewards=non_score_rewards, kls=kls, distributions=None)
 
     def _kl_penalty(self, logprob: torch.Tensor, ref_logprob: torch.Tensor) -> torch.Tensor:
         """The penalty of one sample [T] from log-probs [T], for `full` [T, V]; see `algorithms.kl.kl_penalty`."""
@@ -413,10 +256,34 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
             self.config.whiten_rewards,
             # differs from v0.7: masked tokens took time, and whitened rewards leaked out of the padding
             masked_steps_take_time=self.config.exact_v07,
-            reduce_sum=self._reduce_sum,
+            reduce_sum=self._processes.sum,
         )
 
-    # --- stage 5: optimise -----------------------------------------------------------------------------------
+    def _with_advantages(self, rollout: Rollout) -> Rollout:
+        found = self.compute_advantages(rollout.old_values, rollout.rewards, rollout.mask)
+        return rollout._replace(old_values=found[0], advantages=found[1], returns=found[2])
+
+    def _accept(self, rollout: Rollout, moments: RunningMoments) -> None:
+        """Refuse the batch, or take it as a whole: nothing has moved before, and nothing fails after.
+
+        Raises:
+            ValueError: a log-prob, value, advantage or return that cannot be trained on; on every process.
+        """
+        self._processes.raise_together(rollout.non_finite())
+        self._processes.raise_together(rollout.out_of_range())
+        self.running.load_state_dict(moments.state_dict())
+        self._push_if_best(sample_totals(rollout.scores))
+
+    # --- stage 5: optimise ---------------------------------------------------------------------------------------
+
+    def _objective(self) -> Objective:
+        """What mini-batches are trained on, with the settings as they are now."""
+        config = self.config
+        return Objective(
+            partial(clipped_policy_losses, cliprange=config.cliprange),
+            partial(clipped_value_losses, cliprange_value=config.cliprange_value),
+            config.vf_coef,
+        )
 
     @PPODecorators.empty_device_cache()
     def train_minibatch(
@@ -441,13 +308,7 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
         loss_p, loss_v, stats = self.loss(old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns)
         if "policy/ratio" not in stats:
             stats["policy/ratio"] = torch.exp(logprobs - old_logprobs).detach()
-        return self._update(loss_p + loss_v, stats, mask)
-
-    def _update(
-        self, loss: torch.Tensor, stats: dict[str, torch.Tensor], mask: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        skipped = self._updater.backward(loss, mean_over(stats["policy/ratio"], mask))
-        return _without_losses(stats, skipped)
+        return self._updater.update(loss_p + loss_v, stats, mask)
 
     def loss(
         self,
@@ -462,46 +323,59 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Policy loss, value loss times `vf_coef`, and statistics of a mini-batch.
 
-        Both losses are 0 where the mean ratio exceeds `ratio_threshold`; that `train_minibatch` then leaves the
-        weights alone is not this method's doing.
+        Both losses are 0 if the mean ratio exceeds `ratio_threshold`; it is `train_minibatch` that then leaves the
+        weights alone.
 
         Args:
             logits: [b, T, V], for the entropy; everything else [b, T]
         """
-        config = self.config
-        policy = mean_over(policy_losses(logprobs, old_logprobs, advantages, config.cliprange).losses, mask)
-        value = mean_over(value_losses(vpreds, values, returns, config.cliprange_value).losses, mask)
         with torch.no_grad():
-            entropy = entropy_from_logits(logits.float() / config.temperature)
-        stats = minibatch_statistics(
-            logprobs=logprobs.detach(),
+            entropy = entropy_from_logits(logits.float() / self.config.temperature)
+        objective = self._objective()
+        policy, value, stats = objective.evaluate(
+            logprobs=logprobs,
+            vpreds=vpreds,
+            entropy=entropy,
             old_logprobs=old_logprobs,
-            vpreds=vpreds.detach(),
-            values=values,
+            old_values=values,
             advantages=advantages,
             returns=returns,
             mask=mask,
-            entropy=entropy,
-            cliprange=config.cliprange,
-            cliprange_value=config.cliprange_value,
-            vf_coef=config.vf_coef,
         )
-        if not bool(mean_over(stats["policy/ratio"], mask) <= config.ratio_threshold):
-            policy, value, stats = policy * 0.0, value * 0.0, _without_losses(stats, torch.ones_like(policy).bool())
-        return policy, config.vf_coef * value, stats
+        if not bool(mean_over(stats["policy/ratio"], mask) <= self.config.ratio_threshold):
+            policy, value = policy * 0.0, value * 0.0
+            stats = without_losses(stats, torch.ones_like(policy).bool())
+        return policy, objective.vf_coef * value, stats
 
     def _early_stop(self, policykl: torch.Tensor) -> bool:
         """Whether the policy moved too far for another epoch: policykl (0-d), averaged over processes, above
         1.5 * target_kl."""
         if not self.config.early_stopping:
             return False
-        mean = float(self._reduce_sum(policykl.detach().float())) / self.accelerator.num_processes
+        mean = float(self._processes.mean(policykl.detach().float()))
         if mean > 1.5 * self.config.target_kl:
             self.optimizer.zero_grad()
             return True
         return False
 
-    # --- stage 6: statistics ---------------------------------------------------------------------------------
+    # --- stage 6: statistics -------------------------------------------------------------------------------------
+
+    def _statistics(self, rollout: Rollout, trained: Trained) -> dict[str, Any]:
+        stats = self.record_step_stats(
+            scores=sample_totals(rollout.scores),
+            logprobs=rollout.old_logprobs,
+            ref_logprobs=rollout.ref_logprobs,
+            non_score_reward=rollout.non_score_rewards,
+            train_stats=trained.statistics,
+            kl_coef=self.kl_ctl.value,
+            masks=rollout.mask,
+            queries=rollout.queries,
+            responses=rollout.responses,
+            kls=rollout.kls,
+        )
+        stats = readable(self.gather_stats(stats) if self.is_distributed else stats)
+        stats["ppo/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        return stats
 
     def record_step_stats(self, kl_coef: float, **data: Any) -> dict[str, Any]:
         """Statistics of a step, over all processes; see `trl_step.algorithms.stats.STATS`.
@@ -512,11 +386,11 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
                 `responses`; `train_stats`: a dictionary of [mini-batches, 1] and [1, n] tensors
         """
         train_stats = data.pop("train_stats")
-        stats = rollout_statistics(kl_coef=kl_coef, end_tokens=end_tokens(self), reduce_sum=self._reduce_sum, **data)
+        stats = rollout_statistics(kl_coef=kl_coef, end_tokens=self._end_tokens, reduce_sum=self._processes.sum, **data)
         for key, value in train_stats.items():
             stats[f"ppo/{key}"] = value.float().mean(dim=0)
         error, variance = stats["ppo/val/error"], stats["ppo/returns/var"]
-        # differs from v0.7: it was NaN or infinite where the returns do not vary
+        # differs from v0.7: it was NaN or infinite if the returns do not vary
         stats["ppo/val/var_explained"] = torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
         return stats
 
@@ -527,30 +401,5 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
             k for k, v in stats.items() if isinstance(v, torch.Tensor) and v.numel() == 1 and k not in LOGGED_ARRAYS
         ]
         packed = torch.stack([stats[key].detach().float().flatten()[0].to(self.current_device) for key in names])
-        means = self._reduce_sum(packed) / self.accelerator.num_processes
+        means = self._processes.mean(packed)
         return {**stats, **dict(zip(names, means, strict=True))}
-
-    # --- several processes ------------------------------------------------------------------------------------
-
-    def _reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not self.is_distributed:
-            return tensor
-        return self.accelerator.reduce(tensor.to(self.current_device), reduction="sum")
-
-    def _reduce_max(self, number: int) -> int:
-        if not self.is_distributed:
-            return number
-        return int(self.accelerator.gather(torch.tensor([number], device=self.current_device)).max())
-
-    def _raise_together(self, error: Optional[ValueError]) -> None:
-        """Raise on every process if any process found an error, so that none waits for the others for ever."""
-        failed = float(self._reduce_sum(torch.tensor(float(error is not None), device=self.current_device)))
-        if error is not None:
-            raise error
-        if failed:
-            raise RuntimeError("another process refused its inputs to step; its message stands in its own output")
-
-
-def _without_losses(stats: dict[str, torch.Tensor], skipped: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Statistics of a mini-batch; where it was `skipped` (0-d bool) its losses count as 0."""
-    return {key: value.masked_fill(skipped, 0.0) if key.startswith("loss/") else value for key, value in stats.items()}

@@ -10,7 +10,7 @@ from transformers.integrations.neftune import neftune_post_forward_hook
 from trl_step.algorithms.kl import AdaptiveKLController, FixedKLController
 from trl_step.algorithms.prompt_stats import PerPromptStatTracker
 from trl_step.algorithms.rewards import RunningMoments
-from trl_step.core import sum_over_processes
+from trl_step.core import count_mean_squares, sum_over_processes
 from trl_step.data.collators import (
     DataCollatorForCompletionOnlyLM,
     DPODataCollatorWithPadding,
@@ -18,7 +18,6 @@ from trl_step.data.collators import (
     pad_to_length,
 )
 from trl_step.data.packing import ConstantLengthDataset
-from trl_step.import_utils import is_unsloth_available
 from trl_step.models.shortcuts.modes import disable_dropout_in_model
 from trl_step.trainer.model_config import ModelConfig
 from trl_step.trainer.reward_trainer import compute_accuracy
@@ -28,6 +27,7 @@ from trl_step.trainer.text.peft_setup import (
     get_quantization_config,
     peft_module_casting_to_bf16,
 )
+from trl_step.trainer.text.text_trainer import trl_sanitze_kwargs_for_tagging
 
 __all__ = [
     "AdaptiveKLController",
@@ -65,30 +65,11 @@ def exact_div(a: int, b: int, a_str: str, b_str: str, custom_error_message: str 
     return quotient
 
 
-def trl_sanitze_kwargs_for_tagging(
-    model: Any, tag_names: list[str], kwargs: dict[str, Any] | None = None
-) -> dict[str, Any] | None:
-    """`kwargs` of `push_to_hub` whose `tags`, a list or one, are joined by `tag_names`; None stays None.
-
-    A model that unsloth has patched gets the tag "unsloth".
-    """
-    if kwargs is None:
-        return None
-    patched = is_unsloth_available() and getattr(model.config, "unsloth_version", None) is not None
-    given = kwargs.get("tags") or []
-    tags = [*([given] if isinstance(given, str) else given), *tag_names, *(["unsloth"] if patched else [])]
-    return {**kwargs, "tags": tags}
-
-
 @torch.no_grad()
 def get_global_statistics(
     accelerator: Any, xs: torch.Tensor, mask: torch.Tensor | None = None, device: str | torch.device = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean, biased variance and count of `xs` over all processes, where `mask` is 1: three 0-d tensors."""
-    reduce_sum = sum_over_processes(accelerator)
-    xs = xs.to(accelerator.device)
-    weights = torch.ones_like(xs) if mask is None else mask.to(xs)
-    total, count = reduce_sum(torch.stack(((xs * weights).sum(), weights.sum())))
-    mean = total / count
-    variance = reduce_sum((((xs - mean) ** 2) * weights).sum()) / count
-    return mean.to(device), variance.to(device), count.to(device)
+    xs, mask = xs.to(accelerator.device), None if mask is None else mask.to(accelerator.device)
+    count, mean, squares = count_mean_squares(xs, mask, sum_over_processes(accelerator))
+    return mean.to(device), (squares / count).to(device), count.to(device)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from trl_step.trainer.batches.padding import counted_positions, mini_batches, pad_sequences
+from trl_step.trainer.batches.padding import counted_positions, pad_sequences
+from trl_step.trainer.updates.epochs import mini_batches
 
 SEQUENCES = [torch.tensor([5, 6, 7]), torch.tensor([8])]
 

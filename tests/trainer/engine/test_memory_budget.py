@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from tests import tiny
-from trl_step.trainer.engine.memory_budget import ForwardSize
+from trl_step.trainer.engine.memory_budget import MemoryBudget
 
 
 def test_split_by_hand():
-    assert [p.tolist() for p in ForwardSize(10).split([4, 5, 3, 10, 11, 1])] == [[0, 1], [2], [3], [4], [5]]
-    assert [p.tolist() for p in ForwardSize().split([4, 5, 3])] == [[0, 1, 2]]
+    assert [p.tolist() for p in MemoryBudget(10).split([4, 5, 3, 10, 11, 1])] == [[0, 1], [2], [3], [4], [5]]
+    assert [p.tolist() for p in MemoryBudget().split([4, 5, 3])] == [[0, 1, 2]]
 
 
 def test_halving():
-    sizes, seen = ForwardSize(), []
+    sizes, seen = MemoryBudget(), []
 
     def work(parts):
         seen.append([len(p) for p in parts])
@@ -33,9 +33,9 @@ def test_other_errors_and_single_samples_are_handed_on():
         raise RuntimeError(message)
 
     with pytest.raises(RuntimeError, match="shape"):
-        ForwardSize().run([1, 1], lambda parts: fail("wrong shape"))
+        MemoryBudget().run([1, 1], lambda parts: fail("wrong shape"))
     with pytest.raises(RuntimeError, match="out of memory"):
-        ForwardSize().run([1], lambda parts: fail("out of memory"))
+        MemoryBudget().run([1], lambda parts: fail("out of memory"))
 
 
 def two_steps(trainer):

@@ -15,7 +15,7 @@ def stats_of(samples: int) -> dict[str, torch.Tensor]:
 def test_an_array_of_one_sample_is_not_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = trainer()
     exchanged: list[torch.Size] = []
-    monkeypatch.setattr(ours, "_reduce_sum", lambda tensor: exchanged.append(tensor.shape) or 3 * tensor)
+    monkeypatch.setattr(ours._processes, "sum", lambda tensor: exchanged.append(tensor.shape) or 3 * tensor)
     one, two = ours.gather_stats(stats_of(1)), ours.gather_stats(stats_of(2))
     assert exchanged[0] == exchanged[1]
     assert one["objective/kl_dist"].tolist() == [1.0]

@@ -1,9 +1,10 @@
-"""What runs behind every step: functions, the progress bar, the table of samples."""
+"""What runs after every step: functions, the progress bar, the table of samples."""
 
 from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -36,17 +37,53 @@ def test_the_scores_are_those_that_were_given() -> None:
     assert seen[0].scores.tolist() == [5.0] * 8
 
 
-def test_what_a_callback_raises_comes_out_of_a_step_that_is_done() -> None:
+def test_the_scores_of_tokens_are_added_up() -> None:
+    ours, seen = trainer("gpt2"), list[StepReport]()
+    ours.on_step(seen.append)
+    queries, responses, scores = batch()
+    vector = torch.arange(float(len(responses[1])))
+    ours.step(queries, responses, [scores[0], vector, *scores[2:]])
+    expected = [scores[0], float(vector.sum()), *scores[2:]]
+    assert seen[0].scores.tolist() == pytest.approx(expected)
+
+
+def test_a_table_of_samples_with_scores_of_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = trainer("gpt2", num_sample_generations=1, steps=8)
+    queries, responses, scores = batch()
+    vector = torch.full((len(responses[1]),), 2.0)
+    ours.step(queries, responses, [scores[0], vector, *scores[2:]])
+    assert f"{2.0 * len(vector):.3f}" in capsys.readouterr().out
+
+
+def test_what_a_callback_raises_is_a_warning_as_the_step_is_done() -> None:
+    ours, later = trainer("gpt2"), list[int]()
+
+    @ours.on_step
+    def broken(report: StepReport) -> None:
+        raise ZeroDivisionError(f"in step {report.step}")
+
+    ours.on_step(lambda report: later.append(report.step))
+    before = weights(ours.model)
+    with pytest.warns(UserWarning, match=r"callback .*broken failed after step 1, .*ZeroDivisionError: in step 1"):
+        stats = ours.step(*batch())
+    assert stats["ppo/policy/skipped"] == 0
+    assert any(not torch.equal(before[name], value) for name, value in weights(ours.model).items())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours.step(*batch())
+    assert not [warning for warning in caught if "callback" in str(warning.message)], "it is said once"
+    assert (ours.steps_done, later) == (2, [1, 2])
+
+
+def test_an_interrupt_in_a_callback_passes() -> None:
     ours = trainer("gpt2")
 
     @ours.on_step
     def stop(report: StepReport) -> None:
-        raise StopIteration(report.step)
+        raise KeyboardInterrupt
 
-    before = weights(ours.model)
-    with pytest.raises(StopIteration):
+    with pytest.raises(KeyboardInterrupt):
         ours.step(*batch())
-    assert any(not torch.equal(before[name], value) for name, value in weights(ours.model).items())
     assert ours.steps_done == 1
 
 

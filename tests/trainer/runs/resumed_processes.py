@@ -73,7 +73,7 @@ def failed(rank: int, folder: Path) -> Any:
     ours.save_state(folder / "failed")
     ours.steps_done = 7
     if rank == 1:
-        ours._forward_size.most_samples = object()  # type: ignore[assignment]  # nothing that a state can hold
+        ours._budget.most_samples = object()  # type: ignore[assignment]  # nothing that a state can hold
     return told(lambda: ours.save_state(folder / "failed")), PPOTrainer.load_state(
         build(case, accelerator_kwargs={}), folder / "failed"
     )

@@ -131,7 +131,7 @@ def outcome(ours: PPOTrainer) -> dict[str, Any]:
     """All that a further step would depend on."""
     return everything(ours) | {
         "counters": (ours.steps_done, ours.dataloader.iteration),
-        "best": float(getattr(ours, "highest_reward", 0)),
+        "best": float(ours._best.reward),
     }
 
 

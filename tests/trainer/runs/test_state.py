@@ -221,11 +221,11 @@ def test_the_size_that_memory_allowed_and_what_the_doctor_saw_come_back(tmp_path
     ours = build()
     for _ in range(3):
         ours.step(*batch())  # no response ends
-    ours._forward_size.most_samples = 2
+    ours._budget.most_samples = 2
     ours.save_state(tmp_path)
     again = build()
     again.load_state(tmp_path)
-    assert again._forward_size.most_samples == 2
+    assert again._budget.most_samples == 2
     assert [finding.diagnosis.name for finding in ours._sampling.checkup.findings] == ["no end token"]
     assert again._sampling.checkup.state_dict() == ours._sampling.checkup.state_dict()
 

@@ -21,7 +21,7 @@ from tests.trainer.updates.test_on_device import SIZES, Poisoned
 from trl_step import PPOTrainer
 from trl_step.trainer.processes import accelerate_state
 from trl_step.trainer.processes.accelerate_state import OwnPrecision
-from trl_step.trainer.setup import make_updater
+from trl_step.trainer.updates.optimizers import make_updater
 from trl_step.trainer.updates.updater import Updater
 
 pytestmark = pytest.mark.filterwarnings("ignore:the KL divergence|the responses differ")
@@ -47,7 +47,7 @@ class Float16(OwnPrecision):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=1000)
 
 
-class Scaled(PPOTrainer):
+class Scaled(tiny.WatchedUpdates):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with mock.patch.object(accelerate_state, "OwnPrecision", Float16):
             super().__init__(*args, **kwargs)
@@ -271,4 +271,6 @@ def test_updates_that_are_left_out_for_ever_are_told_once() -> None:
 def test_under_a_scaler_the_host_decides() -> None:
     ours = build(Scaled)
     with mock.patch.object(type(ours.accelerator), "device", torch.device("cuda")):
-        assert type(make_updater(ours)) is Updater
+        assert (
+            type(make_updater(ours._processes, ours.model, ours.optimizer, ours.model_params, ours.config)) is Updater
+        )

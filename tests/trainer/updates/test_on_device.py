@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import tiny
 from tests.trainer.runs.state_tools import changed, weights_and_optimizer
 from trl_step import PPOTrainer
-from trl_step.trainer.engine import evaluate as rolling
-from trl_step.trainer.updates import epochs
-from trl_step.trainer.updates.on_device import WaitlessUpdater, may_decide_on_device
+from trl_step.trainer.engine.engine import FusedEngine
+from trl_step.trainer.updates.on_device import OnDeviceUpdater, may_decide_on_device
 from trl_step.trainer.updates.updater import Updater
 
 SIZES = {
@@ -30,8 +29,10 @@ def build(model: Any = "gpt2", waitless: bool = True, cls: type = PPOTrainer, **
     """A tiny trainer with one of the two updaters."""
     ours = tiny.trainer(model, cls=cls, **options)
     assert may_decide_on_device(ours.accelerator, ours.model, ours.optimizer, ours.config)
-    kind = WaitlessUpdater if waitless else Updater
-    ours._updater = kind(ours.accelerator, ours.model, ours.optimizer, ours.model_params, ours.config)
+    kind = OnDeviceUpdater if waitless else Updater
+    ours._updater = kind(ours._processes, ours.model, ours.optimizer, ours.model_params, ours.config)
+    if isinstance(ours, tiny.WatchedUpdates):
+        ours.watch()
     return ours
 
 
@@ -47,7 +48,7 @@ def test_the_numbers_are_those_of_the_other_updater(size: str) -> None:
     assert changed(seen[0][1], seen[1][1]) == []
 
 
-class Poisoned(PPOTrainer):
+class Poisoned(tiny.WatchedUpdates):
     """Every mini-batch whose number is in `poison` has ratios that are no number, and gradients to match."""
 
     poison: Any = ()
@@ -89,7 +90,7 @@ def test_a_step_that_is_skipped_whole_keeps_every_bit() -> None:
 
 
 def test_no_update_behind_a_loss_that_is_not_finite() -> None:
-    class Broken(PPOTrainer):
+    class Broken(tiny.WatchedUpdates):
         calls = 0
 
         def _update(self, loss: torch.Tensor, *rest: Any) -> Any:
@@ -138,18 +139,18 @@ def test_nothing_waits_inside_a_mini_batch(size: str, name: str, monkeypatch: py
             parameter.requires_grad_(False)
     ours = build(model, **SIZES[size])
     ours.step(*tiny.batch())
-    calls = refuse_looks_inside(epochs, "_train_fused", monkeypatch)
+    calls = refuse_looks_inside(FusedEngine, "train", monkeypatch)
     ours.step(*tiny.batch(seed=2))
     assert len(calls) == 4 * np.ceil(8 / ours.config.mini_batch_size)
 
 
-@pytest.mark.parametrize(("penalty", "function", "count"), [("kl", "sweep", 2), ("full", "paired_sweep", 1)])
+@pytest.mark.parametrize(("penalty", "function", "count"), [("kl", "sweep", 2), ("full", "_side_by_side", 1)])
 def test_nothing_waits_inside_the_passes_without_gradients(
     penalty: str, function: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = build(kl_penalty=penalty, mini_batch_size=2)
     ours.step(*tiny.batch())
-    calls = refuse_looks_inside(rolling, function, monkeypatch)
+    calls = refuse_looks_inside(FusedEngine, function, monkeypatch)
     ours.step(*tiny.batch(seed=2))
     assert len(calls) == count
 

@@ -175,67 +175,73 @@ def _gives_the_same(model: nn.Module, cut: TrunkCut) -> bool:
 
 
 class FrozenTrunk:
-    """The recorded hidden states of one batch, for the policy and, where its bottom is the same, the reference.
+    """The recorded hidden states of one batch, for the policy and, if its bottom is the same, the reference.
 
     Args:
-        policy: the policy's model, a transformers model or a PeftModel around one
-        reference: the reference's
-        as_reference: context manager in which `reference` is asked
+        cut: where the policy is cut
+        reference_cut: where the reference is, if the same hidden states arrive there
+        size: [B, S] of the batch
     """
 
-    def __init__(self, policy: nn.Module, reference: nn.Module, as_reference: Callable[[], Any]) -> None:
-        cut = find_cut(policy)
-        shared = None if cut is None else same_bottom(policy, reference, cut, as_reference)
-        self._cuts = {"policy": cut, "reference": shared}
+    def __init__(self, cut: TrunkCut, reference_cut: TrunkCut | None, size: torch.Size) -> None:
+        self._cut, self._reference_cut, self._size = cut, reference_cut, size
         self.states: torch.Tensor | None = None
         """[B, S, D] once the first pass is through"""
+
+    @classmethod
+    def of(
+        cls, policy: nn.Module, reference: nn.Module, as_reference: Callable[[], Any], size: torch.Size
+    ) -> FrozenTrunk | None:
+        """That of a policy, None if it has no frozen bottom.
+
+        Args:
+            policy: the policy's model, a transformers model or a PeftModel around one
+            reference: the reference's
+            as_reference: context manager in which `reference` is asked
+            size: [B, S] of the batch
+        """
+        cut = find_cut(policy)
+        return None if cut is None else cls(cut, same_bottom(policy, reference, cut, as_reference), size)
 
     @property
     def depth(self) -> int:
         """Layers that run once."""
-        return 0 if self._cuts["policy"] is None else self._cuts["policy"].depth
+        return self._cut.depth
 
     @property
     def serves_reference(self) -> bool:
         """Whether the reference goes on from the policy's hidden states."""
-        return self._cuts["reference"] is not None
+        return self._reference_cut is not None
 
     @contextmanager
-    def policy(self, part: torch.Tensor, columns: slice, shape: torch.Size) -> Iterator[None]:
-        """A pass of the policy over a mini-batch, recorded.
+    def policy(self, samples: torch.Tensor, columns: slice) -> Iterator[None]:
+        """A pass of the policy over some samples [b], recorded.
 
         Args:
-            part: its samples [b]
-            columns: of S, the positions that it was trimmed to
-            shape: [B, S] of the whole batch
+            samples: int64 [b], their indices in the batch
+            columns: of S, the positions that they were cut down to
         """
-        cut = self._cuts["policy"]
-        if cut is None:
-            yield
-            return
         seen: list[torch.Tensor] = []
-        with recording(cut, seen):
+        with recording(self._cut, seen):
             yield
         if self.states is None:
-            self.states = seen[0].new_zeros(*shape, seen[0].shape[-1])
-        self.states[part, columns] = seen[0]
+            self.states = seen[0].new_zeros(*self._size, seen[0].shape[-1])
+        self.states[samples, columns] = seen[0]
 
     @contextmanager
-    def reference(self, part: torch.Tensor, columns: slice, shape: torch.Size) -> Iterator[None]:
-        """A pass of the reference over the same mini-batch, behind the policy's; on its states if they are the same."""
-        cut = self._cuts["reference"]
-        if cut is None or self.states is None:
+    def reference(self, samples: torch.Tensor, columns: slice) -> Iterator[None]:
+        """A pass of the reference over the same samples, after the policy's; on its states if they are the same."""
+        if self._reference_cut is None or self.states is None:
             yield
         else:
-            with resuming(cut, self.states[part][:, columns]):
+            with resuming(self._reference_cut, self.states[samples][:, columns]):
                 yield
 
     @contextmanager
     def training(self, states: torch.Tensor | None) -> Iterator[None]:
         """Forward and backward of the policy on the recorded `states` [b, S, D] of a mini-batch."""
-        cut = self._cuts["policy"]
-        if cut is None or states is None:
+        if states is None:
             yield
         else:
-            with resuming(cut, states):
+            with resuming(self._cut, states):
                 yield

@@ -1,17 +1,26 @@
-"""What is changed about a model's modules for a while, and given back; dropout switched off for good."""
+"""The modes of a model's modules: changed for a while and given back, or dropout switched off for good."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+_TRAINING: WeakSet[torch.nn.Module] = WeakSet()
+"""Models inside `training_without_dropout`, whose modes are right as they are."""
 
 
 @contextmanager
 def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """Dropout off; every module's former mode is restored, also after an error."""
+    if model in _TRAINING:
+        yield
+        return
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -19,6 +28,46 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def training_without_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """Forward passes for training: gradient checkpointing works, dropout stays off.
+
+    A layer recomputes its activations only in train mode, and in train mode it drops out. So each checkpointed layer
+    is in train mode while it decides, and in eval mode while it computes. The ratio of policy and old policy stays
+    exactly that of the weights.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, GradientCheckpointingLayer) and getattr(layer, "gradient_checkpointing", False)
+    ]
+    with eval_mode(model):
+        checkpoints = [layer._gradient_checkpointing_func for layer in layers]
+        for layer, checkpoint in zip(layers, checkpoints, strict=True):
+            layer.training = True
+            layer._gradient_checkpointing_func = partial(_checkpoint_in_eval_mode, layer, checkpoint)
+        _TRAINING.add(model)
+        try:
+            yield
+        finally:
+            _TRAINING.discard(model)
+            for layer, checkpoint in zip(layers, checkpoints, strict=True):
+                layer._gradient_checkpointing_func = checkpoint
+
+
+def _checkpoint_in_eval_mode(
+    layer: torch.nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    def forward_in_eval_mode(*inner: Any, **inner_kwargs: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*inner, **inner_kwargs)
+        finally:
+            layer.training = True
+
+    return checkpoint(forward_in_eval_mode, *args, **kwargs)
 
 
 @contextmanager

@@ -7,19 +7,17 @@ nor any random stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trl_step.trainer.batches.scores import Scores, behind_decoder_start, check_scores
-from trl_step.trainer.engine.evaluate import Given
-from trl_step.trainer.engine.forward import SUPPORTED_ARCHITECTURES
+from trl_step.models import SUPPORTED_ARCHITECTURES
+from trl_step.trainer.batches.lengths import LengthLimits
+from trl_step.trainer.batches.rollout import Precomputed
+from trl_step.trainer.batches.scores import Scores, after_decoder_start, check_scores
 from trl_step.trainer.ppo_config import PPOConfig
-
-if TYPE_CHECKING:
-    from trl_step.trainer.ppo_trainer import PPOTrainer
 
 
 def check_arguments(
@@ -43,33 +41,49 @@ def check_arguments(
 
 
 class StepInputs(NamedTuple):
-    """`queries` [Q_i] and `responses` [R_i] int64; `scores`; `response_masks` [R_i] int64 or None."""
+    """What was given to `step`, in one form and on the device."""
 
     queries: list[torch.Tensor]
+    """each [Q_i] int64"""
     responses: list[torch.Tensor]
+    """each [R_i] int64"""
     scores: Scores
-    response_masks: list[torch.Tensor] | None
+    response_masks: list[torch.Tensor] | None = None
+    """each [R_i] int64"""
+    precomputed: Precomputed = Precomputed()
 
 
 def checked_for(
-    trainer: PPOTrainer,
     queries: Sequence[torch.Tensor],
     responses: Sequence[torch.Tensor],
     scores: Sequence[Any] | torch.Tensor,
     response_masks: Sequence[torch.Tensor] | None,
-    given: Given,
+    precomputed: Precomputed,
+    *,
+    vocabulary: int,
+    device: torch.device,
+    limits: LengthLimits,
+    is_encoder_decoder: bool,
+    exact_v07: bool,
+    decoder_start: int | None,
 ) -> StepInputs:
-    """Inputs of `step` as the trainer's model takes them, or a `ValueError` that names the list and the sample."""
-    pretrained = trainer.accelerator.unwrap_model(trainer.model).pretrained_model
-    vocab_size = pretrained.get_input_embeddings().num_embeddings
-    inputs = check_step_inputs(queries, responses, scores, response_masks, vocab_size, trainer.current_device)
-    if trainer.is_encoder_decoder and trainer.config.exact_v07:
-        check_behind_first_token(inputs)
-    elif trainer.is_encoder_decoder:
-        inputs = with_decoder_start(inputs, getattr(pretrained.config, "decoder_start_token_id", None))
-    trainer._length_limits.check(inputs.queries, inputs.responses)
-    check_given(given, [trainer._layout.predicted_count(response) for response in inputs.responses])
-    return inputs
+    """Inputs of `step` as the model takes them, or a `ValueError` that names the list and the sample.
+
+    Args:
+        vocabulary: number of token ids that the model knows
+        limits: of the lengths
+        decoder_start: the id of a decoder's start token, if it has one
+    """
+    inputs = check_step_inputs(queries, responses, scores, response_masks, vocabulary, device)
+    if is_encoder_decoder and exact_v07:
+        check_after_first_token(inputs)
+    elif is_encoder_decoder:
+        inputs = with_decoder_start(inputs, decoder_start)
+    limits.check(inputs.queries, inputs.responses)
+    if any(tokens is not None for tokens in precomputed):
+        given = 1 if is_encoder_decoder else 0  # the decoder's start token, which the model does not predict
+        check_precomputed(precomputed, [len(response) - given for response in inputs.responses])
+    return inputs._replace(precomputed=precomputed)
 
 
 def check_step_inputs(
@@ -77,24 +91,23 @@ def check_step_inputs(
     responses: Sequence[torch.Tensor],
     scores: Sequence[Any] | torch.Tensor,
     response_masks: Sequence[torch.Tensor] | None,
-    vocab_size: int,
+    vocabulary: int,
     device: torch.device,
 ) -> StepInputs:
-    """All inputs in one form, or a `ValueError` that names the list, the sample and what to do."""
+    """All inputs in one form, or a `ValueError` that names the list, the sample and what to do.
+
+    Args:
+        vocabulary: number of token ids that the model knows
+    """
     scores = list(scores.unbind()) if isinstance(scores, torch.Tensor) and scores.dim() == 1 else scores
     lists = {"queries": queries, "responses": responses, "scores": scores}
     if response_masks is not None:
         lists["response_masks"] = response_masks
     _check_lists(lists)
-    checked_queries = _token_lists("queries", queries, vocab_size, device)
-    checked_responses = _token_lists("responses", responses, vocab_size, device)
+    checked_queries = _token_lists("queries", queries, vocabulary, device)
+    checked_responses = _token_lists("responses", responses, vocabulary, device)
     masks = None if response_masks is None else _masks(response_masks, checked_responses)
-    return StepInputs(
-        checked_queries,
-        checked_responses,
-        check_scores(list(scores), checked_responses, masks),
-        masks,
-    )
+    return StepInputs(checked_queries, checked_responses, check_scores(list(scores), checked_responses, masks), masks)
 
 
 def _check_lists(lists: dict[str, Any]) -> None:
@@ -115,7 +128,7 @@ def _check_lists(lists: dict[str, Any]) -> None:
         )
 
 
-def _token_lists(name: str, items: Sequence[Any], vocab_size: int, device: torch.device) -> list[torch.Tensor]:
+def _token_lists(name: str, items: Sequence[Any], vocabulary: int, device: torch.device) -> list[torch.Tensor]:
     for i, item in enumerate(items):
         if not isinstance(item, torch.Tensor):
             raise ValueError(f"{name}[{i}] must be a tensor of token ids, got {type(item).__name__}")
@@ -134,10 +147,10 @@ def _token_lists(name: str, items: Sequence[Any], vocab_size: int, device: torch
             )
     tokens = [item.detach().to(device=device, dtype=torch.int64) for item in items]
     flat = torch.cat(tokens)
-    if bool(((flat < 0) | (flat >= vocab_size)).any()):
-        i = next(i for i, ids in enumerate(tokens) if int(ids.min()) < 0 or int(ids.max()) >= vocab_size)
-        bad = next(int(t) for t in tokens[i] if not 0 <= int(t) < vocab_size)
-        raise ValueError(f"{name}[{i}] contains token id {bad}, outside the model's vocabulary 0..{vocab_size - 1}")
+    if bool(((flat < 0) | (flat >= vocabulary)).any()):
+        i = next(i for i, ids in enumerate(tokens) if int(ids.min()) < 0 or int(ids.max()) >= vocabulary)
+        bad = next(int(t) for t in tokens[i] if not 0 <= int(t) < vocabulary)
+        raise ValueError(f"{name}[{i}] contains token id {bad}, outside the model's vocabulary 0..{vocabulary - 1}")
     return tokens
 
 
@@ -164,9 +177,10 @@ def _masks(masks: Sequence[Any], responses: list[torch.Tensor]) -> list[torch.Te
     return checked
 
 
-def check_given(given: Given, counts: Sequence[int]) -> None:
+def check_precomputed(precomputed: Precomputed, counts: Sequence[int]) -> None:
     """Raise a `ValueError` unless each list that is given has one floating-point tensor per sample, of `counts[i]`."""
-    for name, items in given._asdict().items():
+    for field, items in precomputed._asdict().items():
+        name = "values" if field == "old_values" else field
         if items is None:
             continue
         _check_lists({"responses": [None] * len(counts), name: items})
@@ -184,10 +198,10 @@ def check_given(given: Given, counts: Sequence[int]) -> None:
 
 
 def with_decoder_start(inputs: StepInputs, start: int | None) -> StepInputs:
-    """Encoder-decoder responses with the decoder's start token in front, which is neither generated nor counted.
+    """Encoder-decoder responses that begin with the decoder's start token, which is neither generated nor counted.
 
     Raises:
-        ValueError: nothing that counts stands behind it, or it has a score.
+        ValueError: nothing that counts follows it, or it has a score.
     """
     responses = list(inputs.responses)
     masks = None if inputs.response_masks is None else list(inputs.response_masks)
@@ -202,21 +216,21 @@ def with_decoder_start(inputs: StepInputs, start: int | None) -> StepInputs:
             raise ValueError(f"response_masks[{i}] masks every generated token of its response; drop the sample")
     scores = inputs.scores
     if isinstance(scores, list):
-        scores = [behind_decoder_start(i, vector, len(responses[i])) for i, vector in enumerate(scores)]
+        scores = [after_decoder_start(i, vector, len(responses[i])) for i, vector in enumerate(scores)]
     return inputs._replace(responses=responses, scores=scores, response_masks=masks)
 
 
-def check_behind_first_token(inputs: StepInputs) -> None:
-    """Raise a `ValueError` for a decoder's response of which release 0.7 would count nothing, and for token scores."""
+def check_after_first_token(inputs: StepInputs) -> None:
+    """Raise a `ValueError` for token scores, and for a decoder's response of which release 0.7 would count nothing."""
     if isinstance(inputs.scores, list):
         raise ValueError(
             "scores[0]: with exact_v07 an encoder-decoder model takes one number per sample; release 0.7 counts other "
-            "tokens than the masks say, so a score per token has no place there"
+            "tokens than the masks say, so a score per token cannot be placed"
         )
     for i, response in enumerate(inputs.responses):
         counted = torch.ones_like(response) if inputs.response_masks is None else inputs.response_masks[i]
         if not bool(counted[1:-1].any()):
             raise ValueError(
-                f"responses[{i}]: with exact_v07 the decoder start and the token behind it do not count, and nothing "
+                f"responses[{i}]: with exact_v07 the decoder start and the token after it do not count, and nothing "
                 "else of it does; drop the sample"
             )

@@ -1,25 +1,31 @@
-"""How queries and responses lie in the padded batch: which positions predict what, and which columns are padding."""
+"""The layout of a padded batch: which positions predict what, and which columns are padding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from trl_step.trainer.batches.padding import counted_positions, pad_sequences, spread
-from trl_step.trainer.batches.positions import Places
+from trl_step.sampling.local import padding_id
+from trl_step.trainer.batches.padding import Padded, counted_positions, pad_sequences, spread
+from trl_step.trainer.batches.rollout import (
+    CountedPositions,
+    Piece,
+    Precomputed,
+    Rollout,
+    TokenPositions,
+    upload,
+)
+from trl_step.trainer.batches.scores import Scores
+from trl_step.trainer.ppo_config import PPOConfig
 
 Inputs = Mapping[str, torch.Tensor]
-Pad = Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
-"""Token ids, each [n_i], to `input_ids` and `attention_mask`, each [B, S] int64."""
-
-
-class Trimmed(NamedTuple):
-    """`inputs` without unused columns; `predicted`: the predicted positions (of T) that remain."""
-
-    inputs: dict[str, torch.Tensor]
-    predicted: slice
+Pad = Callable[[Sequence[torch.Tensor]], Padded]
+"""Token ids, each [n_i], to one batch"""
 
 
 class Layout:
@@ -47,88 +53,120 @@ class Layout:
         self.padding_side = padding_side
         self.fixed_length = fixed_length
         self.exact_v07 = exact_v07
+        self._prefixes = ("", "decoder_") if is_encoder_decoder else ("",)
+        """of the model's inputs, that of the predicted one last"""
+        self.given_tokens = 1 if is_encoder_decoder else 0
+        """of a response, that the model does not predict: the decoder's start token"""
 
     def model_inputs(
         self, queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], pad: Pad | None = None
     ) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask` (and the same with `decoder_`), each [B, S] int64; padded by `pad`, if given,
-        in place of the layout's own way."""
-        pad = pad or self._pad
+        """`input_ids`, `attention_mask` (and the same with `decoder_`), each [B, S] int64.
+
+        Args:
+            pad: pads in place of the layout's own way
+        """
+        if pad is None:
+            pad = partial(
+                pad_sequences, padding_value=self.pad_token_id, side=self.padding_side, length=self.fixed_length
+            )
         if self.is_encoder_decoder:
-            return {**pad(queries), **{f"decoder_{key}": value for key, value in pad(responses).items()}}
-        return pad([torch.cat(pair) for pair in zip(queries, responses, strict=True)])
+            decoder = pad(responses)._asdict()
+            return {**pad(queries)._asdict(), **{f"decoder_{key}": value for key, value in decoder.items()}}
+        return pad([torch.cat(pair) for pair in zip(queries, responses, strict=True)])._asdict()
 
-    def _pad(self, sequences: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return pad_sequences(sequences, self.pad_token_id, self.padding_side, self.fixed_length)._asdict()
+    def predicted_ids(self, inputs: Inputs) -> torch.Tensor:
+        """The ids that the model predicts one by one, [b, S]."""
+        return inputs[f"{self._prefixes[-1]}input_ids"]
 
-    def predicted_ids(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ids that the model predicts one by one, and their attention mask: both [b, S]."""
-        prefix = "decoder_" if self.is_encoder_decoder else ""
-        return inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"]
+    def batch(
+        self,
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
+        inputs: Inputs,
+        response_masks: Sequence[torch.Tensor] | None = None,
+    ) -> Rollout:
+        """The batch that padded model inputs are.
+
+        Args:
+            queries, responses: what `inputs` were made of, each [Q_i] and [R_i]
+            inputs: as `model_inputs` makes them
+            response_masks: each [R_i], 1 where a token counts; None: all of them do
+        """
+        if self.exact_v07 and self.is_encoder_decoder:
+            attention_mask = inputs["decoder_attention_mask"]
+            mask = _decoder_positions_of_v07(attention_mask, response_masks)
+        else:
+            # differs from v0.7: the first token after the decoder's start token was left out as well
+            if response_masks is not None and self.is_encoder_decoder:
+                # entry i of a mask belongs to token i of the response, which position i - 1 predicts
+                response_masks = [one[1:] for one in response_masks]
+            mask = self.response_positions(queries, responses, inputs, response_masks)
+        return Rollout(queries, responses, dict(inputs), self.positions(inputs, mask), mask)
+
+    def positions(self, inputs: Inputs, mask: torch.Tensor) -> TokenPositions:
+        """Which positions of a batch hold tokens, and which of them `mask` [B, T] counts."""
+        return TokenPositions.of(mask, [inputs[f"{prefix}attention_mask"] for prefix in self._prefixes])
 
     def response_positions(
         self,
         queries: Sequence[torch.Tensor],
         responses: Sequence[torch.Tensor],
         inputs: Inputs,
-        response_masks: Sequence[torch.Tensor] | None = None,
+        masks: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Mask [B, T] int64 of the positions that predict a counted response token."""
-        attention_mask = self.predicted_ids(inputs)[1]
-        if not self.is_encoder_decoder:
-            skipped = [len(query) - 1 for query in queries]
-            counted = [self.predicted_count(response) for response in responses]
-            return counted_positions(attention_mask, skipped, counted, response_masks)
-        if self.exact_v07:
-            return _decoder_positions_of_v07(attention_mask, response_masks)
-        # differs from v0.7: the first token behind the decoder's start token was left out as well
-        counted = [self.predicted_count(response) for response in responses]
-        if response_masks is not None:
-            # entry i of a mask belongs to token i of the response, which position i - 1 predicts
-            response_masks = [mask[1:] for mask in response_masks]
-        return counted_positions(attention_mask, [0] * len(responses), counted, response_masks)
+        """Mask [B, T] int64 of all positions that predict a token of a response.
 
-    def at_predicted(
-        self,
-        rows: torch.Tensor,
-        queries: Sequence[torch.Tensor],
-        responses: Sequence[torch.Tensor],
-        inputs: Inputs,
-    ) -> torch.Tensor:
-        """Numbers of response tokens, `rows` [B, R], at the positions that predict these tokens: [B, T] float32."""
-        positions = self.response_positions(queries, responses, inputs)
-        predicted = [
-            row[len(response) - self.predicted_count(response) : len(response)]
-            for row, response in zip(rows, responses, strict=True)
-        ]
-        return spread(predicted, positions)
+        Args:
+            masks: what to write there instead of ones, one number per predicted token
+        """
+        attention_mask = inputs[f"{self._prefixes[-1]}attention_mask"]
+        skipped = [0 if self.is_encoder_decoder else len(query) - 1 for query in queries]
+        return counted_positions(attention_mask, skipped, [len(r) - self.given_tokens for r in responses], masks)
 
-    def predicted_count(self, response: torch.Tensor) -> int:
-        """Tokens of a response that the model predicts: all, or all behind the decoder's start token."""
-        return len(response) - 1 if self.is_encoder_decoder else len(response)
+    def with_numbers(self, rollout: Rollout, scores: Scores, precomputed: Precomputed) -> Rollout:
+        """The batch with what was given to `step` for each sample or token: from here on nothing is a list of numbers.
 
-    def may_trim(self, left_padded: bool) -> bool:
-        """Whether unused columns may go without changing a number."""
-        return self.fixed_length is None and not (self.exact_v07 and left_padded)
+        Args:
+            scores: [B], or each [R_i]
+            precomputed: each [R_i], one number per predicted token
+        """
+        known = {name: tokens for name, tokens in precomputed._asdict().items() if tokens is not None}
+        if not isinstance(scores, torch.Tensor):
+            known["scores"] = [vector[self.given_tokens :] for vector in scores]
+        elif not known:
+            return rollout._replace(scores=scores)
+        positions = self.response_positions(rollout.queries, rollout.responses, rollout.inputs)
+        spread_out: dict[str, Any] = {name: spread(tokens, positions) for name, tokens in known.items()}
+        return rollout._replace(**{"scores": scores, **spread_out})
 
-    def places(self, inputs: Inputs, masks: torch.Tensor) -> Places:
-        """Where tokens stand in a batch, and which of them `masks` [B, T] counts."""
-        return Places.of(masks, [inputs[f"{prefix}attention_mask"] for prefix in self._prefixes])
-
-    @property
-    def _prefixes(self) -> tuple[str, ...]:
-        """Of the model's inputs, those of the predicted one last."""
-        return ("", "decoder_") if self.is_encoder_decoder else ("",)
-
-    def trim(self, inputs: Inputs, places: Places) -> Trimmed:
-        """Cut off the columns that no sample of a mini-batch uses; `places` are those of its samples."""
-        trimmed = dict(inputs)
-        columns = slice(0, self.predicted_ids(inputs)[0].shape[1])
-        if self.may_trim(places.left_padded):
-            for prefix, columns in zip(self._prefixes, places.columns(), strict=True):
+    def piece(self, whole: Rollout, samples: np.ndarray | None = None) -> Piece:
+        """Some samples of a batch, or all of it, without the columns that none of them uses."""
+        batch = whole if samples is None else whole.take(samples)
+        inputs, positions, device = dict(batch.inputs), batch.positions, whole.mask.device
+        columns = slice(0, self.predicted_ids(inputs).shape[1])
+        if self.fixed_length is None and not (self.exact_v07 and positions.left_padded):
+            for prefix, occupied in zip(self._prefixes, positions.occupied, strict=True):
+                columns = slice(int(occupied[:, 0].min()), int(occupied[:, 1].max()))
                 for key in (f"{prefix}input_ids", f"{prefix}attention_mask"):
-                    trimmed[key] = inputs[key][:, columns]
-        return Trimmed(trimmed, slice(columns.start, columns.stop - 1))
+                    inputs[key] = inputs[key][:, columns]
+        predicted = slice(columns.start, columns.stop - 1)
+        counted = CountedPositions.of(positions.counted[:, predicted], device)
+        labels = self.predicted_ids(inputs).flatten().index_select(0, counted.in_inputs + 1)
+        index = slice(None) if samples is None else upload(samples, device)
+        return Piece(batch.narrow(inputs, predicted), counted, labels, index, predicted, columns)
+
+
+def make_layout(config: PPOConfig, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool) -> Layout:
+    """The layout that the settings ask for."""
+    return Layout(
+        is_encoder_decoder,
+        padding_id(tokenizer),
+        # differs from v0.7: on the right whatever the tokenizer says, so that no position depends on the padding
+        tokenizer.padding_side if config.exact_v07 else "right",
+        config.pad_max_len if config.pad_for_acceleration else None,
+        config.exact_v07,
+    )
 
 
 def _decoder_positions_of_v07(

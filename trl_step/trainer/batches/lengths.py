@@ -1,4 +1,4 @@
-"""How long a sample may be: a model with learned positions has only so many of them, and fails in mid-step beyond."""
+"""How long a sample may be: a model with learned positions has only so many, and would fail in the middle of a step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TABLES = frozenset(("wpe", "embed_positions", "position_embeddings", "position_
 
 
 def learned_positions(part: nn.Module) -> int | None:
-    """The number of positions that a model, an encoder or a decoder has learned; None where any length goes."""
+    """The number of positions that a model, an encoder or a decoder has learned; None if any length goes."""
     tables = [
         module
         for name, module in part.named_modules()
@@ -64,17 +64,14 @@ class LengthLimits:
     def check(self, queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]) -> None:
         """Raise a `ValueError` that names the first sample that is too long."""
         for i, (query, response) in enumerate(zip(queries, responses, strict=True)):
+            both = len(query) + len(response)
+            sizes = [(f"queries[{i}] and responses[{i}] together", both, self.decoder)]
             if self.is_encoder_decoder:
-                _check(f"queries[{i}]", len(query), self.encoder)
-                _check(f"responses[{i}]", len(response), self.decoder)
-            else:
-                _check(f"queries[{i}] and responses[{i}] together", len(query) + len(response), self.decoder)
+                sizes = [(f"queries[{i}]", len(query), self.encoder), (f"responses[{i}]", len(response), self.decoder)]
+            for what, length, limit in sizes:
+                if limit is not None and length > limit:
+                    raise ValueError(f"{what}: {length} tokens do not fit into {limit} positions; cut the sample")
 
 
 def _least(one: int | None, other: int | None) -> int | None:
     return other if one is None else one if other is None else min(one, other)
-
-
-def _check(what: str, length: int, limit: int | None) -> None:
-    if limit is not None and length > limit:
-        raise ValueError(f"{what}: {length} tokens do not fit into {limit} positions; cut the sample")

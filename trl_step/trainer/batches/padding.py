@@ -1,11 +1,10 @@
-"""Ragged queries and responses -> one padded batch with a response mask; and mini-batches of it."""
+"""Ragged sequences to one padded batch, and numbers of response tokens to their positions in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 
@@ -36,14 +35,14 @@ def pad_sequences(
     input_ids = sequences[0].new_full((len(sequences), size), padding_value, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
     for i, sequence in enumerate(sequences):
-        place = slice(0, lengths[i]) if side == "right" else slice(size - lengths[i], size)
-        input_ids[i, place] = sequence
-        attention_mask[i, place] = 1
+        columns = slice(0, lengths[i]) if side == "right" else slice(size - lengths[i], size)
+        input_ids[i, columns] = sequence
+        attention_mask[i, columns] = 1
     return Padded(input_ids, attention_mask)
 
 
-def padding_behind(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Padded:
-    """The same rows with all padding behind their tokens: both [B, S] -> both [B, S]."""
+def padding_on_the_right(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Padded:
+    """The same rows with all padding after their tokens: both [B, S] -> both [B, S]."""
     order = torch.argsort(attention_mask, dim=1, descending=True, stable=True)
     return Padded(input_ids.gather(1, order), attention_mask.gather(1, order))
 
@@ -57,9 +56,9 @@ def counted_positions(
     """Mask of the positions that predict a response token: [B, T = S - 1] int64.
 
     Args:
-        attention_mask: [B, S]; the padding may stand on either side.
+        attention_mask: [B, S]; the padding may be on either side.
         skipped: predicted positions to leave out at the start of each sample (query length - 1 for a causal model).
-        counted: number of positions behind them.
+        counted: number of positions after them.
         response_masks: what to write there instead of ones, each [counted_i].
     """
     device = attention_mask.device
@@ -84,17 +83,3 @@ def spread(values: Sequence[torch.Tensor], positions: torch.Tensor) -> torch.Ten
     """
     flat = torch.cat([numbers.to(positions.device, torch.float32) for numbers in values])
     return torch.zeros(positions.shape, device=positions.device).masked_scatter(positions.bool(), flat)
-
-
-def mini_batches(
-    order: np.ndarray, backward_batch_size: int, mini_batch_size: int, at_least: int = 0
-) -> Iterator[list[np.ndarray]]:
-    """Cut a permutation of the samples into backward batches (one optimizer step each) of mini-batches.
-
-    The last backward batch and its last mini-batch may be smaller. Where other processes have more samples,
-    `at_least` (their number of samples) adds empty mini-batches, so that all of them go in step.
-    """
-    count = max(len(order), at_least)
-    for start in range(0, count, backward_batch_size):
-        end = min(start + backward_batch_size, count)
-        yield [order[i : min(i + mini_batch_size, end)] for i in range(start, end, mini_batch_size)]

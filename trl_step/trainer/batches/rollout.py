@@ -1,116 +1,179 @@
-"""What is known of a batch before its first update, and mini-batches of it."""
+"""One container for a batch, from its checks to its statistics, and for mini-batches of it.
+
+A GPU works after the host, and to ask it for positions is to wait for all that is still queued. So it is asked once for
+a batch, and mini-batches are cut from the answer, `TokenPositions`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from trl_step.models.shortcuts.frozen_trunk import FrozenTrunk
-from trl_step.trainer.batches.positions import Places, upload
+
+Later: TypeAlias = Any
+"""a tensor, None until it is known"""
 
 
-class RolledForward(NamedTuple):
-    """What policy and reference say about a batch. Tensors are [B, T] unless said otherwise."""
+class Precomputed(NamedTuple):
+    """What the caller of `step` already has, each a list of [R_i] floating point; None: to be computed."""
 
-    inputs: dict[str, torch.Tensor]
-    """padded model inputs, each [B, S]"""
-    places: Places
-    """where the tokens stand, known on the host"""
-    masks: torch.Tensor
-    logprobs: torch.Tensor
-    values: torch.Tensor
-    ref_logprobs: torch.Tensor
-    distributions: tuple[torch.Tensor, torch.Tensor] | None = None
-    """log-probs of the whole vocabulary by policy and reference [B, T, V], for a subclass's own penalty"""
-    divergence: torch.Tensor | None = None
-    """the exact divergence, where it is asked for and no subclass wants to compute it from `distributions`"""
-    trunk: FrozenTrunk | None = None
-    """what the frozen bottom layers made of this batch"""
+    old_logprobs: list[torch.Tensor] | None = None
+    ref_logprobs: list[torch.Tensor] | None = None
+    old_values: list[torch.Tensor] | None = None
 
-    def non_finite(self) -> ValueError | None:
-        """An error that names the first sample whose log-probs or values are not finite, if there is one."""
-        for name in ("logprobs", "ref_logprobs", "values"):
-            bad = (~torch.isfinite(getattr(self, name)) & self.masks.bool()).any(dim=1)
-            if bool(bad.any()):
-                return ValueError(
-                    f"sample {int(bad.nonzero()[0])}: the {name} of its response are not finite; the weights may hold "
-                    "NaN, or the precision is too low"
-                )
-        return None
+
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The same numbers on `device`, without waiting for it."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    # only from pinned memory does a copy to a GPU leave the host alone
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+class CountedPositions(NamedTuple):
+    """The N counted positions of a mini-batch, row by row."""
+
+    flat: torch.Tensor
+    """int64 [N], in the flattened [b, T]"""
+    in_inputs: torch.Tensor
+    """int64 [N], the same positions in the flattened [b, S = T + 1]"""
+    shape: tuple[int, int]
+    """[b, T]"""
+
+    @classmethod
+    def of(cls, counted: np.ndarray, device: torch.device) -> CountedPositions:
+        """Where `counted`, bool [b, T], is true."""
+        flat = upload(np.flatnonzero(counted), device)
+        rows, width = counted.shape
+        return cls(flat, flat + torch.div(flat, max(width, 1), rounding_mode="floor"), (rows, width))
+
+    def take(self, values: torch.Tensor) -> torch.Tensor:
+        """[b, T] -> [N]"""
+        return values.flatten().index_select(0, self.flat)
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """[N] -> [b, T], 0 elsewhere."""
+        return values.new_zeros(self.shape[0] * self.shape[1]).index_copy(0, self.flat, values).view(self.shape)
+
+
+class TokenPositions(NamedTuple):
+    """Of b samples, in NumPy arrays."""
+
+    counted: np.ndarray
+    """bool [b, T], the predicted positions that count"""
+    occupied: tuple[np.ndarray, ...]
+    """for each padded input of the model, the predicted one last, int64 [b, 2]: the first column with a token, and the
+    one after the last"""
+    lengths: np.ndarray
+    """int64 [b], tokens of the predicted input"""
+    left_padded: bool
+    """whether padding precedes the tokens of any sample of the whole batch, in any input"""
+
+    @classmethod
+    def of(cls, mask: torch.Tensor, attention_masks: Sequence[torch.Tensor]) -> TokenPositions:
+        """From tensors on any device: `mask` [B, T], and attention masks [B, S], the predicted input's last."""
+        masks = [attention_mask.cpu().numpy().astype(bool) for attention_mask in attention_masks]
+        occupied = [
+            np.stack((used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)), axis=1) for used in masks
+        ]
+        left_padded = not all(used[:, 0].all() for used in masks)
+        return cls(mask.cpu().numpy().astype(bool), tuple(occupied), masks[-1].sum(axis=1), left_padded)
+
+    def take(self, samples: np.ndarray) -> TokenPositions:
+        """Those of some samples."""
+        occupied = tuple(one[samples] for one in self.occupied)
+        return self._replace(counted=self.counted[samples], occupied=occupied, lengths=self.lengths[samples])
 
 
 class Rollout(NamedTuple):
-    """What a batch, or a mini-batch of it, is trained on. Tensors are [B, T] unless said otherwise."""
+    """A batch, or a mini-batch of it. Tensors are [B, T] unless said otherwise, and None until they are known."""
 
     queries: list[torch.Tensor]
+    """token ids, each [Q_i] int64"""
     responses: list[torch.Tensor]
+    """token ids, each [R_i] int64; of an encoder-decoder model with the decoder's start token"""
     inputs: dict[str, torch.Tensor]
     """padded model inputs, each [B, S]"""
-    places: Places
-    """where the tokens stand, known on the host"""
-    masks: torch.Tensor
-    logprobs: torch.Tensor
-    """old log-probs"""
-    values: torch.Tensor
-    """old values"""
-    advantages: torch.Tensor
-    returns: torch.Tensor
+    positions: TokenPositions
+    """which positions hold tokens, and which count, known on the host"""
+    mask: torch.Tensor
+    """int64, 1 where a position predicts a counted response token"""
+    scores: Later = None
+    """[B], or [B, T] if any sample was given a score per token"""
+    old_logprobs: Later = None
+    old_values: Later = None
+    ref_logprobs: Later = None
+    divergence: Later = None
+    """the exact divergence of policy and reference, if it was asked for"""
+    distributions: tuple[torch.Tensor, torch.Tensor] | None = None
+    """log-probs of the whole vocabulary by policy and reference [B, T, V], for a subclass's own penalty"""
+    rewards: Later = None
+    non_score_rewards: Later = None
+    kls: Later = None
+    advantages: Later = None
+    returns: Later = None
     trunk: FrozenTrunk | None = None
-    trunk_states: torch.Tensor | None = None
-    """hidden states [B, S, D] that enter the first layer which trains, where the layers below are frozen"""
+    trunk_states: Later = None
+    """hidden states [B, S, D] that enter the first layer which trains, if the layers below are frozen"""
 
-    @classmethod
-    def of(
-        cls,
-        rolled: RolledForward,
-        queries: list[torch.Tensor],
-        responses: list[torch.Tensor],
-        values: torch.Tensor,
-        advantages: torch.Tensor,
-        returns: torch.Tensor,
-    ) -> Rollout:
-        """What was rolled forward, with old values, advantages and returns."""
-        return cls(
-            queries,
-            responses,
-            rolled.inputs,
-            rolled.places,
-            rolled.masks,
-            rolled.logprobs,
-            values,
-            advantages,
-            returns,
-            rolled.trunk,
-            None if rolled.trunk is None else rolled.trunk.states,
+    def known(self, mask: torch.Tensor, **found: torch.Tensor) -> Rollout:
+        """With the numbers that models `found`, each [B, T]; what the caller had already stays, where `mask` is 1."""
+        numbers: dict[str, Any] = dict(found)
+        for name in Precomputed._fields:
+            if getattr(self, name) is not None:
+                numbers[name] = torch.where(mask.bool(), getattr(self, name), 0.0)
+        return self._replace(**numbers)
+
+    def take(self, samples: np.ndarray) -> Rollout:
+        """Some samples. An empty `samples` gives one sample of which no token counts: while other processes still
+        have samples, this one keeps them company with it."""
+        empty = len(samples) == 0
+        samples = np.zeros(1, dtype=np.int64) if empty else samples
+        index, positions = upload(samples, self.mask.device), self.positions.take(samples)
+        taken: dict[str, Any] = {
+            name: value[index] for name, value in self._asdict().items() if isinstance(value, torch.Tensor)
+        }
+        if empty:
+            positions = positions._replace(counted=np.zeros_like(positions.counted))
+            taken["mask"] = torch.zeros_like(taken["mask"])
+        return self._replace(
+            **taken,
+            queries=[self.queries[i] for i in samples],
+            responses=[self.responses[i] for i in samples],
+            inputs={key: value[index] for key, value in self.inputs.items()},
+            positions=positions,
         )
 
-    def take(self, part: np.ndarray) -> Rollout:
-        """The samples `part`. An empty `part` gives one sample of which no token counts: while other processes
-        still have samples, this one goes along with it."""
-        empty = len(part) == 0
-        part = np.zeros(1, dtype=np.int64) if empty else part
-        index, places = upload(part, self.masks.device), self.places.take(part)
-        masks = self.masks[index]
-        return Rollout(
-            [self.queries[i] for i in part],
-            [self.responses[i] for i in part],
-            {key: value[index] for key, value in self.inputs.items()},
-            places._replace(counted=np.zeros_like(places.counted)) if empty else places,
-            torch.zeros_like(masks) if empty else masks,
-            self.logprobs[index],
-            self.values[index],
-            self.advantages[index],
-            self.returns[index],
-            self.trunk,
-            None if self.trunk_states is None else self.trunk_states[index],
-        )
+    def narrow(self, inputs: dict[str, torch.Tensor], predicted: slice) -> Rollout:
+        """The same samples with narrower `inputs`, of whose predicted positions only `predicted` remain; `positions`
+        stay those of all columns."""
+        cut: dict[str, Any] = {
+            name: value[:, predicted]
+            for name, value in self._asdict().items()
+            if isinstance(value, torch.Tensor) and value.shape == self.mask.shape
+        }
+        if self.trunk_states is not None:
+            cut["trunk_states"] = self.trunk_states[:, predicted.start : predicted.stop + 1]
+        return self._replace(inputs=inputs, **cut)
+
+    def non_finite(self) -> ValueError | None:
+        """An error that names the first sample whose log-probs or values are not finite, if there is one."""
+        for name in ("old_logprobs", "ref_logprobs", "old_values"):
+            bad = (~torch.isfinite(getattr(self, name)) & self.mask.bool()).any(dim=1)
+            if bool(bad.any()):
+                return ValueError(
+                    f"sample {int(bad.nonzero()[0])}: the {name.removeprefix('old_')} of its response are not finite; "
+                    "the weights may hold NaN, or the precision is too low"
+                )
+        return None
 
     def out_of_range(self) -> ValueError | None:
         """An error that names a sample whose advantages or returns would make the losses overflow, if there is one."""
-        mask = self.masks.bool()
-        squares = torch.where(mask, (self.returns - self.values).square(), 0.0).sum(dim=1)
+        mask = self.mask.bool()
+        squares = torch.where(mask, (self.returns - self.old_values).square(), 0.0).sum(dim=1)
         bad = ~torch.isfinite(squares)
         if not bool(bad.any()):  # one sample too large makes the advantages of all of them NaN
             bad = (~torch.isfinite(self.advantages) & mask).any(dim=1)
@@ -123,17 +186,21 @@ class Rollout(NamedTuple):
             "the scores (use_score_scaling, score_clip), or look for a log-prob that is far from the reference's"
         )
 
-    def narrow(self, inputs: dict[str, torch.Tensor], predicted: slice) -> Rollout:
-        """The same samples with narrower `inputs`, of whose predicted positions only `predicted` remain; `places` stay
-        those of all columns."""
-        return self._replace(
-            inputs=inputs,
-            masks=self.masks[:, predicted],
-            logprobs=self.logprobs[:, predicted],
-            values=self.values[:, predicted],
-            advantages=self.advantages[:, predicted],
-            returns=self.returns[:, predicted],
-            trunk_states=(
-                None if self.trunk_states is None else self.trunk_states[:, predicted.start : predicted.stop + 1]
-            ),
-        )
+
+class Piece(NamedTuple):
+    """Samples that go through the model together, without the columns that none of them uses."""
+
+    batch: Rollout
+    counted: CountedPositions
+    labels: torch.Tensor
+    """int64 [N], the tokens that the counted positions predict"""
+    samples: Any
+    """their indices in the whole batch, int64 [b], or a slice of all of it"""
+    predicted: slice
+    """their columns of the whole batch's T"""
+    columns: slice
+    """their columns of the whole batch's S: one more"""
+
+    def put(self, whole: torch.Tensor, own: torch.Tensor) -> None:
+        """Write `own` [b, t] to its place in `whole` [B, T]."""
+        whole[self.samples, self.predicted] = own.to(whole.dtype)

@@ -1,4 +1,4 @@
-"""What a user gives as scores, one number per sample or per response token: checked, in one form, then shaped."""
+"""Scores, one number per sample or per response token: checked and in one form."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
-
-from trl_step.algorithms.rewards import RunningMoments, shape_scores
-from trl_step.trainer.ppo_config import PPOConfig
 
 LARGEST = torch.finfo(torch.float32).max
 Scores = torch.Tensor | list[torch.Tensor]
-"""[B] float32; or, where any sample has one per response token, a list of [R_i] float32."""
+"""[B] float32; or, if any sample has one per response token, a list of [R_i] float32."""
 
 
 def check_scores(
@@ -95,7 +91,7 @@ def _number(i: int, score: Any) -> float:
     return number
 
 
-def behind_decoder_start(i: int, vector: torch.Tensor, length: int) -> torch.Tensor:
+def after_decoder_start(i: int, vector: torch.Tensor, length: int) -> torch.Tensor:
     """Token scores [R_i] of a decoder's response with `length` tokens, its start token included: [length].
 
     Raises:
@@ -105,21 +101,6 @@ def behind_decoder_start(i: int, vector: torch.Tensor, length: int) -> torch.Ten
     if vector[0] != 0:
         raise ValueError(
             f"scores[{i}][0] is {float(vector[0])}, but this is the decoder's start token, which is not generated; "
-            "put the reward on a token behind it"
+            "put the reward on a token after it"
         )
     return vector
-
-
-def shaped(
-    scores: torch.Tensor,
-    moments: RunningMoments,
-    responses: Sequence[torch.Tensor],
-    response_masks: Sequence[torch.Tensor] | None,
-    config: PPOConfig,
-) -> torch.Tensor:
-    """Scores [B], or [B, R], scaled, normalised and clipped as the settings say; see `shape_scores`."""
-    masks = list(response_masks or [torch.ones_like(response) for response in responses])
-    counted = pad_sequence(masks, batch_first=True) if scores.dim() == 2 else None
-    # differs from v0.7: use_score_norm without use_score_scaling did nothing
-    use_norm = config.use_score_norm and (config.use_score_scaling or not config.exact_v07)
-    return shape_scores(scores, moments, config.use_score_scaling, use_norm, config.score_clip, counted)

@@ -14,7 +14,7 @@ from trl_step.sampling.local import is_out_of_memory
 Result = TypeVar("Result")
 
 
-class ForwardSize:
+class MemoryBudget:
     """Cuts mini-batches for the forward pass; their numbers do not depend on the cut.
 
     Args:
@@ -32,7 +32,10 @@ class ForwardSize:
         longest = 0
         for i, length in enumerate(lengths):
             longest = max(longest, length)
-            if not parts or not self._fits(len(parts[-1]) + 1, longest):
+            count = len(parts[-1]) + 1 if parts else 1
+            too_many = self.most_samples is not None and count > self.most_samples
+            too_long = self.token_budget is not None and count * longest > self.token_budget
+            if not parts or too_many or too_long:
                 parts.append([])
                 longest = length
             parts[-1].append(i)
@@ -41,18 +44,13 @@ class ForwardSize:
     def split_alike(self, lengths: Sequence[int], reduce_max: Callable[[int], int]) -> list[np.ndarray]:
         """`split` into as many parts as the process with the most of them has; the last ones may be empty."""
         parts = self.split(lengths)
-        return parts + [np.zeros(0, dtype=np.int64)] * (reduce_max(len(parts)) - len(parts))
-
-    def _fits(self, samples: int, longest: int) -> bool:
-        if self.most_samples is not None and samples > self.most_samples:
-            return False
-        return self.token_budget is None or samples * longest <= self.token_budget
+        missing = reduce_max(len(parts)) - len(parts)
+        return parts + [np.zeros(0, dtype=np.int64) for _ in range(missing)]
 
     def run(self, lengths: Sequence[int], work: Callable[[list[np.ndarray]], Result]) -> Result:
         """`work(parts)`; when memory runs out, `work` again with half as many samples together.
 
-        `work` must leave nothing behind when it fails. One warning tells of the first time; with a single sample
-        the error is handed on.
+        `work` must have no side effects on failure. The first failure warns; with a single sample the error is raised.
         """
         while True:
             parts = self.split(lengths)
@@ -70,4 +68,4 @@ class ForwardSize:
                         stacklevel=2,
                     )
                 self.most_samples = largest // 2
-            free_device_cache()  # behind the except clause: there the error's frames still hold the tensors
+            free_device_cache()  # after the except clause: inside, the error's frames still hold the tensors

@@ -87,6 +87,21 @@ def make_accelerator(
     return accelerator
 
 
+def start_accelerator(config: Any) -> Accelerator:
+    """What the settings of a trainer ask for; the run-time fields of `config` are filled in.
+
+    Raises:
+        ValueError: `use_habana`, but the device is another one.
+    """
+    accelerator = make_accelerator(config.trackers, config.project_kwargs, config.accelerator_kwargs)
+    if config.use_habana and accelerator.device.type != "hpu":
+        raise ValueError(f"use_habana=True, but accelerate chose the device {accelerator.device}, not hpu")
+    config.world_size = accelerator.num_processes
+    config.global_backward_batch_size = config.backward_batch_size * config.world_size
+    config.global_batch_size = config.batch_size * config.world_size
+    return accelerator
+
+
 def _take_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None) -> None:
     """FSDP on a CPU as on accelerators, where accelerate itself falls back to DDP; and what cannot work is told."""
     state = accelerator.state

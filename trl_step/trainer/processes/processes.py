@@ -20,26 +20,13 @@ class Processes:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return self.accelerator.num_processes
-
-    @property
-    def index(self) -> int:
-        """The number of this one, from 0."""
-        return self.accelerator.process_index
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the one that writes files and logs."""
-        return self.accelerator.is_main_process
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this process."""
-        return self.accelerator.device
+        self.count: int = accelerator.num_processes
+        """how many there are"""
+        self.index: int = accelerator.process_index
+        """the number of this one, from 0"""
+        self.is_main: bool = accelerator.is_main_process
+        """whether this is the one that writes files and logs"""
+        self.device: torch.device = accelerator.device
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` added over all processes, on the device; in a single process the tensor itself."""

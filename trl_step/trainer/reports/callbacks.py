@@ -1,4 +1,4 @@
-"""What runs behind every step: functions of a script, a progress bar, a table of samples.
+"""What runs after every step: functions of a script, a progress bar, a table of samples.
 
 ```python
 @trainer.on_step
@@ -9,22 +9,23 @@ def keep(report):
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 
-if TYPE_CHECKING:
-    from trl_step.trainer.ppo_trainer import PPOTrainer
+from trl_step.models.notices import warn_user
+from trl_step.trainer.base import BaseTrainer
+from trl_step.trainer.ppo_config import PPOConfig
 
 CELL_CHARACTERS = 400
-"""Of a text in a table; what stands in the middle of a longer one is left out."""
+"""Of a text in a table; the middle of a longer one is left out."""
 
 
 class StepReport(NamedTuple):
     """What a callback is given, on each process its own."""
 
-    trainer: PPOTrainer
+    trainer: BaseTrainer
     step: int
     """steps of the run, this one included"""
     stats: dict[str, Any]
@@ -34,20 +35,39 @@ class StepReport(NamedTuple):
     responses: list[torch.Tensor]
     """token ids, each [R_i]"""
     scores: torch.Tensor
-    """[B] float32, as they were given"""
+    """[B] float32, as they were given; of token scores each sample's sum"""
 
 
 Callback = Callable[[StepReport], Any]
 
 
-def configured_callbacks(trainer: PPOTrainer) -> list[Callback]:
+def configured_callbacks(config: PPOConfig) -> list[Callback]:
     """Those that `progress_bar` and `num_sample_generations` of the configuration ask for."""
-    config, callbacks = trainer.config, list[Callback]()
+    callbacks = list[Callback]()
     if config.progress_bar:
         callbacks.append(ProgressBar(config.total_ppo_epochs))
     if config.num_sample_generations:
         callbacks.append(SampleTable(max(config.total_ppo_epochs // config.num_sample_generations, 1)))
     return callbacks
+
+
+def call_all(callbacks: Iterable[Callback], report: StepReport, failed: set[int]) -> None:
+    """Call each with `report`. The step has happened: one that raises cannot undo it, so its error becomes a warning.
+
+    Args:
+        failed: `id` of each callback that has warned already; it is called again, but warns no more
+    """
+    for callback in callbacks:
+        try:
+            callback(report)
+        except Exception as error:
+            if id(callback) not in failed:
+                failed.add(id(callback))
+                name = getattr(callback, "__qualname__", type(callback).__name__)
+                warn_user(
+                    f"the callback {name} failed after step {report.step}, which is done and stays as it is; this is "
+                    f"said once: {type(error).__name__}: {error}"
+                )
 
 
 class ProgressBar:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trl_step.models.sharding import is_sharded
+from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.processes.processes import Processes
 
 _CARD = """---
 library_name: transformers
@@ -58,22 +60,19 @@ def write_model_card(path: str, model_name: str, config: PPOConfig) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def save(trainer: Any, folder: str, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any) -> None:
-    """Save on the main process; all processes wait for it."""
-    _write(trainer, str(folder))
-    trainer.accelerator.wait_for_everyone()
-    if push_to_hub:
-        push(trainer, repo_id or Path(folder).name, **kwargs)
+Write = Callable[[str], None]
+"""Writes policy, value head, tokenizer and model card into a folder; every process calls it."""
 
 
-def _write(trainer: Any, folder: str) -> None:
-    """Every process calls it; those that only lend their part of the weights write nothing."""
-    if trainer.accelerator.is_main_process or is_sharded(trainer.accelerator.unwrap_model(trainer.model)):
-        trainer._save_pretrained(folder)
+def save(processes: Processes, write: Write, folder: str) -> None:
+    """Save into `folder`; all processes wait until it is written."""
+    write(folder)
+    processes.wait()
 
 
 def push(
-    trainer: Any,
+    processes: Processes,
+    write: Write,
     repo_id: str,
     commit_message: str = "Policy trained with trl_step",
     private: bool | None = None,
@@ -82,7 +81,7 @@ def push(
     create_pr: bool = False,
     **upload_kwargs: Any,
 ) -> str:
-    """Create `repo_id` if need be and upload what `save_pretrained` writes, on the main process.
+    """Create `repo_id` if need be and upload what `write` writes, on the main process.
 
     Returns:
         the address of the commit, "" on other processes
@@ -92,8 +91,8 @@ def push(
     address = ""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            _write(trainer, folder)
-            if trainer.accelerator.is_main_process:
+            write(folder)
+            if processes.is_main:
                 api = HfApi(token=token)
                 repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
                 address = api.upload_folder(
@@ -105,35 +104,46 @@ def push(
                     **upload_kwargs,
                 )
     finally:  # the other processes wait, also for a push that fails
-        trainer.accelerator.wait_for_everyone()
+        processes.wait()
     return str(address)
 
 
-def push_if_best(trainer: Any, scores: torch.Tensor) -> None:
-    """With `config.push_to_hub_if_best_kwargs`: push every `config.compare_steps` steps if the batch's mean score,
-    over all processes, is the best so far.
+@dataclass
+class BestScore:
+    """The best mean score of a batch so far, and when to look for a better one."""
 
-    Args:
-        scores: [B]
-    """
-    if not hasattr(trainer, "highest_reward"):
-        return
-    if trainer.compare_step % trainer.config.compare_steps == 0:
-        total, count = trainer._reduce_sum(torch.stack((scores.sum(), scores.new_tensor(len(scores)))))
-        mean = (total / count).cpu()
-        if mean > trainer.highest_reward:
-            trainer.highest_reward = mean
-            push_without_failing(trainer)
-    trainer.compare_step += 1
+    reward: torch.Tensor = field(default_factory=lambda: torch.tensor(-float("inf")))
+    """0-d"""
+    compare_step: int = 0
+    """steps seen"""
+
+    def sees(self, scores: torch.Tensor, processes: Processes, compare_steps: int) -> bool:
+        """Whether this batch is the best; only every `compare_steps` batches are compared.
+
+        Args:
+            scores: [B], of this process; the mean is over all
+        """
+        is_best = False
+        if self.compare_step % compare_steps == 0:
+            total, count = processes.sum(torch.stack((scores.sum(), scores.new_tensor(len(scores)))))
+            mean = (total / count).cpu()
+            is_best = bool(mean > self.reward)
+            self.reward = mean if is_best else self.reward
+        self.compare_step += 1
+        return is_best
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` goes on from."""
+        return {"reward": self.reward, "compare_step": self.compare_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.reward, self.compare_step = state["reward"].clone(), state["compare_step"]
 
 
-def push_without_failing(trainer: Any) -> None:
-    """Push with `config.push_to_hub_if_best_kwargs`; a failure is told and does not lose the step."""
+def push_without_failing(push_to_hub: Callable[..., str], repo_id: str, **kwargs: Any) -> None:
+    """Push; a failure warns and does not lose the step."""
     try:
-        trainer.push_to_hub(**trainer.push_to_hub_kwargs)
+        push_to_hub(repo_id=repo_id, **kwargs)
     except Exception as error:
-        warnings.warn(
-            f"the push to {trainer.push_to_hub_kwargs['repo_id']} failed and training goes on: {error}",
-            UserWarning,
-            stacklevel=6,
-        )
+        warn_user(f"the push to {repo_id} failed and training goes on: {error}")

@@ -1,8 +1,7 @@
-"""Writing a run to trackers: start them, and log one step."""
+"""Writing a run to trackers: open them, and log one step."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,15 +11,72 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, PER_TOKEN, STATS, mean_and_std
+from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.processes.processes import Processes
+from trl_step.trainer.runs.counters import Counters
 
 _PLAIN = (int, float, str, bool)
 
 
-def start(accelerator: Accelerator, config: PPOConfig) -> None:
-    """Open the trackers named in `config.log_with`, with the settings as the run's hyperparameters."""
-    if not config.trackers:
-        return
+class Trackers:
+    """The trackers named in `config.log_with`, opened with the settings as the run's hyperparameters.
+
+    Args:
+        processes: the main one writes; their accelerator holds the trackers
+        config: read at every call, so that a script may change `log_arrays` on the way
+        counters: `current_step` is the number under which a step is logged
+    """
+
+    def __init__(self, processes: Processes, config: PPOConfig, counters: Counters) -> None:
+        self.processes = processes
+        self.config = config
+        self.counters = counters
+        self._failed: set[str] = set()
+        if config.trackers:
+            _open(processes.accelerator, config)
+
+    def log_step(self, stats: dict[str, Any], batch: dict[str, Any], rewards: Any, columns: tuple[str, ...]) -> None:
+        """Log `stats`, the rewards of all processes, and a table of samples; see `PPOTrainer.log_stats`."""
+        own = _reward_vector(rewards, self.processes.device)
+        with_table = bool(self.config.trackers) and _has_columns(batch, columns)
+        gathered = self._gather(own)
+        table = {name: self._gather(list(batch[name])) for name in columns} if with_table else {}
+        for name, column in table.items():
+            if len(column) != len(gathered):
+                raise ValueError(
+                    f"log_stats: column {name!r} has {len(column)} entries, but there are {len(gathered)} rewards"
+                )
+        if not self.processes.is_main:
+            return
+        everyone = torch.tensor(gathered, dtype=torch.float32)
+        mean, std = mean_and_std(everyone)
+        # a step whose log was lost, because the process ended after its save, keeps its number
+        step = self.counters.current_step = max(self.counters.current_step + 1, self.counters.steps_done)
+        left_out = () if self.config.log_arrays else PER_TOKEN
+        logs: dict[str, Any] = {
+            **{key: _plain(value) for key, value in stats.items() if key not in left_out},
+            "env/reward_mean": float(mean),
+            "env/reward_std": float(std),
+            "env/reward_dist": everyone.numpy(),
+        }
+        for tracker in self.processes.accelerator.trackers:
+            try:
+                _write(tracker, logs, table, gathered, step)
+            except Exception as error:  # the step is done; a server that is down must not end the run
+                if tracker.name not in self._failed:
+                    self._failed.add(tracker.name)
+                    warn_user(
+                        f"log_stats could not write to {tracker.name} at step {step} and goes on; this is said once: "
+                        f"{type(error).__name__}: {error}"
+                    )
+
+    def _gather(self, column: Any) -> list[Any]:
+        items = column.tolist() if isinstance(column, torch.Tensor) else column
+        return gather_object(items) if self.processes.count > 1 else items
+
+
+def _open(accelerator: Accelerator, config: PPOConfig) -> None:
     accelerator.init_trackers(config.tracker_project_name, init_kwargs=config.tracker_kwargs)
     settings = config.to_dict()
     for tracker in accelerator.trackers:
@@ -31,47 +87,6 @@ def start(accelerator: Accelerator, config: PPOConfig) -> None:
                 tracker.writer.add_text("keys", _markdown_table(("key", "formula"), keys))
         else:
             tracker.store_init_configuration({"trl_ppo_trainer_config": settings})
-
-
-def log_step(
-    trainer: Any, stats: dict[str, Any], batch: dict[str, Any], rewards: Any, columns: tuple[str, ...]
-) -> None:
-    """Log `stats`, the rewards of all processes, and a table of samples; see `PPOTrainer.log_stats`."""
-    accelerator: Accelerator = trainer.accelerator
-    own = _reward_vector(rewards, trainer.current_device)
-    with_table = bool(trainer.config.trackers) and _has_columns(batch, columns)
-    gathered = _gather(own, trainer.is_distributed)
-    table = {name: _gather(list(batch[name]), trainer.is_distributed) for name in columns} if with_table else {}
-    for name, column in table.items():
-        if len(column) != len(gathered):
-            raise ValueError(
-                f"log_stats: column {name!r} has {len(column)} entries, but there are {len(gathered)} rewards"
-            )
-    if not accelerator.is_main_process:
-        return
-    everyone = torch.tensor(gathered, dtype=torch.float32)
-    mean, std = mean_and_std(everyone)
-    # a step whose log was lost, because the process ended behind its save, keeps its number
-    trainer.current_step = max(trainer.current_step + 1, trainer.steps_done)
-    left_out = () if trainer.config.log_arrays else PER_TOKEN
-    logs: dict[str, Any] = {
-        **{key: _plain(value) for key, value in stats.items() if key not in left_out},
-        "env/reward_mean": float(mean),
-        "env/reward_std": float(std),
-        "env/reward_dist": everyone.numpy(),
-    }
-    for tracker in accelerator.trackers:
-        try:
-            _write(tracker, logs, table, gathered, trainer.current_step)
-        except Exception as error:  # the step is done; a server that is down must not end the run
-            if tracker.name not in trainer._failed_trackers:
-                trainer._failed_trackers.add(tracker.name)
-                warnings.warn(
-                    f"log_stats could not write to {tracker.name} at step {trainer.current_step} and goes on; this is "
-                    f"said once: {type(error).__name__}: {error}",
-                    UserWarning,
-                    stacklevel=3,
-                )
 
 
 def _write(tracker: Any, logs: dict[str, Any], table: dict[str, list[Any]], rewards: list[float], step: int) -> None:
@@ -92,16 +107,12 @@ def _plain(value: Any) -> Any:
 
 
 def _has_columns(batch: dict[str, Any], columns: tuple[str, ...]) -> bool:
-    """Whether a table can be made; a batch with none of the columns is told about, one with some is an error."""
+    """Whether a table can be made; a batch with none of the columns warns, one with some of them is an error."""
     missing = [name for name in columns if name not in batch]
     if missing and len(missing) < len(columns):
         raise ValueError(f"log_stats: columns {missing} are not in the batch, which has {sorted(batch)}")
     if missing:
-        warnings.warn(
-            f"log_stats: the batch has none of the columns {list(columns)}, so no table of samples is logged",
-            UserWarning,
-            stacklevel=4,
-        )
+        warn_user(f"log_stats: the batch has none of the columns {list(columns)}, so no table of samples is logged")
     return bool(columns) and not missing
 
 
@@ -111,11 +122,6 @@ def _reward_vector(rewards: Any, device: torch.device) -> torch.Tensor:
         return rewards.detach().float().flatten().to(device)
     totals = [float(torch.as_tensor(reward, dtype=torch.float32).sum()) for reward in rewards]
     return torch.tensor(totals, dtype=torch.float32, device=device)
-
-
-def _gather(column: Any, distributed: bool) -> list[Any]:
-    items = column.tolist() if isinstance(column, torch.Tensor) else column
-    return gather_object(items) if distributed else items
 
 
 def _wandb_table(table: dict[str, list[Any]], rewards: list[float]) -> dict[str, Any]:

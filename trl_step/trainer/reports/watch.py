@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
-from trl_step.sampling.local import all_eos_ids
-from trl_step.trainer.engine.evaluate import Given
-
-if TYPE_CHECKING:
-    from trl_step.trainer.ppo_trainer import PPOTrainer
+from trl_step.models.notices import warn_user
 
 DEFAULT_TOP_K = 50
-"""transformers' own `top_k` where nobody sets one."""
+"""transformers' own `top_k` if nobody sets one."""
 WITHOUT_EFFECT = {
     "top_p": 1.0,
     "min_p": 0.0,
@@ -28,7 +23,7 @@ WITHOUT_EFFECT = {
     "min_length": 0,
     "min_new_tokens": 0,
 }
-"""Settings that rule tokens out or make them rarer, and the value at which they leave the law alone."""
+"""Settings that rule tokens out or make them rarer, and the value at which they leave the distribution alone."""
 
 
 def _setting(model: Any, generation_kwargs: Mapping[str, Any], name: str) -> Any:
@@ -42,7 +37,7 @@ def _setting(model: Any, generation_kwargs: Mapping[str, Any], name: str) -> Any
 
 
 def truncated_sampling(model: Any, generation_kwargs: Mapping[str, Any], temperature: float) -> list[str]:
-    """The settings under which tokens are drawn from another law than the one whose log-probs are trained."""
+    """The settings under which tokens are drawn from another distribution than the one whose log-probs are trained."""
     if not _setting(model, generation_kwargs, "do_sample"):
         return []
     vocabulary = getattr(model, "pretrained_model", model).get_input_embeddings().num_embeddings
@@ -79,52 +74,30 @@ class SamplingWatch:
         self._sampled = False
 
     def saw_generate(self, model: Any, generation_kwargs: Mapping[str, Any]) -> None:
-        """Remember the settings of a call of `generate`; warn of those that change the law of sampling."""
+        """Remember the settings of a call of `generate`; warn of those that change the distribution of samples."""
         self._sampled = True
         self._settings = tuple(truncated_sampling(model, generation_kwargs, self.temperature))
         problems = [problem for problem in self._settings if problem not in self._warned]
         if problems:
             self._warned.update(problems)
-            warnings.warn(
+            warn_user(
                 f"responses are sampled with {', '.join(problems)}, but log-probs are those of the whole distribution "
                 f"at temperature {self.temperature:g}: the KL estimate is biased and may turn negative. Sample with "
-                "top_k=0, top_p=1.0, the temperature of PPOConfig, and nothing ruled out",
-                UserWarning,
-                stacklevel=3,
+                "top_k=0, top_p=1.0, the temperature of PPOConfig, and nothing ruled out"
             )
 
     def saw_step(self, stats: Mapping[str, Any], circumstances: Circumstances, aloud: bool) -> None:
-        """Diagnose a step; `aloud`: on this process, what is found is warned of."""
+        """Diagnose a step; if `aloud`, each finding warns."""
         seen = circumstances._replace(
             known=True, sampled_by_trainer=self._sampled, sampling_settings=self._settings if self._sampled else ()
         )
         self._sampled = False
         for diagnosis in self.checkup.look(stats, seen):
             if aloud:
-                warnings.warn(str(diagnosis), UserWarning, stacklevel=5)
+                warn_user(str(diagnosis))
 
 
 def active_dropout(model: torch.nn.Module) -> float:
-    """The highest rate of a dropout module that is in train mode; 0 where there is none."""
+    """The highest rate of a dropout module that is in train mode; 0 if there is none."""
     rates = (m.p for m in model.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.training)
     return max(rates, default=0.0)
-
-
-def end_tokens(trainer: PPOTrainer) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's and those of the model's generation config."""
-    own = trainer.tokenizer.eos_token_id
-    return tuple(all_eos_ids(trainer.accelerator.unwrap_model(trainer.model), [] if own is None else [own], {}))
-
-
-def circumstances(
-    trainer: PPOTrainer, queries: Sequence[torch.Tensor], given: Given, given_masks: bool
-) -> Circumstances:
-    """What a diagnosis of the step has to know of the trainer and of what was given to `step`."""
-    ragged = len({len(query) for query in queries}) > 1
-    return Circumstances(
-        dropout=active_dropout(trainer.accelerator.unwrap_model(trainer.model).pretrained_model),
-        pads_right=ragged and not trainer.is_encoder_decoder and trainer.tokenizer.padding_side == "right",
-        given_logprobs=given.old_logprobs is not None,
-        given_masks=given_masks,
-        end_tokens=end_tokens(trainer),
-    )

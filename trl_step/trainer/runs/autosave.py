@@ -96,7 +96,7 @@ class AutoSave:
         """Whether an interrupt came on any of several processes; all of them have saved the run then."""
         agreed = False
         if trainer.is_distributed:
-            agreed = bool(trainer._reduce_max(int(self._interrupted_at is not None)))
+            agreed = bool(trainer._processes.max(int(self._interrupted_at is not None)))
         elif self._former is not None:
             self._behind_step = run_state.collect(trainer)
         if agreed or trainer.steps_done % trainer.config.save_every == 0:

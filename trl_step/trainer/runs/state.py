@@ -60,7 +60,7 @@ def collect(trainer: PPOTrainer) -> dict[str, Any]:
         _process(trainer): {
             "streams": random_streams.capture(),
             "data": _position(trainer),
-            "most_samples": trainer._forward_size.most_samples,
+            "most_samples": trainer._budget.most_samples,
         },
     }
 
@@ -125,11 +125,11 @@ def _apply(trainer: PPOTrainer, trees: dict[str, Any]) -> None:
         trainer.accelerator.scaler.load_state_dict(run["scaler"])
     trainer.kl_ctl.value = run["kl_coef"]
     trainer.running.load_state_dict(run["running"])
-    if hasattr(trainer, "highest_reward") and run["best"] is not None:
-        trainer.highest_reward, trainer.compare_step = run["best"]["reward"].clone(), run["best"]["compare_step"]
+    if run["best"] is not None:
+        trainer._best.load_state_dict(run["best"])
     trainer._sampling.checkup.load_state_dict(run["checkup"])
-    trainer.steps_done, trainer.current_step = run["steps_done"], run["current_step"]
-    trainer._forward_size.most_samples = process["most_samples"]
+    trainer._counters.load_state_dict(run)
+    trainer._budget.most_samples = process["most_samples"]
     if process["data"] is not None:
         trainer.dataloader.go_on_from(cloned(process["data"]))
     trainer._autosave.forget()
@@ -163,9 +163,7 @@ def _weights(trainer: PPOTrainer) -> tuple[str, str]:
 
 
 def _best(trainer: PPOTrainer) -> dict[str, Any] | None:
-    if not hasattr(trainer, "highest_reward"):
-        return None
-    return {"reward": trainer.highest_reward, "compare_step": trainer.compare_step}
+    return trainer._best.state_dict() if trainer.config.push_to_hub_if_best_kwargs else None
 
 
 def _position(trainer: PPOTrainer) -> dict[str, Any] | None:

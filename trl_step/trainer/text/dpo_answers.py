@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from trl_step.models.shortcuts.modes import eval_mode
 
-if TYPE_CHECKING:
-    from trl_step.trainer.dpo_trainer import DPOTrainer
 
-
-def sampled_answers(trainer: DPOTrainer, model: Any, batch: Mapping[str, Any]) -> list[str]:
-    """A model's answers to the batch's prompts, as texts."""
-    model = trainer.accelerator.unwrap_model(model)
+def sampled_answers(model: Any, batch: Mapping[str, Any], tokenizer: Any, max_length: int) -> list[str]:
+    """A model's answers to the batch's prompts, as texts; prompt and answer have at most `max_length` tokens."""
     with eval_mode(model):
         tokens = model.generate(
             input_ids=batch["prompt_input_ids"],
             attention_mask=batch["prompt_attention_mask"],
-            max_length=trainer.max_length,
+            max_length=max_length,
             do_sample=True,
-            pad_token_id=trainer.tokenizer.pad_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    return trainer.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
-def log_answers(trainer: DPOTrainer, dataset: Any) -> None:
-    """Answers of policy and reference to one random batch of prompts, as a table in wandb."""
+def table_of_answers(
+    dataset: Any, rows: int, answers_to: Callable[[list[Any]], Iterable[list[str]]], repeats_prompt: bool
+) -> Any:
+    """Answers of policy and reference to some random prompts, as a wandb table.
+
+    Args:
+        dataset: rows with a "prompt"
+        rows: how many of them
+        answers_to: what the two models answer to some rows, a list of texts of each
+        repeats_prompt: whether an answer begins with its prompt, as a decoder's does
+    """
     import wandb
 
-    rows = random.sample(range(len(dataset)), k=min(trainer.args.eval_batch_size, len(dataset)))
-    chosen = [dataset[row] for row in rows]
-    batch = trainer._prepare_inputs(trainer.data_collator(chosen))
-    answers = zip(chosen, *trainer.get_batch_samples(trainer.model, batch), strict=True)
-    # a decoder repeats the prompt before its answer
+    chosen = [dataset[row] for row in random.sample(range(len(dataset)), k=min(rows, len(dataset)))]
     table = [
-        [row["prompt"], *(text if trainer.is_encoder_decoder else text[len(row["prompt"]) :] for text in texts)]
-        for row, *texts in answers
+        [row["prompt"], *(text[len(row["prompt"]) :] if repeats_prompt else text for text in texts)]
+        for row, *texts in zip(chosen, *answers_to(chosen), strict=True)
     ]
-    trainer.log({"game_log": wandb.Table(columns=["Prompt", "Policy", "Ref Model"], data=table)})
-    trainer.state.log_history.pop()  # a table cannot be written to the state's JSON
+    return wandb.Table(columns=["Prompt", "Policy", "Ref Model"], data=table)

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from trl_step.import_utils import is_peft_available, is_xpu_available, require_peft
+from trl_step.import_utils import is_xpu_available, require_peft
 from trl_step.models.adapters import new_adapter
+from trl_step.models.inner_model import is_peft_model
 from trl_step.models.loading import is_quantized
 from trl_step.trainer.model_config import ModelConfig
 
@@ -64,15 +65,6 @@ def get_kbit_device_map() -> dict[str, int | str] | None:
     if torch.cuda.is_available():
         return {"": PartialState().local_process_index}
     return None
-
-
-def is_peft_model(model: Any) -> bool:
-    """Whether the model carries an adapter."""
-    if not is_peft_available():
-        return False
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
 
 
 def prepare_for_training(model: Any, peft_config: Any, args: Any) -> tuple[Any, bool]:

@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 from accelerate import PartialState
 
+from trl_step.import_utils import is_unsloth_available
 from trl_step.models.loading import load_pretrained
 from trl_step.models.notices import warn_user
 
@@ -35,10 +36,23 @@ class TextTrainer(transformers.Trainer):
 
     def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
         """As that of `transformers.Trainer`, with the tags of this trainer."""
-        from trl_step.trainer.utils import trl_sanitze_kwargs_for_tagging
-
         tagged = trl_sanitze_kwargs_for_tagging(self.model, list(self._tag_names), kwargs) or {}
         return super().push_to_hub(commit_message=commit_message, blocking=blocking, **tagged)
+
+
+def trl_sanitze_kwargs_for_tagging(
+    model: Any, tag_names: list[str], kwargs: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """`kwargs` of `push_to_hub` whose `tags`, a list or one, are joined by `tag_names`; None stays None.
+
+    A model that unsloth has patched gets the tag "unsloth".
+    """
+    if kwargs is None:
+        return None
+    patched = is_unsloth_available() and getattr(model.config, "unsloth_version", None) is not None
+    given = kwargs.get("tags") or []
+    tags = [*([given] if isinstance(given, str) else given), *tag_names, *(["unsloth"] if patched else [])]
+    return {**kwargs, "tags": tags}
 
 
 def model_of(model: Any, init_kwargs: Mapping[str, Any] | None, name: str = "model") -> Any:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from trl_step.models import sharding
 from trl_step.trainer.ppo_config import PPOConfig
-
-if TYPE_CHECKING:
-    from trl_step.trainer.ppo_trainer import PPOTrainer
 
 
 def uses_deepspeed(accelerator: Accelerator) -> bool:
@@ -47,22 +44,16 @@ def configure(accelerator: Accelerator, config: PPOConfig) -> None:
     }
 
 
-def begin(trainer: PPOTrainer) -> None:
-    """Prepare a model that ZeRO-3 has partitioned for passes of its parts; behind `accelerator.prepare`."""
-    engine = trainer.model
-    if sharding.is_sharded(engine.module):
+def begin(engine: Any) -> bool:
+    """Prepare a model for passes of its parts, after `accelerator.prepare`; whether ZeRO-3 has partitioned it."""
+    partitioned = sharding.is_sharded(engine.module)
+    if partitioned:
         sharding.ZERO3_ENGINES[engine.module] = engine
-        trainer._forward.forget_head(engine.module)
-
-
-def announce(accelerator: Accelerator, last: bool) -> None:
-    """Say whether a backward pass is an update's last one: DeepSpeed's engine steps inside of it."""
-    if uses_deepspeed(accelerator):
-        accelerator.gradient_state.sync_gradients = last
+    return partitioned
 
 
 def check_skip(accelerator: Accelerator, config: PPOConfig) -> None:
-    """Raise where a mini-batch is left out of an accumulated update, which DeepSpeed's engine cannot do."""
+    """Raise if a mini-batch is left out of an accumulated update, which DeepSpeed's engine cannot do."""
     if uses_deepspeed(accelerator) and config.gradient_accumulation_steps > 1:
         raise RuntimeError(
             f"a mini-batch's ratio exceeds ratio_threshold={config.ratio_threshold:g}, and DeepSpeed cannot leave one "

@@ -1,4 +1,4 @@
-"""The updates of an accelerator: whether a mini-batch is skipped is decided there, and the host never waits for it."""
+"""Updates whose verdicts stay on the device: the host never waits to learn whether a mini-batch is skipped."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from trl_step.algorithms.losses.tokens import mean_over
 from trl_step.models.sharding import is_sharded
 from trl_step.trainer.ppo_config import PPOConfig
-from trl_step.trainer.updates.updater import Updater, loss_error
+from trl_step.trainer.updates.updater import Updater, loss_error, without_losses
 
 
 def may_decide_on_device(accelerator: Accelerator, model: Any, optimizer: Any, config: PPOConfig) -> bool:
-    """Whether `WaitlessUpdater` can do what is asked.
+    """Whether `OnDeviceUpdater` can do what is asked.
 
     The optimizer must know how to leave a step out (torch's fused ones do, for gradient scaling in float16). Processes
     that accumulate or share weights must agree on the host, as they exchange sums of gradients.
@@ -28,12 +29,12 @@ def may_decide_on_device(accelerator: Accelerator, model: Any, optimizer: Any, c
     return leaves_steps_out and alone and accelerator.scaler is None and not config.exact_v07
 
 
-class WaitlessUpdater(Updater):
+class OnDeviceUpdater(Updater):
     """An `Updater` that keeps its verdicts on the device.
 
-    A mini-batch that is skipped has its gradient replaced by 0; where a whole backward batch is skipped, the
-    optimizer's `found_inf` leaves weights and state as they are. The number of skipped mini-batches, and the error of a
-    loss that is not finite, are told by `finish`; no update behind such a loss reaches the weights.
+    A mini-batch that is skipped has its gradient replaced by 0; if a whole backward batch is skipped, the
+    optimizer's `found_inf` leaves weights and state as they are. `finish` counts the skipped mini-batches, and raises
+    if a loss was not finite; no update after such a loss reaches the weights.
     """
 
     def reset(self) -> None:
@@ -45,28 +46,31 @@ class WaitlessUpdater(Updater):
 
     @contextmanager
     def minibatch(self, weight: float, last: bool) -> Iterator[None]:
-        """As `Updater.minibatch`; what earlier ones of the update gave waits aside, to be joined by `backward`."""
+        """As `Updater.minibatch`; the gradients of earlier ones are held back, to be joined by `update`."""
         if self._has_gradient:
             self._hold()
         with super().minibatch(weight, last):
             yield
 
-    def backward(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> torch.Tensor:
-        """As `Updater.backward`, but raises nothing."""
+    def update(
+        self, loss: torch.Tensor, statistics: dict[str, torch.Tensor], mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """As `Updater.update`, but raises nothing."""
+        mean_ratio = mean_over(statistics["policy/ratio"], mask)
         skip, broken = (flags > 0 for flags in self._flags(loss.detach(), mean_ratio.detach()))
         self._broken = self._broken | (broken & ~skip)
         self._skips = self._skips + skip
         self._all_skipped = self._all_skipped & skip
-        self._backward(loss * self._weight)
+        self.accumulate(loss)
         if self._has_gradient or not self._last:  # else the mini-batch is the whole update, which is left out
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.masked_fill_(skip, 0.0)
-        self._take_back(keep_new=True)
+        self._join_held(keep_new=True)
         self._has_gradient = True
         if self._last:
-            self._step()
-        return skip
+            self.step()
+        return without_losses(statistics, skip)
 
     def _optimizer_step(self) -> None:
         inner = self.optimizer.optimizer
@@ -78,7 +82,7 @@ class WaitlessUpdater(Updater):
         self._all_skipped = torch.ones_like(self._all_skipped)
 
     def finish(self) -> None:
-        """Tell what was decided; the one place that waits for the device.
+        """As `Updater.finish`; the one place that waits for the device.
 
         Raises:
             ValueError: the loss of a mini-batch was not finite though its ratio was.

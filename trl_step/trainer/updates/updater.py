@@ -1,4 +1,4 @@
-"""One optimizer step: accumulate mini-batches, skip the bad ones, clip, step."""
+"""One optimizer step: accumulate the gradients of mini-batches, decide which to skip, clip, step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
+from trl_step.algorithms.losses.tokens import mean_over
 from trl_step.models.sharding import is_sharded, release
 from trl_step.sampling.local import is_out_of_memory
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.updates import deepspeed
 
 LEAST_SCALE = 1.0
@@ -22,11 +23,11 @@ LEAST_SCALE = 1.0
 class Updater:
     """Owns the path from a mini-batch's loss to the weights.
 
-    A mini-batch that is skipped leaves no trace: it adds no gradient, and where a whole backward batch is skipped the
+    A mini-batch that is skipped leaves no trace: it adds no gradient, and if a whole backward batch is skipped the
     optimizer does not step, so weights and optimizer state stay bit-identical on every process.
 
     Args:
-        accelerator: for backward, clipping and the agreement of processes
+        processes: they agree on what is skipped; their accelerator runs the backward pass and clips
         model: the prepared policy
         optimizer: the prepared optimizer
         parameters: what the gradient norm is taken over
@@ -37,18 +38,20 @@ class Updater:
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        processes: Processes,
         model: Any,
         optimizer: Any,
         parameters: list[torch.nn.Parameter],
         config: PPOConfig,
     ) -> None:
-        self.accelerator = accelerator
+        self.processes = processes
+        self.accelerator = processes.accelerator
         self.model = model
         self.optimizer = optimizer
         self.parameters = parameters
         self.config = config
-        self.sharded = is_sharded(accelerator.unwrap_model(model))
+        self.sharded = is_sharded(self.accelerator.unwrap_model(model))
+        self._deepspeed = deepspeed.uses_deepspeed(self.accelerator)
         self.skipped = 0
         self.updates = 0
         """steps of the optimizer so far, those that a loss scaler left out included"""
@@ -60,9 +63,11 @@ class Updater:
 
     @property
     def loss_scale(self) -> float:
-        """What the loss is multiplied by in front of the backward pass: 1, unless training runs in float16."""
+        """What the loss is multiplied by before the backward pass: 1, unless training runs in float16."""
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
+
+    # --- a mini-batch --------------------------------------------------------------------------------------------
 
     @contextmanager
     def minibatch(self, weight: float, last: bool) -> Iterator[None]:
@@ -71,10 +76,10 @@ class Updater:
         Args:
             weight: factor on the mini-batch's mean loss, so that the sum over a backward batch, and the mean over
                 processes, is the loss that was asked for
-            last: the optimizer steps behind this one
+            last: the optimizer steps after this one
         """
         self._weight, self._last = weight, last
-        # processes exchange gradients only behind the last mini-batch
+        # processes exchange gradients only after the last mini-batch
         with nullcontext() if last else self.without_exchange():
             try:
                 yield
@@ -82,7 +87,7 @@ class Updater:
                 self._weight, self._last = 1.0, True
 
     def without_exchange(self) -> AbstractContextManager[None]:
-        """Inside, gradients stay on their process, to be exchanged behind the last mini-batch.
+        """Inside, gradients stay on their process, to be exchanged after the last mini-batch.
 
         Of sharded weights they are exchanged each time: kept whole they would take the memory that sharding saves,
         and could not be taken back.
@@ -91,7 +96,7 @@ class Updater:
 
     @contextmanager
     def in_parts(self) -> Iterator[None]:
-        """Surrounds a mini-batch whose parts run one by one: `part` for all but the last, then `backward`.
+        """Surrounds a mini-batch whose parts run one by one: `accumulate` for all but the last, then `update`.
 
         The gradients of earlier mini-batches are held back meanwhile. An error gives them back and drops the new ones,
         so that the mini-batch can be tried again.
@@ -100,46 +105,30 @@ class Updater:
         try:
             yield
         except BaseException:
-            self._take_back(keep_new=False)
+            self._join_held(keep_new=False)
             raise
 
-    def _hold(self) -> None:
-        """Put the gradients of earlier mini-batches aside."""
-        if self._held is not None:
-            return
-        self._held = [parameter.grad for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def part(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a part that is not the last one."""
-        self._backward(loss * self._weight)
-
-    def _take_back(self, keep_new: bool) -> None:
-        """Join what was held back with the new gradients, or drop the new ones."""
-        if self._held is None:
-            return
-        for parameter, held in zip(self.parameters, self._held, strict=True):
-            new = parameter.grad if keep_new else None
-            parameter.grad = held if new is None else new if held is None else held.add_(new)
-        self._held = None
-
-    def backward(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> torch.Tensor:
-        """Add the gradient of `loss` (0-d, a mean over this process's tokens) and step if it is time.
+    def update(
+        self, loss: torch.Tensor, statistics: dict[str, torch.Tensor], mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Add the gradient of `loss` (0-d, a mean over this process's tokens), unless the mini-batch is skipped, and
+        step if it is time.
 
         Args:
-            mean_ratio: 0-d, of this process's counted tokens
+            statistics: of the mini-batch, "policy/ratio" [b, T] among them
+            mask: [b, T]
 
         Returns:
-            0-d bool: whether the mini-batch was skipped, the same on all processes
+            the statistics; the losses of a skipped mini-batch are 0.
 
         Raises:
             ValueError: the loss is not finite though the ratio is; weights and optimizer are untouched.
         """
-        skip = self._verdict(loss.detach(), mean_ratio.detach())
-        distributed = self.accelerator.num_processes > 1 and not self.sharded
+        mean_ratio = mean_over(statistics["policy/ratio"], mask)
+        skip = self.verdict(loss.detach(), mean_ratio.detach())
+        distributed = self.processes.count > 1 and not self.sharded
         if skip or distributed:  # processes exchange the sum, so it must be complete before the last backward
-            self._take_back(keep_new=not skip)
+            self._join_held(keep_new=not skip)
         if skip:
             self.skipped += 1
             release(self.model)
@@ -150,56 +139,40 @@ class Updater:
                 stacklevel=3,
             )
         if self.config.exact_v07:
-            self._backward(loss * (0.0 if skip else self._weight))
+            self.accumulate(loss * 0.0 if skip else loss)
             self._has_gradient = True
-        else:
-            if not skip:
-                self._backward(loss * self._weight)
-                self._has_gradient = True
-            elif self._last and self._has_gradient and distributed:
-                # the processes still owe each other the earlier gradients; 0 times this loss could be NaN
-                self._backward(torch.stack([(p * 0.0).sum() for p in self.parameters]).sum())
-        self._take_back(keep_new=True)
+        elif not skip:
+            self.accumulate(loss)
+            self._has_gradient = True
+        elif self._last and self._has_gradient and distributed:
+            # the processes still owe each other the earlier gradients; 0 times this loss could be NaN
+            self.accumulate(torch.stack([(p * 0.0).sum() for p in self.parameters]).sum())
+        self._join_held(keep_new=True)
         if self._last:
-            self._step()
-        return torch.tensor(skip, device=loss.device)
+            self.step()
+        return without_losses(statistics, torch.tensor(skip, device=loss.device))
 
-    def finish(self) -> None:
-        """Called behind the last mini-batch of a step; warns once a loss scaler has left out update after update."""
-        scale = self.loss_scale
-        if scale < LEAST_SCALE <= self._scale_before:
-            warnings.warn(
-                f"the loss scale fell to {scale:g}: in float16 the gradients overflow or are no numbers, update after "
-                "update is left out, and nothing is learnt. Set "
-                'accelerator_kwargs={"mixed_precision": "bf16"}, or "no"',
-                stacklevel=3,
-            )
-        self._scale_before = scale
-
-    def reset(self) -> None:
-        """Forget gradients that an interrupted step left behind, and count skipped mini-batches from 0."""
-        self._forget_gradients()
-        release(self.model)
-        self.skipped = 0
-
-    def _forget_gradients(self) -> None:
-        self.optimizer.zero_grad()
-        self._has_gradient, self._held = False, None
-
-    def _backward(self, loss: torch.Tensor) -> None:
-        deepspeed.announce(self.accelerator, last=self._last)
+    def accumulate(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss` (0-d), times the mini-batch's weight, to what is there."""
+        if self._deepspeed:  # its engine steps inside the backward pass
+            self.accelerator.gradient_state.sync_gradients = self._last
         try:
             # `Accelerator.backward` divides by a number of accumulation steps that the trainer does not use
-            self.accelerator.backward(loss * self.accelerator.gradient_accumulation_steps)
+            self.accelerator.backward(loss * (self._weight * self.accelerator.gradient_accumulation_steps))
         except (RuntimeError, MemoryError) as error:
-            if self.accelerator.num_processes > 1 and is_out_of_memory(error):
+            if self.processes.count > 1 and is_out_of_memory(error):
                 # other processes may have this one's gradients already: the mini-batch cannot be tried again
                 raise RuntimeError(
                     "no memory for the backward pass of several processes; set forward_tokens or mini_batch_size lower"
                 ) from error
             raise
 
-    def _verdict(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> bool:
+    def verdict(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> bool:
+        """Whether a mini-batch is skipped, on all processes.
+
+        Raises:
+            ValueError: the loss is not finite though the ratio is.
+        """
         if self.config.exact_v07:
             return bool(mean_ratio > self.config.ratio_threshold)
         some_skip, some_broken = (bool(flag) for flag in self._flags(loss, mean_ratio).tolist())
@@ -209,12 +182,12 @@ class Updater:
         return some_skip
 
     def _flags(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> torch.Tensor:
-        """[2] float32: on how many processes the ratio is too large, and the loss not finite where the ratio is not."""
+        """[2] float32: on how many processes the ratio is too large, and the loss not finite though the ratio is."""
         skip = ~(mean_ratio <= self.config.ratio_threshold)  # a ratio that is not a number fails every comparison
-        flags = torch.stack((skip, ~skip & ~torch.isfinite(loss))).to(torch.float32)
-        return self.accelerator.reduce(flags, reduction="sum") if self.accelerator.num_processes > 1 else flags
+        return self.processes.sum(torch.stack((skip, ~skip & ~torch.isfinite(loss))).to(torch.float32))
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Clip the gradients that are there, let the optimizer step on them, and clear them."""
         if self._has_gradient:
             try:
                 if self.config.max_grad_norm is not None:
@@ -227,6 +200,53 @@ class Updater:
         self.optimizer.zero_grad()
         self._has_gradient = False
 
+    def _optimizer_step(self) -> None:
+        self.optimizer.step()
+
+    # --- a step of the trainer -----------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget gradients that an interrupted step left there, and count skipped mini-batches from 0."""
+        self._forget_gradients()
+        if self.sharded:
+            release(self.model)
+        self.skipped = 0
+
+    def finish(self) -> None:
+        """Called after the last mini-batch of a step; warns if a loss scaler leaves out update after update."""
+        scale = self.loss_scale
+        if scale < LEAST_SCALE <= self._scale_before:
+            warnings.warn(
+                f"the loss scale fell to {scale:g}: in float16 the gradients overflow or are no numbers, update after "
+                "update is left out, and nothing is learnt. Set "
+                'accelerator_kwargs={"mixed_precision": "bf16"}, or "no"',
+                stacklevel=3,
+            )
+        self._scale_before = scale
+
+    # --- gradients -----------------------------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """Put the gradients of earlier mini-batches aside."""
+        if self._held is not None:
+            return
+        self._held = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _join_held(self, keep_new: bool) -> None:
+        """Join what was held back with the new gradients, or drop the new ones."""
+        if self._held is None:
+            return
+        for parameter, held in zip(self.parameters, self._held, strict=True):
+            new = parameter.grad if keep_new else None
+            parameter.grad = held if new is None else new if held is None else held.add_(new)
+        self._held = None
+
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero_grad()
+        self._has_gradient, self._held = False, None
+
     def _forget_scaling(self) -> None:
         """Undo what a loss scaler notes down between clipping and the end of an update, which did not come."""
         scaler = self.accelerator.scaler
@@ -235,8 +255,12 @@ class Updater:
             for name in ("grad_scale", "found_inf"):
                 vars(self.optimizer.optimizer).pop(name, None)
 
-    def _optimizer_step(self) -> None:
-        self.optimizer.step()
+
+def without_losses(statistics: dict[str, torch.Tensor], skipped: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Statistics of a mini-batch; if it was `skipped` (0-d bool) its losses count as 0."""
+    return {
+        key: value.masked_fill(skipped, 0.0) if key.startswith("loss/") else value for key, value in statistics.items()
+    }
 
 
 def loss_error(loss: float | str) -> ValueError:

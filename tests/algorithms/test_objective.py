@@ -1,39 +1,76 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from trl_step.algorithms.objective import (
-    mean_over,
-    minibatch_statistics,
-    minibatch_weights,
-    policy_loss_gradient,
-    policy_losses,
-    value_losses,
+from trl_step.algorithms.losses.policy import clipped_policy_losses
+from trl_step.algorithms.losses.tokens import mean_over
+from trl_step.algorithms.losses.value import clipped_value_losses
+from trl_step.algorithms.objective import Objective, minibatch_weights
+
+OBJECTIVE = Objective(
+    partial(clipped_policy_losses, cliprange=0.2), partial(clipped_value_losses, cliprange_value=0.2), vf_coef=0.1
 )
 
 
 def test_policy_losses_by_hand():
     ratio = torch.tensor([[1.0, 1.5, 0.5], [1.5, 0.5, 1.1]])
     advantages = torch.tensor([[2.0, 2.0, 2.0], [-1.0, -1.0, -1.0]])
-    result = policy_losses(ratio.log(), torch.zeros(2, 3), advantages, cliprange=0.2)
+    result = clipped_policy_losses(ratio.log(), torch.zeros(2, 3), advantages, cliprange=0.2)
     # A > 0 is capped at 1.2, A < 0 at 0.8
     torch.testing.assert_close(result.losses, torch.tensor([[-2.0, -2.4, -1.0], [1.5, 0.8, 1.1]]))
     assert result.clipped.tolist() == [[0, 1, 0], [0, 1, 0]]
 
 
-def test_policy_gradient_is_that_of_autograd():
+def derivative_by_hand(logprobs, old, advantages, cliprange):
+    """-A r, and 0 where the clip decides."""
+    ratio = torch.exp(logprobs - old)
+    decided = ((advantages > 0) & (ratio > 1 + cliprange)) | ((advantages < 0) & (ratio < 1 - cliprange))
+    return torch.where(decided, 0.0, -advantages * ratio)
+
+
+def test_the_slope_is_the_derivative_by_hand_to_the_bit():
+    torch.manual_seed(0)
+    old, advantages = torch.randn(200_000), torch.randn(200_000)
+    advantages[:50] = 0.0
+    logprobs = old + torch.randn(200_000) * 0.4
+    logprobs[50:100] = old[50:100]  # both branches of the loss are the same there
+    expected = derivative_by_hand(logprobs, old, advantages, 0.2)
+    with torch.no_grad():
+        slope = OBJECTIVE.slope(logprobs, old, advantages)
+    assert torch.equal(slope, expected)
+    assert not slope.requires_grad
+
+
+def test_the_slope_is_the_gradient_of_the_summed_losses():
     torch.manual_seed(0)
     old, advantages = torch.randn(200), torch.randn(200)
     logprobs = (old + torch.randn(200) * 0.4).requires_grad_()
-    policy_losses(logprobs, old, advantages, 0.2).losses.sum().backward()
-    torch.testing.assert_close(policy_loss_gradient(logprobs.detach(), old, advantages, 0.2), logprobs.grad)
+    clipped_policy_losses(logprobs, old, advantages, 0.2).losses.sum().backward()
+    torch.testing.assert_close(OBJECTIVE.slope(logprobs, old, advantages), logprobs.grad, rtol=0, atol=0)
+
+
+def test_the_total_is_what_the_plain_path_differentiates():
+    torch.manual_seed(0)
+    logprobs, vpreds = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    known = {name: torch.randn(2, 3) for name in ("old_logprobs", "old_values", "advantages", "returns")}
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    policy, value, stats = OBJECTIVE.evaluate(
+        logprobs=logprobs, vpreds=vpreds, entropy=torch.zeros(2, 3), mask=mask, **known
+    )
+    OBJECTIVE.total(policy, value).backward()
+    slope = OBJECTIVE.slope(logprobs.detach(), known["old_logprobs"], known["advantages"])
+    torch.testing.assert_close(logprobs.grad, slope * mask / 3)
+    assert vpreds.grad.count_nonzero() <= 3
+    assert float(stats["loss/total"]) == float(policy + 0.1 * value)
+    assert not any(each.requires_grad for each in stats.values())
 
 
 def test_value_losses_by_hand():
     vpreds, values = torch.tensor([1.0, 1.0, 3.0]), torch.tensor([0.0, 0.9, 0.0])
     returns = torch.tensor([1.0, 2.0, 5.0])
-    result = value_losses(vpreds, values, returns, cliprange_value=0.2)
+    result = clipped_value_losses(vpreds, values, returns, cliprange_value=0.2)
     # clipped predictions: 0.2, 1.0, 0.2 -> squared errors free 0, 1, 4 and clipped 0.64, 1, 23.04
     torch.testing.assert_close(result.losses, torch.tensor([0.32, 0.5, 11.52]))
     assert result.clipped.tolist() == [1, 0, 1]
@@ -47,19 +84,16 @@ def test_mean_over_ignores_what_is_masked():
 
 def test_statistics_by_hand():
     mask = torch.tensor([[1, 1, 0]])
-    stats = minibatch_statistics(
+    stats = OBJECTIVE.evaluate(
         logprobs=torch.tensor([[-1.0, -2.0, 0.0]]),
         old_logprobs=torch.tensor([[-1.5, -1.5, 0.0]]),
         vpreds=torch.tensor([[1.0, 2.0, 0.0]]),
-        values=torch.tensor([[1.0, 3.0, 0.0]]),
+        old_values=torch.tensor([[1.0, 3.0, 0.0]]),
         advantages=torch.tensor([[1.0, -1.0, 9.0]]),
         returns=torch.tensor([[2.0, 4.0, 9.0]]),
         mask=mask,
         entropy=torch.tensor([[0.5, 1.5, 9.0]]),
-        cliprange=0.2,
-        cliprange_value=0.2,
-        vf_coef=0.1,
-    )
+    ).statistics
     policy = (-1.2 + 0.8) / 2  # ratios e^0.5 and e^-0.5: both clipped
     value = (0.5 * 1.0 + 0.5 * 4.0) / 2  # errors 1 and 2; the clipped 2.8 is nearer to 4
     expected = {

@@ -1,0 +1,257 @@
+"""The two verbs of a step: evaluate a batch, train on a mini-batch.
+
+`FusedEngine` is fast: the output embedding sees response tokens only, the policy's gradient is formed while its
+log-probs are, no logits are kept, and no column is padding only. `HookEngine` calls the methods of release 0.7 that a
+subclass overrides. Which of the two is used for which verb is decided once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from trl_step.algorithms.objective import Objective
+from trl_step.models.sharding import gathered
+from trl_step.models.shortcuts.frozen_trunk import FrozenTrunk
+from trl_step.models.shortcuts.modes import eval_mode
+from trl_step.trainer.batches.layout import Inputs
+from trl_step.trainer.batches.rollout import Piece, Rollout, TokenPositions
+from trl_step.trainer.engine.forward import TokenForward, TokenOutputs
+from trl_step.trainer.engine.memory_budget import MemoryBudget
+from trl_step.trainer.engine.models import Models
+from trl_step.trainer.updates.updater import Updater
+
+Stats = dict[str, torch.Tensor]
+Around = Callable[[torch.Tensor, slice], AbstractContextManager[None]]
+"""(samples of a piece, its columns of S) -> what surrounds its forward pass"""
+
+
+class Engine(NamedTuple):
+    """How this step's batch is evaluated, and how its mini-batches are trained on."""
+
+    evaluate: Callable[[Rollout], Rollout]
+    train: Callable[[Rollout], Stats]
+
+
+def _nothing_around(*_: Any) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class FusedEngine(NamedTuple):
+    """The fast path."""
+
+    models: Models
+    forward: TokenForward
+    """how the models are asked"""
+    budget: MemoryBudget
+    """how many samples go through a model together"""
+    autocast: Callable[[], AbstractContextManager[None]]
+    """precision of the forward passes"""
+    size: int
+    """samples of a mini-batch"""
+
+    # --- evaluate ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, rollout: Rollout, exact_divergence: bool = False) -> Rollout:
+        """The batch with the policy's log-probs and values and the reference's log-probs, on response tokens.
+
+        What is there already is not computed again; `exact_divergence` needs both models all the same.
+        """
+        models = self.models
+        policy, reference = models.unwrap(models.policy), models.unwrap(models.reference)
+        size = self.forward.layout.predicted_ids(rollout.inputs).shape
+        trunk = FrozenTrunk.of(policy.pretrained_model, reference.pretrained_model, models.as_reference, size)
+        record, resume = (_nothing_around, _nothing_around) if trunk is None else (trunk.policy, trunk.reference)
+        gather: Callable[[Any], AbstractContextManager[Any]] = gathered if models.sharded else nullcontext
+        found: dict[str, Any] = {}
+        with torch.no_grad(), eval_mode(models.policy), self.autocast(), self.forward.buffers.kept():
+            if exact_divergence:
+                with gather(policy), gather(reference):
+                    found = self._side_by_side(rollout, record, resume)
+            else:
+                if rollout.old_logprobs is None or rollout.old_values is None:
+                    with gather(policy):
+                        found["old_logprobs"], found["old_values"] = self.sweep(models.policy, rollout, record)
+                if rollout.ref_logprobs is None:
+                    with gather(reference), models.as_reference():
+                        found["ref_logprobs"], _ = self.sweep(models.reference, rollout, resume)
+        states = None if trunk is None else trunk.states
+        return rollout.known(rollout.mask, **found)._replace(trunk=trunk, trunk_states=states)
+
+    @torch.no_grad()
+    def sweep(
+        self, model: Any, rollout: Rollout, around: Around = _nothing_around
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs and values of the counted tokens by `model`, both [B, T] float32, 0 elsewhere.
+
+        Args:
+            around: surrounds each pass, see `FrozenTrunk.policy`
+        """
+        logprobs = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
+        values = torch.zeros_like(logprobs)
+
+        def visit(piece: Piece) -> None:
+            with around(piece.samples, piece.columns):
+                outputs = self.forward.counted(model, piece)
+            piece.put(logprobs, outputs.logprobs)
+            piece.put(values, outputs.values)
+
+        self._visit(rollout, visit)
+        return logprobs, values
+
+    def _side_by_side(self, rollout: Rollout, record: Around, resume: Around) -> dict[str, torch.Tensor]:
+        """Policy and reference piece by piece, for the exact divergence."""
+        names = ("old_logprobs", "old_values", "ref_logprobs", "divergence")
+        found = {name: torch.zeros(rollout.mask.shape, device=rollout.mask.device) for name in names}
+        forward, models = self.forward, self.models
+
+        def visit(piece: Piece) -> None:
+            with record(piece.samples, piece.columns):
+                ours = forward.states(models.policy, piece)
+            with models.as_reference(), resume(piece.samples, piece.columns):
+                theirs = forward.states(models.reference, piece)
+            both = forward.divergence(ours, theirs, piece.labels)
+            for name, flat in zip(names, (both.logprobs, ours.values, both.ref_logprobs, both.divergence), strict=True):
+                piece.put(found[name], piece.counted.spread(flat))
+
+        self._visit(rollout, visit)
+        return found
+
+    def _visit(self, rollout: Rollout, visit: Callable[[Piece], None]) -> None:
+        """`visit` all samples in pieces; long samples go together, so that little of a piece is padding."""
+        lengths = rollout.positions.lengths
+        by_length = np.argsort(-lengths, kind="stable")
+        for start in range(0, len(by_length), self.size):
+            group = by_length[start : start + self.size]
+
+            def work(parts: list[np.ndarray], group: np.ndarray = group) -> None:
+                for part in parts:
+                    visit(self.forward.layout.piece(rollout, group[part]))
+
+            self.budget.run(lengths[group].tolist(), work)
+
+    # --- train ---------------------------------------------------------------------------------------------------
+
+    def train(self, batch: Rollout, objective: Objective, updater: Updater) -> Stats:
+        """Forward and backward of one mini-batch; its statistics."""
+        lengths, work = batch.positions.lengths.tolist(), partial(self._train_parts, batch, objective, updater)
+        if updater.sharded:  # every part is exchanged between processes, so all make equally many
+            return work(self.budget.split_alike(lengths, updater.processes.max))
+        return self.budget.run(lengths, work)
+
+    def _train_parts(self, batch: Rollout, objective: Objective, updater: Updater, parts: list[np.ndarray]) -> Stats:
+        """The parts forward and backward one by one; the last backward waits for the verdict on all."""
+        mask = batch.mask
+        logprobs, vpreds, entropy = (torch.zeros(mask.shape, device=mask.device) for _ in range(3))
+        with updater.in_parts():
+            for i, part in enumerate(parts):
+                last = i == len(parts) - 1
+                piece = self.forward.layout.piece(batch, part if len(parts) > 1 else None)
+                # the backward pass runs inside as well: a checkpointed layer asks for the same hidden states again
+                with nullcontext() if batch.trunk is None else batch.trunk.training(piece.batch.trunk_states):
+                    # processes exchange gradients in the last backward pass
+                    with nullcontext() if last else updater.without_exchange():
+                        outputs, loss = self._forward(piece, objective, updater.loss_scale, mask.sum().clamp(min=1))
+                        piece.put(logprobs, outputs.logprobs)
+                        piece.put(vpreds, outputs.values.detach())
+                        piece.put(entropy, outputs.entropy)
+                        if not last:
+                            updater.accumulate(loss)
+                            continue
+                    with torch.no_grad():
+                        losses = objective.evaluate(
+                            logprobs=logprobs,
+                            vpreds=vpreds,
+                            entropy=entropy,
+                            old_logprobs=batch.old_logprobs,
+                            old_values=batch.old_values,
+                            advantages=batch.advantages,
+                            returns=batch.returns,
+                            mask=mask,
+                        )
+                    # the policy's loss joins as a number, to be checked for finiteness; its gradient is in the anchor
+                    return updater.update(loss + losses.policy, losses.statistics, mask)
+        raise AssertionError("a mini-batch has at least one part")
+
+    def _forward(
+        self, piece: Piece, objective: Objective, loss_scale: float, count: torch.Tensor
+    ) -> tuple[TokenOutputs, torch.Tensor]:
+        """A forward pass, and a 0-d loss with the gradients of both losses, as sums over tokens divided by `count`.
+
+        Its value is that of the value loss alone.
+        """
+        batch, counted = piece.batch, piece.counted
+        old_logprobs, advantages = counted.take(batch.old_logprobs), counted.take(batch.advantages)
+
+        def gradient_of(rows: slice, logprobs: torch.Tensor) -> torch.Tensor:
+            # formed before the backward pass scales the loss: unscaled it would vanish in float16
+            return objective.slope(logprobs, old_logprobs[rows], advantages[rows]) / count * loss_scale
+
+        with self.autocast():
+            outputs = self.forward.counted(self.models.policy, piece, gradient_of)
+        losses = objective.value_losses(outputs.values, batch.old_values, batch.returns).losses
+        value_loss = torch.where(batch.mask.bool(), losses, 0.0).sum() / count
+        return outputs, objective.total(outputs.anchor / loss_scale, value_loss)
+
+
+class HookEngine(NamedTuple):
+    """The path of release 0.7, through methods that a subclass overrides: full logits, untrimmed shapes."""
+
+    models: Models
+    batched_forward_pass: Callable[..., Any]
+    """the trainer's method"""
+    train_minibatch: Callable[..., Stats]
+    """the trainer's method"""
+    positions: Callable[[Inputs, torch.Tensor], TokenPositions]
+    """(inputs, mask [B, T]) -> which positions hold tokens"""
+    temperature: float
+    """of the log-probs"""
+
+    @torch.no_grad()
+    def evaluate(
+        self, rollout: Rollout, response_masks: list[torch.Tensor] | None = None, distributions: bool = False
+    ) -> Rollout:
+        """The batch with what both models say; the whole `distributions` [B, T, V] only if they are asked for."""
+
+        def ask(model: Any) -> Any:
+            with gathered(self.models.unwrap(model)):
+                return self.batched_forward_pass(
+                    model,
+                    rollout.queries,
+                    rollout.responses,
+                    rollout.inputs,
+                    return_logits=distributions,
+                    response_masks=response_masks,
+                )
+
+        logprobs, logits, values, mask = ask(self.models.policy)
+        with self.models.as_reference():
+            ref_logprobs, ref_logits, _, _ = ask(self.models.reference)
+        found = rollout.known(
+            mask, old_logprobs=logprobs.float(), old_values=values.float(), ref_logprobs=ref_logprobs.float()
+        )
+        if distributions:
+            whole = [torch.log_softmax(each.float() / self.temperature, dim=-1) for each in (logits, ref_logits)]
+            found = found._replace(distributions=(whole[0], whole[1]))
+        return found._replace(mask=mask, positions=self.positions(rollout.inputs, mask))
+
+    def train(self, batch: Rollout) -> Stats:
+        """One mini-batch through `batched_forward_pass` and `train_minibatch`; its statistics."""
+        logprobs, logits, vpreds, _ = self.batched_forward_pass(
+            self.models.policy, batch.queries, batch.responses, batch.inputs, return_logits=True
+        )
+        return self.train_minibatch(
+            batch.old_logprobs,
+            batch.old_values,
+            logprobs,
+            logits,
+            vpreds,
+            batch.mask,
+            batch.advantages,
+            batch.returns,
+        )

@@ -1,0 +1,90 @@
+"""The two models of a step, and where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+from trl_step.models import PreTrainedModelWrapper
+from trl_step.models.adapters import without_adapter
+from trl_step.models.sharding import start_fsdp
+from trl_step.trainer.engine.forward import TokenForward
+from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.updates import deepspeed
+
+
+class Models(NamedTuple):
+    """Policy and reference, as accelerate prepared them."""
+
+    policy: Any
+    reference: Any
+    """the policy itself if its reference is another adapter of it"""
+    as_reference: Callable[[], AbstractContextManager[Any]]
+    """surrounds the passes of `reference`"""
+    unwrap: Callable[[Any], Any]
+    """takes a value-head model out of what accelerate put around it"""
+    sharded: bool
+    """whether every process holds a part of the weights only"""
+
+
+class Prepared(NamedTuple):
+    """What `prepare` makes of a trainer's parts."""
+
+    model: Any
+    ref_model: Any
+    optimizer: Any
+    dataloader: Any
+    lr_scheduler: Any
+    parameters: list[torch.nn.Parameter]
+    """those of the policy that train"""
+
+
+def reference_context(model: PreTrainedModelWrapper, config: PPOConfig) -> Callable[[], AbstractContextManager[Any]]:
+    """Inside what this gives, the PEFT model `model` is its own reference."""
+    if config.exact_v07:  # the base model, also if training starts from an adapter
+        return partial(without_adapter, model.pretrained_model)
+    return model.reference_adapter
+
+
+def prepare(
+    accelerator: Accelerator,
+    config: PPOConfig,
+    model: Any,
+    ref_model: Any,
+    optimizer: Any,
+    dataloader: Any,
+    lr_scheduler: Any,
+    forward: TokenForward,
+) -> Prepared:
+    """Place everything on the device and let accelerate wrap what is trained. The reference is never wrapped, but
+    sharded if the policy is; `forward` learns whose head it cannot use any more."""
+    if deepspeed.uses_deepspeed(accelerator):
+        deepspeed.configure(accelerator, config)
+        ref_model = None if ref_model is None else deepspeed.unshared(ref_model, model)
+    is_encoder_decoder = getattr(model, "is_encoder_decoder", False)
+    model, optimizer, dataloader, lr_scheduler = accelerator.prepare(model, optimizer, dataloader, lr_scheduler)
+    if ref_model is not None:
+        ref_model = place_reference(ref_model, accelerator.device)
+    if deepspeed.uses_deepspeed(accelerator) and deepspeed.begin(model):
+        forward.forget_head(model.module)
+    if accelerator.is_fsdp2:
+        if ref_model is not None:
+            ref_model = fsdp2_prepare_model(accelerator, ref_model).eval()
+        for sharded in (model, ref_model):
+            if sharded is not None:
+                start_fsdp(sharded, is_encoder_decoder, accelerator.device)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return Prepared(model, ref_model, optimizer, dataloader, lr_scheduler, parameters)
+
+
+def place_reference(reference: Any, device: torch.device) -> Any:
+    """The reference in eval mode on `device`, unless its layers were placed when it was loaded."""
+    placed = getattr(reference, "is_sequential_parallel", False)
+    quantized = getattr(reference.pretrained_model, "quantization_method", None)
+    return (reference if placed or quantized else reference.to(device)).eval()

@@ -1,0 +1,358 @@
+"""`LanguageTrainer`: a `StepTrainer` whose policy is a language model, with a reference and a tokenizer.
+
+It holds what does not depend on the algorithm: models and data on their devices, the checks of what is given to `step`,
+forward passes, sampling, saving.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Optional, Union
+
+import datasets
+import torch
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+
+from trl_step.algorithms.diagnosis import Checkup, Circumstances
+from trl_step.core import PPODecorators
+from trl_step.models import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.sharding import is_sharded, whole_state_dict
+from trl_step.models.shortcuts.activations import fuse_activations
+from trl_step.models.shortcuts.modes import eval_mode
+from trl_step.sampling.local import all_eos_ids, generate_batched, padding_id
+from trl_step.trainer.batches.checks import StepInputs, checked_for
+from trl_step.trainer.batches.layout import make_layout
+from trl_step.trainer.batches.lengths import LengthLimits
+from trl_step.trainer.batches.padding import Padded, padding_on_the_right
+from trl_step.trainer.batches.rollout import Precomputed, Rollout
+from trl_step.trainer.engine.engine import FusedEngine
+from trl_step.trainer.engine.forward import TokenForward
+from trl_step.trainer.engine.memory_budget import MemoryBudget
+from trl_step.trainer.engine.models import Models, prepare, reference_context
+from trl_step.trainer.processes.accelerate_state import detach
+from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
+from trl_step.trainer.reports.watch import SamplingWatch, active_dropout
+from trl_step.trainer.runs.data_loader import positioned
+from trl_step.trainer.step_trainer import StepTrainer
+from trl_step.trainer.updates.optimizers import make_optimizer, make_updater
+
+LOGGED_COLUMNS = frozenset(("label", "query", "response"))
+"""Columns of a data set that the model does not read, but scripts and logs do."""
+
+
+class LanguageTrainer(StepTrainer):
+    """Policy, reference, tokenizer and data of a trainer, and forward passes over queries and responses.
+
+    Arguments: those of `PPOTrainer`, already checked.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        model: PreTrainedModelWrapper,
+        ref_model: Optional[PreTrainedModelWrapper],
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Any,
+        optimizer: Optional[torch.optim.Optimizer],
+        data_collator: Optional[Callable],
+        num_shared_layers: Optional[int],
+        lr_scheduler: Any,
+        training_data_collator: Optional[Callable],
+    ) -> None:
+        self.is_encoder_decoder: bool = getattr(model, "is_encoder_decoder", False)
+        self.is_peft_model: bool = getattr(model, "is_peft_model", False)
+        config.is_encoder_decoder, config.is_peft_model = self.is_encoder_decoder, self.is_peft_model
+        super().__init__(config)
+        if num_shared_layers is not None and ref_model is not None:
+            warnings.warn("num_shared_layers is ignored: a ref_model was given", UserWarning, stacklevel=2)
+        self.tokenizer = tokenizer
+
+        # policy and reference
+        # differs from v0.7: a reference given beside a PEFT model was ignored
+        self._reference_is_adapter = self.is_peft_model and (ref_model is None or config.exact_v07)
+        if ref_model is None and not self.is_peft_model:
+            ref_model = create_reference_model(model, num_shared_layers=num_shared_layers)
+        self.optional_peft_ctx: Callable = nullcontext
+        if self._reference_is_adapter:
+            self.optional_peft_ctx = reference_context(model, config)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+
+        self.model: Any = model
+        self.ref_model: Any = ref_model
+
+        # batches, and how the models are asked about them
+        models = [known for known in (model, ref_model) if known is not None]
+        self._layout = make_layout(config, tokenizer, self.is_encoder_decoder)
+        self._length_limits = LengthLimits(models, self.is_encoder_decoder, self._layout.fixed_length)
+        self._budget = MemoryBudget(config.forward_tokens)
+        self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
+        for known in models:
+            fuse_activations(known)
+            self._forward.register(known)
+        self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        self._custom_collator = training_data_collator is not None
+        self.dataset = dataset
+        dataloader = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
+
+        # everything on the device, and what makes the updates
+        optimizer = optimizer or make_optimizer(model, config.learning_rate)
+        prepared = prepare(
+            self.accelerator, config, model, ref_model, optimizer, dataloader, lr_scheduler, self._forward
+        )
+        self.model, self.ref_model = prepared.model, prepared.ref_model
+        self.optimizer: Any = prepared.optimizer
+        self.lr_scheduler: Any = prepared.lr_scheduler
+        self.model_params = prepared.parameters
+        detach(self.accelerator, self.optimizer, self.lr_scheduler, prepared.dataloader)
+        self.dataloader: Any = positioned(prepared.dataloader)
+        self._updater = make_updater(self._processes, self.model, self.optimizer, self.model_params, config)
+
+        self._sampling = SamplingWatch(config.temperature)
+        self._last_step: Optional[StepFacts] = None
+
+    def prepare_dataloader(
+        self, dataset: Union[torch.utils.data.Dataset, datasets.Dataset], data_collator: Optional[Callable] = None
+    ) -> torch.utils.data.DataLoader:
+        """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first."""
+        if isinstance(dataset, datasets.Dataset) and self.config.remove_unused_columns:
+            used = LOGGED_COLUMNS.union(inspect.signature(self.model.forward).parameters)
+            dataset = dataset.remove_columns([column for column in dataset.column_names if column not in used])
+        return torch.utils.data.DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size=self.config.batch_size,
+            collate_fn=data_collator,
+            shuffle=True,
+            drop_last=True,
+        )
+
+    @property
+    def _reference(self) -> Any:
+        return self.model if self._reference_is_adapter else self.ref_model
+
+    # --- batches -------------------------------------------------------------------------------------------------
+
+    def _checked(
+        self,
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
+        scores: list[torch.Tensor],
+        response_masks: Optional[list[torch.Tensor]],
+        precomputed: Precomputed,
+    ) -> StepInputs:
+        """The inputs of `step` in one form and on the device; all processes raise if one of them finds an error."""
+        pretrained = self.accelerator.unwrap_model(self.model).pretrained_model
+        error: ValueError | None = None
+        checked: Any = None
+        try:
+            checked = checked_for(
+                queries,
+                responses,
+                scores,
+                response_masks,
+                precomputed,
+                vocabulary=pretrained.get_input_embeddings().num_embeddings,
+                device=self.current_device,
+                limits=self._length_limits,
+                is_encoder_decoder=self.is_encoder_decoder,
+                exact_v07=self.config.exact_v07,
+                decoder_start=getattr(pretrained.config, "decoder_start_token_id", None),
+            )
+        except ValueError as found:
+            error = found
+        self._processes.raise_together(error)
+        return checked  # type: ignore[no-any-return]
+
+    def _batch(self, given: StepInputs) -> Rollout:
+        """Lists become a batch, once."""
+        inputs = self.prepare_model_inputs(given.queries, given.responses)
+        rollout = self._layout.batch(given.queries, given.responses, inputs, given.response_masks)
+        return self._layout.with_numbers(rollout, given.scores, given.precomputed)
+
+    def prepare_model_inputs(
+        self, queries: list[torch.Tensor], responses: list[torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """Padded inputs of the model, each [B, S] int64.
+
+        `input_ids` and `attention_mask` of query and response joined; for an encoder-decoder model of the queries,
+        with `decoder_input_ids` and `decoder_attention_mask` of the responses.
+        """
+        return self._layout.model_inputs(queries, responses, self._collate if self._custom_collator else None)
+
+    def _collate(self, sequences: Sequence[torch.Tensor]) -> Padded:
+        batch = self.data_collator([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in sequences])
+        padded = Padded(*(batch[key].to(self.current_device) for key in Padded._fields))
+        # differs from v0.7: padding on the left moved the positions of models that count them, such as GPT-2 and BART
+        return padded if self.config.exact_v07 else padding_on_the_right(*padded)
+
+    # --- forward passes ------------------------------------------------------------------------------------------
+
+    def _fused_engine(self) -> FusedEngine:
+        unwrap, sharded = self.accelerator.unwrap_model, self._updater.sharded
+        models = Models(self.model, self._reference, self.optional_peft_ctx, unwrap, sharded)
+        return FusedEngine(models, self._forward, self._budget, self.accelerator.autocast, self.config.mini_batch_size)
+
+    @PPODecorators.empty_device_cache()
+    def batched_forward_pass(
+        self,
+        model: PreTrainedModelWrapper,
+        queries: list[torch.Tensor],
+        responses: list[torch.Tensor],
+        model_inputs: Mapping[str, torch.Tensor],
+        return_logits: bool = False,
+        response_masks: Optional[list[torch.Tensor]] = None,
+    ) -> tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Run the model over padded inputs in mini-batches, dropout off.
+
+        Args:
+            queries, responses: what `model_inputs` was made of; their lengths place the response
+            model_inputs: as `prepare_model_inputs` makes them, each [B, S]
+            return_logits: keep the logits and fill every position; else only the counted ones are computed
+            response_masks: each [R_i]
+
+        Returns:
+            log-probs [B, T = S - 1] float32 of the next token; logits [B, T, V] or None; values [B, T]; and the mask
+            [B, T] int64 of the positions that predict a counted response token.
+        """
+        batch, engine = self._layout.batch(queries, responses, model_inputs, response_masks), self._fused_engine()
+        with eval_mode(model), self.accelerator.autocast():
+            if return_logits or torch.is_grad_enabled():
+                left_padded, size = batch.positions.left_padded, engine.size
+                logprobs, logits, values = self._forward.everything(model, model_inputs, left_padded, size)
+                return logprobs, logits if return_logits else None, values, batch.mask
+            logprobs, values = engine.sweep(model, batch)
+            return logprobs, None, values, batch.mask
+
+    # --- sampling ------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        query_tensor: Union[torch.Tensor, list[torch.Tensor]],
+        length_sampler: Optional[Callable] = None,
+        batch_size: int = 4,
+        return_prompt: bool = True,
+        generate_ref_response: bool = False,
+        **generation_kwargs: Any,
+    ) -> Any:
+        """Sample responses with the policy, in eval mode.
+
+        Args:
+            query_tensor: one query [Q] int64, or a list of them of any lengths
+            length_sampler: called once per query, gives its number of new tokens
+            batch_size: prompts that run together at least; more do while `config.generation_tokens` allows
+            return_prompt: keep the query in front of the response (decoder-only models)
+            generate_ref_response: sample from the reference as well
+            generation_kwargs: for `model.generate`; `remove_padding=False` and `pad_to_multiple_of` are taken too
+
+        Returns:
+            for a list: a list of responses [R_i] in the same order, each ending behind its first end-of-sequence
+            token; for a single query [1, R]. With `generate_ref_response` a pair of these.
+
+        Raises:
+            ValueError: a query that is not one-dimensional or empty.
+        """
+        queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
+        for i, query in enumerate(queries):
+            if not isinstance(query, torch.Tensor) or query.dim() != 1 or len(query) == 0:
+                shape = tuple(query.shape) if isinstance(query, torch.Tensor) else type(query).__name__
+                raise ValueError(f"query_tensor[{i}] must be a tensor of token ids with one dimension, got {shape}")
+        if length_sampler is not None:
+            generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
+        policy = self.accelerator.unwrap_model(self.model)
+        self._sampling.saw_generate(policy, generation_kwargs)
+
+        def sample(model: Any) -> Any:
+            responses = self._generate_batched(
+                model, queries, batch_size=batch_size, return_prompt=return_prompt, **generation_kwargs
+            )
+            return responses if isinstance(query_tensor, (list, tuple)) else responses[0].unsqueeze(0)
+
+        response = sample(self.model)
+        if not generate_ref_response:
+            return response
+        with self.optional_peft_ctx():
+            return response, sample(self._reference)
+
+    def _generate_batched(
+        self,
+        model: Any,
+        query_tensors: Sequence[torch.Tensor],
+        length_sampler: Optional[Callable] = None,
+        batch_size: int = 4,
+        return_prompt: bool = True,
+        pad_to_multiple_of: Optional[int] = None,
+        remove_padding: bool = True,
+        **generation_kwargs: Any,
+    ) -> list[torch.Tensor]:
+        if length_sampler is not None:
+            generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in query_tensors]
+        unwrapped, end = self.accelerator.unwrap_model(model), self.tokenizer.eos_token_id
+        with self.accelerator.autocast():
+            return generate_batched(
+                unwrapped,
+                query_tensors,
+                pad_token_id=padding_id(self.tokenizer, generation_kwargs.pop("pad_token_id", None)),
+                eos_token_ids=[] if end is None else [end],  # the model's own and the call's join them
+                is_encoder_decoder=self.is_encoder_decoder,
+                device=self.current_device,
+                batch_size=batch_size,
+                token_budget=self.config.generation_tokens,
+                max_new_tokens=generation_kwargs.pop("max_new_tokens", None),
+                return_prompt=return_prompt,
+                remove_padding=remove_padding,
+                pad_to_multiple_of=pad_to_multiple_of,
+                **generation_kwargs,
+            )
+
+    # --- reports -------------------------------------------------------------------------------------------------
+
+    @property
+    def _end_tokens(self) -> tuple[int, ...]:
+        """Ids that end a response: the tokenizer's and those of the model's generation config."""
+        own = self.tokenizer.eos_token_id
+        policy = self.accelerator.unwrap_model(self.model)
+        return tuple(all_eos_ids(policy, [] if own is None else [own], {}))
+
+    def _diagnose(self, stats: dict[str, Any], given: StepInputs) -> None:
+        """Look for what is wrong with the run, and warn of it."""
+        ragged = len({len(query) for query in given.queries}) > 1
+        seen = Circumstances(
+            dropout=active_dropout(self.accelerator.unwrap_model(self.model).pretrained_model),
+            pads_right=ragged and not self.is_encoder_decoder and self.tokenizer.padding_side == "right",
+            given_logprobs=given.precomputed.old_logprobs is not None,
+            given_masks=given.response_masks is not None,
+            end_tokens=self._end_tokens,
+        )
+        self._sampling.saw_step(stats, seen, self._processes.is_main)
+
+    def step_cost(self) -> StepCost:
+        """The FLOPs and seconds of the last step, and how far from the machine's limit it was.
+
+        The machine's matrix rate is measured at the first call (a fraction of a second) and then remembered.
+
+        Raises:
+            ValueError: no step was made yet.
+        """
+        if self._last_step is None:
+            raise ValueError("step_cost reports the last step, but there was none; call step first")
+        return cost_of(self._last_step, self.accelerator.unwrap_model(self.model), self.config.mini_batch_size)
+
+    @property
+    def checkup(self) -> Checkup:
+        """What was found to be wrong in the steps so far; `trl_step.extras.doctor` reads it."""
+        return self._sampling.checkup
+
+    # --- saving --------------------------------------------------------------------------------------------------
+
+    def _save_pretrained(self, save_directory: str) -> None:
+        policy, state = self.accelerator.unwrap_model(self.model), None
+        if is_sharded(policy):
+            state = whole_state_dict(policy, keep=self._processes.is_main)
+        if not self._processes.is_main:
+            return
+        policy.save_pretrained(save_directory, state_dict=state)
+        self.tokenizer.save_pretrained(save_directory)
+        self.create_model_card(save_directory)

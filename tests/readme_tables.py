@@ -39,7 +39,7 @@ def _row(stat: Stat) -> str:
 
 
 PORTING = DOCS / "from-trl-0.7.md"
-TUNING = DOCS / "which-number.md"
+TUNING = DOCS / "which-setting.md"
 PAGES = (README, PORTING, TUNING, DOCS / "performance.md")
 CURVES = ("env/reward_mean", "objective/kl", "ppo/policy/entropy", "ppo/policy/clipfrac", "ppo/val/var_explained")
 CALL_NAMES = {

@@ -1,4 +1,4 @@
-"""Legacy import path: most of its names live elsewhere."""
+"""Legacy import path: most of its names are defined elsewhere."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def exact_div(a: int, b: int, a_str: str, b_str: str, custom_error_message: str = "") -> int:
-    """a / b where that is a whole number.
+    """a / b if that is a whole number.
 
     Raises:
         ValueError: there is a remainder; `a_str` and `b_str` name the two in the message.
@@ -84,7 +84,7 @@ def trl_sanitze_kwargs_for_tagging(
 def get_global_statistics(
     accelerator: Any, xs: torch.Tensor, mask: torch.Tensor | None = None, device: str | torch.device = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean, biased variance and count of `xs` over all processes, where `mask` is 1: three 0-d tensors."""
+    """Mean, biased variance and count of the `xs` whose `mask` is 1, over all processes: three 0-d tensors."""
     reduce_sum = sum_over_processes(accelerator)
     xs = xs.to(accelerator.device)
     weights = torch.ones_like(xs) if mask is None else mask.to(xs)

@@ -2,7 +2,7 @@
 curves and what was measured.
 
 `python -m tests.readme_tables` writes them anew after a change of `trl_step.algorithms.stats`,
-of `trl_step.port.rules`, or of what lies in `benchmarks/results/`.
+of `trl_step.port.rules`, or of the files in `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _code(names: Iterable[str]) -> str:
 
 
 def _new(rule: Rule) -> str:
-    """What stands where a flag was true, or where a value was given."""
+    """The replacement of a true flag or of a given value."""
     values = {"top_k": 0.0, "min_length": -1, "device_map": {"": 0}}
     flag = isinstance(rule, (Flag, Quantization))
     given = {name: values.get(name, True if flag else UNKNOWN) for name in rule.old[: 1 if flag else None]}

@@ -81,7 +81,7 @@ def test_doctor_reads_tensorboard_logs(tmp_path: Path, capsys: pytest.CaptureFix
         ("{}\n{", r"run\.jsonl:2 is not JSON"),
         ("{}\n\n[1]", r"run\.jsonl:3 is a list"),
         (None, "has no statistics"),
-        ("", "holds no stat"),
+        ("", "has no stat"),
     ],
 )
 def test_doctor_says_what_it_cannot_read(tmp_path: Path, text: str | None, message: str) -> None:

@@ -89,10 +89,10 @@ class ChatTemplate:
             whole = self.render([*prompt, {"role": "assistant", "content": self._placeholder}, *new], open_turn=True)
         except Exception:  # the template's raise_exception: tool messages may need preceding calls
             return None
-        behind = self._after_placeholder(whole)
-        if behind is not None:
-            known = ending if ending is not None and behind.startswith(ending) else ""
-            return Between(known, behind[len(known) :])
+        after = self._after_placeholder(whole)
+        if after is not None:
+            known = ending if ending is not None and after.startswith(ending) else ""
+            return Between(known, after[len(known) :])
         if not ending:
             return None
         # the placeholder is gone: the turn ends at the last of as many endings as there were before `new`
@@ -119,8 +119,8 @@ class ChatTemplate:
         return Between(ending, whole[len(closed) :]) if ending is not None and whole.startswith(closed) else None
 
     def _after_placeholder(self, text: str) -> str | None:
-        _, found, behind = text.rpartition(self._placeholder)
-        return behind if found else None
+        _, found, after = text.rpartition(self._placeholder)
+        return after if found else None
 
     def tokenize(self, text: str, device: torch.device) -> torch.Tensor:
         """Ids of rendered text [n] int64; the template has already added BOS and other special tokens."""

@@ -44,8 +44,8 @@ def find_tool_call(text: str, request_token: str, call_token: str) -> tuple[str 
 
     A request inside a request is not a call: it is ambiguous which of the two is meant.
     """
-    _, opened, behind = text.partition(request_token)
-    body, closed, _ = behind.partition(call_token)
+    _, opened, rest = text.partition(request_token)
+    body, closed, _ = rest.partition(call_token)
     if not opened or not closed or request_token in body:
         return None, None
     name = re.search(r"<([^>\n]*)>", body)

@@ -54,4 +54,4 @@ def diagnose(run: Run) -> list[Finding]:
 
 def report(run: Run) -> str:
     """The findings of `diagnose` as text, one line each."""
-    return "\n".join(map(str, diagnose(run))) or "the statistics show nothing wrong"
+    return "\n".join(map(str, diagnose(run))) or "nothing is wrong as far as the statistics show"

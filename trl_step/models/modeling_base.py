@@ -221,12 +221,12 @@ class PreTrainedModelWrapper(nn.Module):
         """Write the model and the value head into a folder, as safetensors.
 
         A whole model is one checkpoint that also loads as a plain transformers model. Of a model with adapters, the
-        adapters are written (without the frozen reference) and the value head beside them, as `model.safetensors`.
+        adapters are written (without the frozen reference), and the value head as `model.safetensors`.
 
         Args:
             save_directory: the folder.
-            *args, **kwargs: of the wrapped model's `save_pretrained`, such as `max_shard_size`. `state_dict` stands in
-                for `self.state_dict()`, for weights that were gathered from several processes.
+            *args, **kwargs: of the wrapped model's `save_pretrained`, such as `max_shard_size`. `state_dict`
+                replaces `self.state_dict()`, for weights that were gathered from several processes.
         """
         if not kwargs.pop("safe_serialization", True):
             warnings.warn("safe_serialization=False is ignored: checkpoints are written as safetensors", stacklevel=2)

@@ -67,9 +67,9 @@ def translation_table() -> str:
     lines = ["| call | old | new | why |", "|---|---|---|---|"]
     lines += [f"| {call} | {_code(old)} | {new} | {why} |" for (call, new, why), old in rows.items()]
     lines += [f"| import | `{'.'.join(old)}` | `{'.'.join(new)}` | it moved |" for old, new in MOVED.items()]
-    lines += [f"| method of a tokenizer | `{name}` | the call itself | it is gone |" for name in RENAMED_METHODS]
+    lines += [f"| method of a tokenizer | `{name}` | call the tokenizer | it was removed |" for name in RENAMED_METHODS]
     for name, parameter in NEW_PARAMETERS.items():
-        lines.append(f"| method of your `Trainer` | `{name}` | takes `{parameter}`, too | it is called with it |")
+        lines.append(f"| method of your `Trainer` | `{name}` | also takes `{parameter}` | `Trainer` passes it |")
     return "\n".join(lines)
 
 

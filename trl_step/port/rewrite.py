@@ -128,7 +128,7 @@ class Rewriter:
         module, name = MOVED[str(node.module), alias.name]
         bound = alias.asname or alias.name
         text = name if name == bound else f"{name} as {bound}"
-        note = f"{alias.name} is gone from {node.module}"
+        note = f"{alias.name} was removed from {node.module}"
         if module == node.module:
             return self.script.edit(self.script.span(alias), text, note)
         if len(node.names) == 1:
@@ -340,7 +340,8 @@ class Rewriter:
                 end = self.script.span(node.func)[1]
                 start = self.script.data.rindex(b".", 0, end)
                 new = ".__call__" if _is_super(node.func.value) else ""
-                yield Edit(start, end, new, node.func.end_lineno or node.lineno, f"{node.func.attr} is the call itself")
+                note = f"{node.func.attr} was removed: call the tokenizer"
+                yield Edit(start, end, new, node.func.end_lineno or node.lineno, note)
             elif isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Trainer") for base in node.bases):
                 yield from self._override_edits(node)
 
@@ -354,7 +355,7 @@ class Rewriter:
             if method.args.kwarg is None and parameter not in [argument.arg for argument in given]:
                 end = self.script.end_of_parameters(method)
                 comma = " " if self.script.data[:end].endswith(b",") else ", "
-                note = f"{method.name} is given {parameter} as well"
+                note = f"Trainer also passes {parameter} to {method.name}"
                 yield self.script.edit((end, end), f"{comma}{parameter}=None", note)
 
 

@@ -253,7 +253,7 @@ TRAINING: tuple[Rule, ...] = (
     Flag("adafactor", {"optim": "adafactor"}, {}, "the optimizer is chosen by its name", {"optim": "adamw_torch"}),
     Flag("group_by_length", {"train_sampling_strategy": "group_by_length"}, {}, "sampling is chosen by its name",
          {"train_sampling_strategy": "random"}),
-    Flag("include_inputs_for_metrics", {"include_for_metrics": ["inputs"]}, {}, "it is one of several",
+    Flag("include_inputs_for_metrics", {"include_for_metrics": ["inputs"]}, {}, "several inputs can be chosen",
          {"include_for_metrics": []}),
     Group(("dispatch_batches", "split_batches"), "accelerator_config", "accelerate's settings are in one dictionary"),
     *(Drop(name, WHAT_TO_DO.get(name, "transformers 5 has no such setting")) for name in WITHOUT_EFFECT),

@@ -4,7 +4,7 @@ Without a network, in about two minutes on two cores; the first run builds a sma
 
     python examples/calculator/ppo_calculator.py
 
-With a model from the hub, which is shown the calculator in a prompt (made for a GPU):
+With a model from the hub, which is shown the calculator in a prompt (meant for a GPU):
 
     python examples/calculator/ppo_calculator.py --model_name Qwen/Qwen2.5-0.5B --learning_rate 1e-5 --steps 6400
 

@@ -4,7 +4,7 @@ Without a network, in about two minutes on two cores; the first run builds a sma
 
     python examples/guess_number/ppo_guess_number.py
 
-With a chat model from the hub (made for a GPU):
+With a chat model from the hub (meant for a GPU):
 
     python examples/guess_number/ppo_guess_number.py --model_name Qwen/Qwen2.5-0.5B-Instruct --chat \
         --learning_rate 1e-5 --steps 6400

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# waiting threads sleep in place of spinning: on a busy machine a spinning one takes the core that it waits for
+# waiting threads sleep instead of spinning: on a busy machine a spinning thread occupies the core that it waits for
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help demo demo-calculator demo-game stack-llama test test-fast bench-quick lint type format clean
@@ -36,7 +36,7 @@ test-fast: $(INSTALLED) ## run all tests that are not marked slow
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 BENCHMARKS := step generate scaling options soak environment demo_seeds curves
-bench-quick: $(INSTALLED) ## run every benchmark on a tiny case, to see that it works; times are not judged
+bench-quick: $(INSTALLED) ## run every benchmark on a tiny case, to see that it works; times are not checked
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick; done
 
 lint: $(INSTALLED) ## ruff: rules and format

@@ -1,4 +1,4 @@
-"""The cases that steps are timed on, and the least arithmetic each of them needs. Plain Python, for every peer."""
+"""The cases for timing a step, and the minimum arithmetic of each. Plain Python, so that every peer can import it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PPO_EPOCHS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of random tokens on a GPT-2 shape; lengths are (shortest, longest), drawn evenly."""
+    """A batch of random tokens on a GPT-2 shape; lengths are (shortest, longest), drawn uniformly."""
 
     name: str
     layers: int
@@ -24,11 +24,11 @@ class Case:
     vocabulary: int = VOCABULARY
 
     def arguments(self) -> dict:
-        """As JSON takes it."""
+        """As a dictionary for JSON."""
         return asdict(self)
 
     def lengths(self) -> list[tuple[int, int]]:
-        """(query, response) of each sample: evenly spread, then shuffled by a fixed rule; the same for every peer."""
+        """(query, response) lengths of each sample: evenly spaced, then shuffled by a fixed rule, for every peer."""
 
         def spread(low: int, high: int, stride: int) -> list[int]:
             steps = max(self.samples - 1, 1)
@@ -37,7 +37,7 @@ class Case:
         return list(zip(spread(*self.query, 5), spread(*self.response, 3)))  # noqa: B905  (Python 3.9 peers)
 
     def flops(self) -> float:
-        """Floating-point operations of one step that the algorithm cannot do without; a multiply-add counts 2."""
+        """Minimum floating-point operations of one step; a multiply-add counts 2."""
         d, epochs = self.width, PPO_EPOCHS
         totals = [q + r for q, r in self.lengths()]
         trunk = sum(24 * self.layers * d * d * s + 2 * self.layers * d * s * s for s in totals)
@@ -45,7 +45,7 @@ class Case:
         if self.lora:  # frozen weights: the backward pass needs one product, not two
             return (2 + 2 * epochs) * (trunk + head)
         frozen = self.shared_layers / self.layers
-        per_epoch = 2 if frozen else 3  # the tied head is frozen together with the bottom
+        per_epoch = 2 if frozen else 3  # the tied head is frozen together with the bottom layers
         return frozen * trunk + (2 + 3 * epochs) * (1 - frozen) * trunk + (2 + per_epoch * epochs) * head
 
 

@@ -1,4 +1,4 @@
-"""The options that the timings have in common."""
+"""The common options of the timings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from report import RESULTS
 
 QUICK = {"peers": ["trl_step"], "rounds": 1, "runs": 1, "steps": 1, "retries": 0}
 HELP = {
-    "rounds": "fresh processes of each contender, in turn",
+    "rounds": "fresh processes of each contender, alternating",
     "runs": "runs in each process",
     "steps": "timed calls in each process",
-    "retries": "how often a run is repeated in which the machine was not steady",
+    "retries": "how often a run is repeated if the machine was not steady",
     "threads": "of each process",
 }
 
@@ -24,10 +24,10 @@ def options(text: str, peers: Sequence[str] | None = None, **counts: int) -> arg
 
     Args:
         text: its first line says what the script does
-        peers: the libraries that are timed if `--peers` names no others; None: trl_step is the only one
+        peers: the libraries that are timed by default, without `--peers`; None: trl_step is the only one
     """
     parser = argparse.ArgumentParser(description=text.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, trl_step alone: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, trl_step alone, to see that it works")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     for name, default in (counts | {"threads": 2}).items():
         parser.add_argument(f"--{name}", type=int, default=default, help=HELP[name])

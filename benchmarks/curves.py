@@ -1,4 +1,4 @@
-"""What a setting does to the curves of a run: the sentiment example with one setting turned, as PNGs and JSON.
+"""The effect of a setting on the curves of a run: the sentiment example with one setting changed, as PNGs and JSON.
 
     python benchmarks/curves.py              # all runs, then docs/plots/*.png; a quarter of an hour on two cores
     python benchmarks/curves.py --redraw     # the plots alone, from benchmarks/results/curves.json
@@ -50,7 +50,7 @@ EXPERIMENTS: dict[str, dict[str, list[str]]] = {
         "cliprange=0.02": ["--cliprange=0.02"],
     },
 }
-"""For each plot its lines: a name and the options of the example. The default has a learning rate of 3e-4, batches of
+"""The lines of each plot: a name and the options of the example. The default has a learning rate of 3e-4, batches of
 64, mini-batches of 32, 4 PPO epochs, a clip range of 0.2 and a KL coefficient of 0.2 that adapts to a target of 6."""
 PANELS = {
     "env/reward_mean": "mean score",
@@ -65,7 +65,7 @@ Curves = dict[str, list[float]]
 
 
 def run_example(options: list[str], folder: Path, cache: Path) -> Curves:
-    """The values of `PANELS` in every step, and under "samples" how many had been seen."""
+    """The values of `PANELS` in every step, and under "samples" the number of samples seen so far."""
     command = [sys.executable, str(SCRIPT), "--output_dir", str(folder), "--cache_dir", str(cache), *options]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     subprocess.run(command, check=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path})
@@ -76,7 +76,7 @@ def run_example(options: list[str], folder: Path, cache: Path) -> Curves:
 
 
 def measure(folder: Path, quick: bool) -> dict[str, dict[str, Curves]]:
-    """Curves by plot and line; a line that stands in several plots is run once."""
+    """Curves by plot and line; a line that is in several plots is run once."""
     common = [*TINY, "--log_with=tensorboard"] if quick else [f"--steps={SAMPLES}"]
     runs: dict[str, Curves] = {}
     for lines in EXPERIMENTS.values():
@@ -115,7 +115,7 @@ def draw(plot: str, lines: dict[str, Curves], folder: Path) -> Path:
     figure.savefig(drawn, dpi=80)
     Image.open(drawn).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
         path, optimize=True
-    )  # a third in size
+    )  # a third of the size
     return path
 
 

@@ -1,9 +1,9 @@
-"""The sentiment example with three seeds: what it claims about reward, KL, variety and time, as a table and JSON.
+"""The sentiment example with three seeds: checks its claims about reward, KL, variety and time; a table and JSON.
 
     python benchmarks/demo_seeds.py
     python benchmarks/demo_seeds.py --quick    # two steps of a tiny model, only to see that it works
 
-The built-in model and data are built anew, in the first run; options behind `--` go to the example.
+The built-in model and data are built again, in the first run; options after `--` are passed to the example.
 Ends with status 1 if a run misses a bound.
 """
 
@@ -33,12 +33,12 @@ TINY = [
 
 
 def run_example(seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
-    """The summary of one run in a process of its own, with its processor time added."""
+    """The summary of one run in a separate process, with its CPU time added."""
     output = folder / f"seed{seed}"
     before = os.times()
     command = [sys.executable, str(SCRIPT), "--seed", str(seed), "--output_dir", str(output), *options]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    # threads that wait asleep: spinning ones take ten times as long where other processes share the cores
+    # waiting threads sleep: spinning ones take ten times as long if other processes share the cores
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path}
     subprocess.run([*command, "--cache_dir", str(folder / "cache")], check=True, env=environment)
     after = os.times()
@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("options", nargs="*", help="options for the example, behind --")
+    parser.add_argument("options", nargs="*", help="options for the example, after --")
     arguments = parser.parse_args()
     seeds, options = (arguments.seeds[:1], TINY) if arguments.quick else (arguments.seeds, [])
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Episodes per second of `TextEnvironment.run`, beside release 0.7.11: 32 episodes of 4 turns, a tool that takes 50 ms.
+"""Episodes per second of `TextEnvironment.run` and of release 0.7.11: 32 episodes of 4 turns, a tool that takes 50 ms.
 
 python benchmarks/environment.py
 python benchmarks/environment.py --quick    # only to see that it works
@@ -39,7 +39,7 @@ def main() -> None:
             processor[name] += result["processor_seconds"]
             tokens[name] = result["written_tokens"]
     if len(set(tokens.values())) != 1:
-        raise SystemExit(f"the contenders did not write equally many tokens: {tokens}")
+        raise SystemExit(f"the contenders did not write the same number of tokens: {tokens}")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     base = medians.get(REFERENCE)
     rows = [

@@ -28,10 +28,10 @@ def tokenizer() -> Any:
 
 
 class WritesCalls(LogitsProcessor):
-    """Makes the model write `<request><tool>`, some words and `<call>`, whatever it would say itself.
+    """Makes the model write `<request><tool>`, some words and `<call>`, whatever it would write itself.
 
     The number of words follows from the row's first word, so that turns differ in length and are the same for every
-    library. Behind its call a row that is not stopped goes on with words.
+    library. After its call a row that is not stopped continues with words.
     """
 
     def __init__(self, ids: dict[str, int]) -> None:
@@ -97,7 +97,7 @@ def main() -> None:
         written = sum(int(mask.sum()) for mask in masks)
         calls = [history.text.count("<response>") for history in histories]
         if calls != [case["turns"]] * case["episodes"]:
-            raise SystemExit(f"episodes with other numbers of tool calls than {case['turns']}: {calls}")
+            raise SystemExit(f"episodes whose number of tool calls is not {case['turns']}: {calls}")
     result = {"seconds": seconds, "processor_seconds": processor_seconds, "written_tokens": written}
     print("RESULT " + json.dumps(result))
 

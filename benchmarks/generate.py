@@ -1,4 +1,4 @@
-"""Time of `trainer.generate` with default batching, on ragged prompts, beside release 0.7.11.
+"""Time of `trainer.generate` with default batching, on ragged prompts, compared with release 0.7.11.
 
 python benchmarks/generate.py
 python benchmarks/generate.py --quick    # only to see that it works
@@ -30,7 +30,7 @@ def main() -> None:
             seconds[name] += result["seconds"]
             tokens[name] = result["new_tokens"][0]
     if len(set(tokens.values())) != 1:
-        raise SystemExit(f"the contenders did not sample equally many tokens: {tokens}")
+        raise SystemExit(f"the contenders did not sample the same number of tokens: {tokens}")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     base = medians.get(REFERENCE)
     rows = [

@@ -24,7 +24,7 @@ def main() -> None:
     trainer = library.PPOTrainer(config, make_model(library, case), None, tokenizer())
     generator = torch.Generator().manual_seed(0)
     queries = [torch.randint(8, case.vocabulary, (q,), generator=generator) for q, _ in case.lengths()]
-    # every response has its full length: no token ends it, so that all peers sample equally many
+    # every response has its full length: no token ends it, so that all peers sample the same number of tokens
     options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": case.response[1], "pad_token_id": 0}
     options |= {"min_new_tokens": case.response[1], "return_prompt": False}
     trainer.generate(queries[:4], **options)

@@ -1,10 +1,10 @@
-"""What one setting costs beside the defaults: time and memory of a step, and how far its statistics move.
+"""The cost of one setting compared with the defaults: time and memory of a step, and how far its statistics move.
 
     python benchmarks/options.py
     python benchmarks/options.py --quick    # only to see that it works
 
-`mkldnn` is `torch.backends.mkldnn`: without it torch's own float32 products serve, see `trl_step/products.py`. `bf16`
-is `mixed_precision: bf16`: it is faster than float32 on processors that have products in bfloat16.
+`mkldnn` is `torch.backends.mkldnn`: without it torch's own float32 products are used, see `trl_step/products.py`.
+`bf16` is `mixed_precision: bf16`: it is faster than float32 on processors that have bfloat16 products.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SPREADS = {
     "objective/kl": lambda _: 1.0,
     "ppo/mean_non_score_reward": lambda _: 1.0,
 }
-"""Means of numbers of both signs, with the deviation of those numbers (1 for what is 0 but for rounding): their own
-size says nothing."""
+"""Means of numbers of both signs, with the standard deviation of those numbers (1 if they are 0 except for rounding):
+the size of the mean itself says nothing."""
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -41,13 +41,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gradient_checkpointing=True": {"config": {"gradient_checkpointing": True}},
     "forward_tokens=512": {"config": {"forward_tokens": 512}},
 }
-"""What is timed, by name: what the job has beside the case."""
+"""What is timed: the name, and what the job has in addition to the case."""
 
 
 def moved(ours: dict[str, float], defaults: dict[str, float]) -> tuple[float, str]:
-    """The statistic of the first step that moves furthest: by how much, and which.
+    """The largest change of a statistic of the first step, and the key of that statistic.
 
-    Relative to its value with the defaults; a mean of numbers of both signs, to their deviation if that is larger.
+    Relative to its value with the defaults; for a mean of numbers of both signs, to their standard deviation if that
+    is larger.
     """
 
     def distance(key: str) -> float:
@@ -83,7 +84,7 @@ def main() -> None:
         for name, r in found.items()
     ]  # fmt: skip
     header = ["setting", "s/step", "time", "CPU time", "peak MB", "kept for backward MB", "statistics move by", "most"]
-    show("one PPO step, a setting beside the defaults", header, rows)
+    show("one PPO step, a setting compared with the defaults", header, rows)
     if not args.quick:
         save("options", {"case": case.arguments(), "settings": found}, args.output)
 

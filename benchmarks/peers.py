@@ -1,4 +1,4 @@
-"""The libraries that are timed side by side, each in a virtual environment of its own."""
+"""The libraries that are compared, each in its own virtual environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONSTRAINTS = HERE.parent / "constraints.txt"
 
 
 class Peer(NamedTuple):
-    """`packages`: what pip installs; empty: the running Python is used as it is."""
+    """`packages`: what pip installs; empty: the running Python is used."""
 
     name: str
     library: str
@@ -43,7 +43,7 @@ PEERS = {
 
 
 def python_of(peer: Peer, given: dict[str, str]) -> str:
-    """The Python that runs a peer: one that was named, the running one, or that of an environment made once."""
+    """The Python that runs a peer: a given one, the running one, or that of an environment that is built once."""
     if peer.name in given:
         return given[peer.name]
     if not peer.packages:
@@ -65,10 +65,10 @@ def run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
     """Run `script` in a fresh process and read the line that it prints.
 
     Raises:
-        RuntimeError: with the end of what the process said, if it printed no result.
+        RuntimeError: the process printed no result; the message has the end of its output.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(job.get("threads", 2))}
-    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # for all alike: on a shared machine spinning threads time each other
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # on a shared machine spinning threads would time each other
     environment["PYTHONPATH"] = str(HERE.parent) if job["library"] == "trl_step" else ""
     done = subprocess.run(
         [python, str(HERE / script), json.dumps(job)], capture_output=True, text=True, env=environment, check=False

@@ -1,4 +1,4 @@
-"""What every benchmark does with its numbers: the machine they come from, a table, a JSON file, a bar chart."""
+"""Reports the numbers of a benchmark: the machine, a table, a JSON file, a bar chart."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
 
 
 def save(name: str, data: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write `folder`/`name`.json, with the machine in front."""
+    """Write `folder`/`name`.json, which begins with the machine."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **data}, indent=1) + "\n")

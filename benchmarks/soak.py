@@ -3,8 +3,8 @@
 python benchmarks/soak.py
 python benchmarks/soak.py --quick    # only to see that it works
 
-Prints resident memory and open file handles on the way. Ends with status 1 if, at the end, the memory is more than 5 %
-above that behind step 50, or the number of handles differs.
+Prints resident memory and open file handles during the run. Exits with status 1 if, at the end, the memory is more
+than 5 % above that after step 50, or the number of handles differs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def task(rng: random.Random) -> tuple[str, str]:
 
 
 def make_model(tokenizer: Any, updates: int) -> GPT2LMHeadModel:
-    """A model that has read `updates` batches of worked examples, so that it calls its tool."""
+    """A model trained on `updates` batches of worked examples, so that it calls its tool."""
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=3, n_head=4, n_positions=128, eos_token_id=1)
     for rate in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
         setattr(config, rate, 0.0)
@@ -77,12 +77,12 @@ def calculator(query: str) -> str:
 
 
 def right(texts: list[str], answers: list[str]) -> list[float]:
-    """1 for the right answer behind the tool's reply."""
+    """1 for the right answer after the tool's reply."""
     return [float(text.strip().startswith(answer + "<submit>")) for text, answer in zip(texts, answers, strict=True)]
 
 
 def resident() -> dict[str, float]:
-    """Of this process, once garbage is collected."""
+    """Of this process, after garbage collection."""
     gc.collect()
     process = psutil.Process()
     return {

@@ -1,10 +1,10 @@
-"""Time and memory of one PPO step beside older releases, and how far it is from the machine's own limit.
+"""Time and memory of one PPO step compared with older releases, and how far it is from the machine's own limit.
 
     python benchmarks/step.py            # about half an hour on two cores
     python benchmarks/step.py --quick    # seconds: only to see that it works
     python benchmarks/step.py --cases small ragged --peers trl_step "trl 0.7.11" --rounds 5
 
-Every run is a fresh process: one warm-up, then `--steps` steps. The contenders run in turn, `--rounds` times. No time
+Every run is a fresh process: one warm-up, then `--steps` steps. The contenders alternate, `--rounds` times. No time
 is reported before the warm-up's statistics and weights agree with release 0.7.11. A run in which the machine's matrix
 rate changed by more than 15 % between start and end is repeated, at most `--retries` times.
 """
@@ -44,7 +44,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], rtol: float = 2e-3
 
 
 def measure(case: Case, peers: list[str], pythons: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """All runs of one case, contenders in turn."""
+    """All runs of one case, with alternating contenders."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
     for _ in range(args.rounds):
         for name in peers:
@@ -70,8 +70,8 @@ def measure(case: Case, peers: list[str], pythons: dict[str, str], args: argpars
 def summary(case: Case, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Median and minimum over all steps of all runs.
 
-    The limit is taken at the rate of torch's own product, the same for every library, and besides at that of the
-    library's own, which may be faster.
+    The limit is computed with the rate of torch's own product, the same for every library, and also with that of the
+    library's own product, which may be faster.
     """
     seconds = [s for result in results for s in result["seconds"]]
     rate = max(rate for result in results for rate in result["rate"])
@@ -90,7 +90,7 @@ def summary(case: Case, results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ratio(case: Case, results: list[dict[str, Any]], rate: str) -> float:
-    """Median time of a step over that of its products alone, at the best `rate` of the same process."""
+    """Median time of a step divided by that of its products alone, at the best `rate` of the same process."""
     return statistics.median([s * max(result[rate]) / case.flops() for result in results for s in result["seconds"]])
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/worker.py '{"library": "trl_step", "case": {...}, "steps": 5}'
 
-Runs under the packages of release 0.7.11 as well, so it keeps to what both know.
+Also runs with the packages of release 0.7.11, so it only uses what both have.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PeakMemory:
 
 
 def own_product(library: str):
-    """What the library multiplies matrices with."""
+    """The library's matrix product."""
     return importlib.import_module("trl_step.products").product if library == "trl_step" else torch.mm
 
 
@@ -137,7 +137,7 @@ def batch(case: Case, seed: int):
 
 
 def saved_for_backward(trainer, inputs) -> float:
-    """Most megabytes that one mini-batch keeps for its backward pass, weights not counted."""
+    """Maximum megabytes that one mini-batch keeps for its backward pass, without weights."""
     weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
     kept: dict = {}
     most = 0.0

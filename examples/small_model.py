@@ -1,4 +1,4 @@
-"""A GPT-2 of a few hundred thousand weights over a handful of words, for examples that start from nothing."""
+"""A GPT-2 of a few hundred thousand weights over a handful of words, for examples that start from scratch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 WORDS = r"<\w+>|\d| ?[^\W\d]+|\s|[^\w\s]"
-"""A token is a word in angle brackets, a digit, a word with the blank before it, a blank, or a punctuation mark."""
+"""A token is a word in angle brackets, a digit, a word with the space before it, a space, or a punctuation mark."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SmallModelSettings:
     width: int = 128
     """width of the language model"""
     updates: int = 600
-    """optimizer steps of its training on written episodes"""
+    """optimizer steps of its training on generated episodes"""
     batch: int = 64
     """episodes in each of them"""
     seed: int = 0
@@ -41,7 +41,7 @@ class SmallModelSettings:
 
 
 def word_tokenizer(texts: Iterable[str], pattern: str = WORDS) -> PreTrainedTokenizerFast:
-    """A tokenizer of the words in `texts`, cut by `pattern`; what it does not know becomes `<unk>`."""
+    """A tokenizer of the words in `texts`, split by `pattern`; unknown words become `<unk>`."""
     splitter = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     words = sorted({word for text in texts for word, _ in splitter.pre_tokenize_str(text)})
     vocabulary = {word: i for i, word in enumerate([PAD, END, UNKNOWN, *words])}
@@ -60,7 +60,7 @@ def word_tokenizer(texts: Iterable[str], pattern: str = WORDS) -> PreTrainedToke
 def train_small_model(
     tokenizer: PreTrainedTokenizerFast, draw: Callable[[], str], settings: SmallModelSettings, context: int
 ) -> GPT2LMHeadModel:
-    """A GPT-2 trained to continue the episodes that `draw` writes, of at most `context` tokens."""
+    """A GPT-2 trained to continue the episodes that `draw` generates, of at most `context` tokens."""
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
@@ -96,10 +96,10 @@ def train_small_model(
 
 
 def build_once(cache: Path, settings: Any, sources: Iterable[Path], write: Callable[[Path], None]) -> Path:
-    """The folder of what `write(folder)` makes of `settings`, made if it is not there yet.
+    """The folder that `write(folder)` fills for `settings`, built if it does not exist yet.
 
-    It is named after the settings and the source files, so a change of either builds anew. It is made in a temporary
-    folder and renamed as a whole: a build that is broken off leaves nothing half done.
+    It is named after the settings and the source files, so a change of either builds it again. It is built in a
+    temporary folder and renamed as a whole: an interrupted build leaves nothing half done.
     """
     stamp = hashlib.sha256(json.dumps(asdict(settings)).encode())
     for source in (Path(__file__), *sources):
@@ -116,7 +116,7 @@ def build_once(cache: Path, settings: Any, sources: Iterable[Path], write: Calla
         try:
             os.rename(temporary, folder)
         except OSError:
-            if not folder.is_dir():  # not the case of another process that came first
+            if not folder.is_dir():  # ignore it if another process was first
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

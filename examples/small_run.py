@@ -1,4 +1,4 @@
-"""What the examples with a small model have in common: their command line, and what a run leaves behind."""
+"""Shared by the examples with a small model: their command line, and the output of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sentiment.report import check_packages, draw_curves, write_summary
 from trl_step import PPOConfig, PPOTrainer
 
 BUILT_IN = "built-in"
-"""What to write for the model that an example builds."""
+"""The name of the model that an example builds."""
 
 Arguments = TypeVar("Arguments")
 
@@ -20,10 +20,10 @@ Arguments = TypeVar("Arguments")
 def read_arguments(kind: type[Arguments], settings: dict[str, Any], words: list[str], description: str) -> Arguments:
     """The command line `words` as a `kind`, whose first field is a PPOConfig named `ppo`.
 
-    `settings` of PPOConfig are the defaults for the built-in model, and hold for no other one.
+    `settings` of PPOConfig are the defaults for the built-in model only.
 
     Raises:
-        ImportError: the package that draws the curves is missing: known before anything is trained.
+        ImportError: the package that draws the curves is missing; raised before anything is trained.
     """
     check_packages("matplotlib")
 
@@ -36,7 +36,7 @@ def read_arguments(kind: type[Arguments], settings: dict[str, Any], words: list[
 
 
 def numbers_of(stats: dict[str, Any]) -> dict[str, float]:
-    """What is drawn of a step: means over its episodes of reward, KL to the reference and entropy, these in nats."""
+    """The plotted values of a step: its episodes' mean reward, and mean KL to the reference and entropy in nats."""
     return {
         "reward": float(stats["ppo/mean_scores"]),
         "KL": float(stats["objective/kl"]),
@@ -50,7 +50,7 @@ def write_outcome(
     """Write the tuned model, curves.png of the steps in `history`, and summary.json into `folder`; the summary.
 
     Args:
-        summary: joined by the number of steps, the seed, and the seconds since `started` (of `time.perf_counter`)
+        summary: completed with the number of steps, the seed, and the seconds since `started` (of `time.perf_counter`)
     """
     trainer.save_pretrained(str(folder / "model"))
     draw_curves(history, folder / "curves.png")

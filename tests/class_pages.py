@@ -221,7 +221,7 @@ def _default(value: ast.expr | None) -> str:
     options = {keyword.arg: keyword.value for keyword in value.keywords}
     factory = options.get("default_factory")
     if factory is not None:
-        return {"dict": "{}", "list": "[]"}.get(ast.unparse(factory), "made anew")
+        return {"dict": "{}", "list": "[]"}.get(ast.unparse(factory), "computed")
     return ast.unparse(options["default"]) if "default" in options else ""
 
 

@@ -2,7 +2,7 @@
 curves and what was measured.
 
 `python -m tests.readme_tables` writes them anew after a change of `trl_step.algorithms.stats`,
-of `trl_step.port.rules`, or of what lies in `benchmarks/results/`.
+of `trl_step.port.rules`, or of the files in `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _row(stat: Stat) -> str:
 
 
 PORTING = DOCS / "from-trl-0.7.md"
-TUNING = DOCS / "which-number.md"
+TUNING = DOCS / "which-setting.md"
 PAGES = (README, PORTING, TUNING, DOCS / "performance.md")
 CURVES = ("env/reward_mean", "objective/kl", "ppo/policy/entropy", "ppo/policy/clipfrac", "ppo/val/var_explained")
 CALL_NAMES = {
@@ -67,9 +67,9 @@ def translation_table() -> str:
     lines = ["| call | old | new | why |", "|---|---|---|---|"]
     lines += [f"| {call} | {_code(old)} | {new} | {why} |" for (call, new, why), old in rows.items()]
     lines += [f"| import | `{'.'.join(old)}` | `{'.'.join(new)}` | it moved |" for old, new in MOVED.items()]
-    lines += [f"| method of a tokenizer | `{name}` | the call itself | it is gone |" for name in RENAMED_METHODS]
+    lines += [f"| method of a tokenizer | `{name}` | call the tokenizer | it was removed |" for name in RENAMED_METHODS]
     for name, parameter in NEW_PARAMETERS.items():
-        lines.append(f"| method of your `Trainer` | `{name}` | takes `{parameter}`, too | it is called with it |")
+        lines.append(f"| method of your `Trainer` | `{name}` | also takes `{parameter}` | `Trainer` passes it |")
     return "\n".join(lines)
 
 
@@ -78,7 +78,7 @@ def _code(names: Iterable[str]) -> str:
 
 
 def _new(rule: Rule) -> str:
-    """What stands where a flag was true, or where a value was given."""
+    """The replacement of a true flag or of a given value."""
     values = {"top_k": 0.0, "min_length": -1, "device_map": {"": 0}}
     flag = isinstance(rule, (Flag, Quantization))
     given = {name: values.get(name, True if flag else UNKNOWN) for name in rule.old[: 1 if flag else None]}

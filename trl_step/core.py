@@ -21,7 +21,7 @@ WANDB_PADDING = -1
 WHITEN_EPSILON = 1e-8
 
 ReduceSum = Callable[[torch.Tensor], torch.Tensor]
-"""Adds a tensor over all processes; in a single process it hands the tensor back."""
+"""Sums a tensor over all processes; in a single process it returns the tensor."""
 
 
 def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,7 @@ def keep(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sum_over_processes(accelerator: Any) -> ReduceSum:
-    """The `ReduceSum` of the processes that `accelerator` connects; None, or one of a single process, gives `keep`."""
+    """The `ReduceSum` of `accelerator`'s processes; `keep` for None or a single process."""
     return accelerator.reduce if getattr(accelerator, "use_distributed", False) else keep
 
 
@@ -38,7 +38,7 @@ def sum_over_processes(accelerator: Any) -> ReduceSum:
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor, axis: int | None = None) -> torch.Tensor:
-    """Mean of `values` where `mask` is 1, over everything or along `axis`.
+    """Mean of `values` where `mask` is 1, over all elements or along `axis`.
 
     Args:
         values: any shape, floating point.
@@ -99,7 +99,7 @@ def masked_whiten(
 ) -> torch.Tensor:
     """Scale `values` to unit variance over the counted elements, and to zero mean unless `shift_mean` is False.
 
-    Elements that do not count are moved by the same rule. With `reduce_sum` the moments are those of all processes.
+    Elements that do not count are transformed the same way. With `reduce_sum` the moments are those of all processes.
     """
     mean, variance = masked_moments(values, mask, reduce_sum=reduce_sum)
     whitened = (values - mean) * torch.rsqrt(variance + WHITEN_EPSILON)
@@ -107,12 +107,12 @@ def masked_whiten(
 
 
 def whiten(values: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """`masked_whiten` where every element counts."""
+    """`masked_whiten` with every element counted."""
     return masked_whiten(values, torch.ones_like(values), shift_mean)
 
 
 def clip_by_value(x: torch.Tensor, tensor_min: Any, tensor_max: Any) -> torch.Tensor:
-    """`x` limited from below and above; the limits are numbers or tensors that broadcast against `x`."""
+    """`x` clamped to the limits, which are numbers or tensors that broadcast against `x`."""
     return torch.clamp(x, tensor_min, tensor_max)
 
 
@@ -169,12 +169,12 @@ def average_torch_dicts(list_of_dicts: Sequence[Mapping[str, torch.Tensor]]) -> 
 
 
 def add_suffix(input_dict: Mapping[str, Any], suffix: str) -> dict[str, Any]:
-    """The same dictionary with `suffix` behind every key."""
+    """The same dictionary with `suffix` appended to every key."""
     return {key + suffix: value for key, value in input_dict.items()}
 
 
 def stats_to_np(stats_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors become NumPy arrays (bfloat16 as float32), scalars become floats; the rest stays."""
+    """Tensors become NumPy arrays (bfloat16 as float32), scalars become floats; other values are unchanged."""
     converted: dict[str, Any] = {}
     for key, value in stats_dict.items():
         if isinstance(value, torch.Tensor):
@@ -185,7 +185,7 @@ def stats_to_np(stats_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert_to_scalar(stats: Mapping[str, Any]) -> dict[str, Any]:
-    """0-d and one-element 1-d arrays and tensors become Python numbers; the rest stays."""
+    """0-d and one-element 1-d arrays and tensors become Python numbers; other values are unchanged."""
     return {
         key: value.item() if getattr(value, "shape", None) in ((), (1,)) else value  # a torch.Size is a tuple
         for key, value in stats.items()
@@ -196,7 +196,7 @@ def convert_to_scalar(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pad_to_size(tensor: torch.Tensor, size: int, dim: int = 1, padding: int = 50256) -> torch.Tensor:
-    """`tensor` filled up at the end of `dim` with `padding` until that dimension is `size` long.
+    """`tensor` padded at the end of `dim` with `padding` until that dimension is `size` long.
 
     Raises:
         ValueError: the dimension is already longer.
@@ -236,9 +236,9 @@ def top_k_top_p_filtering(
 def respond_to_batch(
     model: torch.nn.Module, queries: torch.Tensor, txt_len: int = 20, top_k: int = 0, top_p: float = 1.0
 ) -> torch.Tensor:
-    """Sample exactly `txt_len` tokens behind `queries` [B, Q] (no padding), without any stop token: [B, txt_len].
+    """Sample exactly `txt_len` tokens after `queries` [B, Q] (no padding), without any stop token: [B, txt_len].
 
-    The simplest sampler there is, for experiments; `PPOTrainer.generate` is the fast one.
+    The simplest possible sampler, for experiments; `PPOTrainer.generate` is the fast one.
     """
     input_ids = queries
     for _ in range(txt_len):
@@ -267,7 +267,7 @@ def randn_tensor(
     dtype: torch.dtype | None = None,
     layout: torch.layout | None = None,
 ) -> torch.Tensor:
-    """Normal random numbers; a list of generators seeds each entry of the first dimension by itself.
+    """Normal random numbers; a list of generators seeds each entry of the first dimension separately.
 
     Drawn on the generator's own device and then moved to `device`.
     """
@@ -332,7 +332,7 @@ class _EmptyDeviceCache:
 
 
 def free_device_cache() -> None:
-    """Give cached accelerator memory back to the device; does nothing on a CPU."""
+    """Return cached accelerator memory to the device; does nothing on a CPU."""
     gc.collect()
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None:

@@ -98,6 +98,6 @@ def is_transformers_greater_than(minimum: str) -> bool:
 
 
 def require_peft(wanted_by: str) -> None:
-    """Raise ImportError that says what to install, for the sake of `wanted_by`, where peft is missing."""
+    """Raise ImportError that names `wanted_by` and says what to install, if peft is missing."""
     if not is_peft_available():
         raise ImportError(f"{wanted_by} needs the package peft: pip install peft")

@@ -4,11 +4,11 @@ Without a network, in about two minutes on two cores; the first run builds a sma
 
     python examples/calculator/ppo_calculator.py
 
-With a model from the hub, which is shown the calculator in a prompt (made for a GPU):
+With a model from the hub, which is shown the calculator in a prompt (meant for a GPU):
 
     python examples/calculator/ppo_calculator.py --model_name Qwen/Qwen2.5-0.5B --learning_rate 1e-5 --steps 6400
 
-Every setting of PPOConfig is an option, and so is every field of `Arguments` below; `--help` lists them.
+Every setting of PPOConfig and every field of `Arguments` below is an option; `--help` lists them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BUILT_IN_SETTINGS: dict[str, Any] = {
     "mini_batch_size": 32,
     "learning_rate": 1e-4,
 }
-# What a model is shown that was not made for this.
+# The prompt for a model that was not built for this.
 PROMPT = """Solve the problems with the calculator.
 
 What is 13 minus 3?
@@ -64,15 +64,15 @@ class Arguments:
 
     ppo: Annotated[PPOConfig, tyro.conf.arg(name="")]
     small_model: SmallModelSettings = field(default_factory=SmallModelSettings)
-    """what to build where the built-in model is used"""
+    """what to build if the built-in model is used"""
     cache_dir: Path = CACHE / "calculator"
-    """where it is kept"""
+    """where it is stored"""
     output_dir: Path = Path("runs/calculator")
     """folder for summary.json, curves.png and the tuned model"""
     max_new_tokens: int = 16
     """longest turn of the model, in tokens"""
     held_out: int = 512
-    """problems with numbers that were never trained on, for the comparison of before and after"""
+    """problems with numbers that were never trained on, to compare before and after"""
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def main() -> None:
         tools={"Calculator": calculate},
         reward_fn=reward,
         prompt="" if built_in else PROMPT,
-        max_turns=2,  # one to ask, one to answer
+        max_turns=2,  # one for the call, one for the answer
         generation_kwargs={
             "do_sample": True,
             "top_k": 0,
@@ -121,14 +121,14 @@ def main() -> None:
 
 
 def train(trainer: PPOTrainer, environment: TextEnvironment, random_numbers: random.Random) -> list[dict[str, float]]:
-    """Draw problems, let the model work on them with the calculator, and make a step; what is drawn of each. The reward
-    is the share of right answers."""
+    """Draw problems, let the model work on them with the calculator, and make a step; returns the values to plot. The
+    reward is the share of right answers."""
     history = []
     progress = tqdm(range(trainer.config.total_ppo_epochs), desc="PPO")
     for _ in progress:
         problems = [draw_problem(random_numbers) for _ in range(trainer.config.batch_size)]
         queries, responses, masks, rewards, histories = run(environment, problems)
-        # the mask leaves the calculator's replies out: the model is not trained to write them
+        # the mask excludes the calculator's replies: the model is not trained to write them
         stats = trainer.step(queries, responses, rewards, masks)
         columns = {"query": [problem.question for problem in problems], "response": [h.text for h in histories]}
         trainer.log_stats(stats, columns, rewards)
@@ -143,12 +143,12 @@ def run(environment: TextEnvironment, problems: list[Problem]) -> Any:
 
 
 def reward(texts: list[str], answers: list[str]) -> list[float]:
-    """1 where the model's last turn holds the right result, 0 elsewhere."""
+    """1 if the model's last turn has the right result, otherwise 0."""
     return [float(is_right(text, answer)) for text, answer in zip(texts, answers, strict=True)]
 
 
 def share_of_right_answers(environment: TextEnvironment, problems: list[Problem]) -> float:
-    """How many of the problems the model solves, sampling as in training."""
+    """The share of the problems that the model solves, sampling as in training."""
     return sum(run(environment, problems)[3]) / len(problems)
 
 

@@ -40,7 +40,7 @@ def calculate(query: str) -> str:
     """The tool: two numbers with one of + - * / between them. The query is never run as code.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the query is something else.
     """
     found = re.fullmatch(rf"\s*({NUMBER})\s*([-+*/])\s*({NUMBER})\s*", query)
     if found is None:
@@ -51,10 +51,10 @@ def calculate(query: str) -> str:
 
 
 def write_episode(random_numbers: random.Random) -> str:
-    """A problem as somebody solves it who has seen the calculator, but does not trust it yet.
+    """The solution of a problem by someone who has seen the calculator, but does not trust it yet.
 
-    Half of the time the answer is written down at once, a quarter of the time the calculator is asked rightly, and a
-    quarter of the time with one digit or the sign mistaken.
+    Half of the time the answer is given directly, a quarter of the time the calculator is called correctly, and a
+    quarter of the time with a wrong digit or sign.
     """
     problem = draw_problem(random_numbers)
     kind = random_numbers.random()

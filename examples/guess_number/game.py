@@ -9,24 +9,24 @@ from typing import Any
 HIGHEST = 15
 MOST_GUESSES = 7
 BEST_MEAN = 49 / 15
-"""Mean number of guesses of the best player, who halves what is left: one number needs 1 guess, two need 2, four 3 and
-eight 4."""
+"""Mean number of guesses of the best player, who halves the remaining numbers: one number needs 1 guess, two need 2,
+four 3 and eight 4."""
 
 RULES = f"I think of a number from 1 to {HIGHEST}.\n"
 
 
 def answer(higher: bool, low: int, high: int) -> str:
-    """What the player is told about a wrong guess."""
+    """The reply to a wrong guess."""
     return f"{'higher' if higher else 'lower'}, {low} to {high}\n"
 
 
 class GuessTheNumber:
     """`reset(secret)` and `step(text)`.
 
-    A guess costs 1, and what it rules out is worth its halvings: the reward of a turn is -1 + log2 of (possible numbers
-    before + 1) / (possible numbers after + 1). Over a game that adds up to a constant minus the number of guesses, so
-    the best play is still that of the fewest guesses (potential-based shaping, Ng et al. 1999); but each guess is told
-    its own worth: to halve what is left gives 0. What is no number ends the game.
+    A guess costs 1 and earns the number of halvings that it achieves: the reward of a turn is -1 + log2 of (possible
+    numbers before + 1) / (possible numbers after + 1). Over a game this adds up to a constant minus the number of
+    guesses, so the best play is still that with the fewest guesses (potential-based shaping, Ng et al. 1999); but each
+    guess gets its own reward: halving the remaining numbers gives 0. Anything but a number ends the game.
     """
 
     def reset(self, task: Any) -> str:
@@ -51,12 +51,12 @@ class GuessTheNumber:
 
 
 def guesses_needed(infos: list[dict[str, Any]], secret: int) -> int:
-    """Guesses up to the right one; one more than allowed where it was not found."""
+    """Number of guesses up to the right one; one more than allowed if it was not found."""
     return len(infos) if infos[-1].get("guess") == secret else MOST_GUESSES + 1
 
 
 def write_game(random_numbers: random.Random) -> str:
-    """A game of somebody who names any number that is still possible, without a plan."""
+    """A game of a random player, who names any number that is still possible."""
     secret, low, high, lines = random_numbers.randint(1, HIGHEST), 1, HIGHEST, [RULES]
     while True:
         guess = random_numbers.randint(low, high)

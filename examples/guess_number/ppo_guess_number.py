@@ -4,12 +4,12 @@ Without a network, in about two minutes on two cores; the first run builds a sma
 
     python examples/guess_number/ppo_guess_number.py
 
-With a chat model from the hub (made for a GPU):
+With a chat model from the hub (meant for a GPU):
 
     python examples/guess_number/ppo_guess_number.py --model_name Qwen/Qwen2.5-0.5B-Instruct --chat \
         --learning_rate 1e-5 --steps 6400
 
-Every setting of PPOConfig is an option, and so is every field of `Arguments` below; `--help` lists them.
+Every setting of PPOConfig and every field of `Arguments` below is an option; `--help` lists them.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Arguments:
 
     ppo: Annotated[PPOConfig, tyro.conf.arg(name="")]
     small_model: SmallModelSettings = field(default_factory=lambda: SmallModelSettings(2, 64, 400))
-    """what to build where the built-in model is used"""
+    """what to build if the built-in model is used"""
     cache_dir: Path = CACHE / "guess_number"
-    """where it is kept"""
+    """where it is stored"""
     output_dir: Path = Path("runs/guess_number")
     """folder for summary.json, curves.png and the tuned model"""
     chat: bool = False
@@ -67,7 +67,7 @@ class Arguments:
     max_new_tokens: int = 4
     """longest turn of the model, in tokens"""
     games: int = 16
-    """games for each secret number, for the comparison of before and after"""
+    """games for each secret number, to compare before and after"""
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def train(trainer: PPOTrainer, runner: EnvironmentRunner, random_numbers: random.Random) -> list[dict[str, float]]:
-    """Play games, and make a step with the rewards of their turns; what is drawn of each, and the mean number of
+    """Play games, and make a step with the rewards of their turns; returns the values to plot, and the mean number of
     guesses."""
     history = []
     progress = tqdm(range(trainer.config.total_ppo_epochs), desc="PPO")

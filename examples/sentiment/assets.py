@@ -1,4 +1,4 @@
-"""What the sentiment example needs and a fresh machine without a network lacks, built in about a minute on two cores.
+"""Builds what the sentiment example needs without a network, in about a minute on two cores.
 
     python examples/sentiment/assets.py     # builds them, prints the folders
 
@@ -6,9 +6,9 @@ Four ordinary Hugging Face folders, loaded with the calls that load a name from 
 
     reviews/     film reviews with a label (`load_dataset`), splits "train" and "test"
     model/       a byte-level BPE tokenizer and a small GPT-2, both trained on the reviews (`from_pretrained`)
-    classifier/  a small DistilBERT that tells NEGATIVE from POSITIVE reviews (`pipeline("sentiment-analysis")`)
+    classifier/  a small DistilBERT that distinguishes NEGATIVE and POSITIVE reviews (`pipeline("sentiment-analysis")`)
 
-They lie in a folder named after the source files and the settings that made them: a change of either builds anew.
+They are in a folder named after the source files and the settings that made them: a change of either builds them again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from transformers import (
 
 DEFAULT_CACHE = Path(__file__).resolve().parents[2] / ".cache" / "sentiment"
 END_OF_TEXT = "<|endoftext|>"
-IGNORED = -100  # the label that the loss of transformers' models passes over
+IGNORED = -100  # the label that the loss of transformers' models ignores
 
 Batch = dict[str, torch.Tensor]
 
@@ -53,13 +53,13 @@ class AssetSettings:
     test_reviews: int = 500
     """Reviews in the split "test" """
     vocabulary: int = 2000
-    """Most entries of the tokenizer"""
+    """Maximum size of the vocabulary"""
     layers: int = 2
     """Layers of the language model"""
     width: int = 128
     """Width of the language model"""
     context: int = 64
-    """Most tokens in a text"""
+    """Maximum tokens in a text"""
     model_updates: int = 600
     """Optimizer steps of the language model"""
     classifier_updates: int = 500
@@ -78,7 +78,7 @@ class Assets(NamedTuple):
 
 
 def find_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets:
-    """Where the assets of these settings and of this code lie, whether they are built or not."""
+    """The paths of the assets of these settings and this code, whether they are built or not."""
     stamp = hashlib.sha256(json.dumps(asdict(settings)).encode())
     for source in (Path(__file__), Path(__file__).with_name("corpus.py"), GRAMMAR_FILE):
         stamp.update(source.read_bytes())
@@ -87,10 +87,10 @@ def find_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets:
 
 
 def build_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets:
-    """The assets of these settings, built if they are not there yet.
+    """The assets of these settings, built if they do not exist yet.
 
-    They are made in a temporary folder and renamed as a whole: a build that is broken off leaves nothing half done, and
-    of two builds at the same time one wins.
+    They are built in a temporary folder and renamed as a whole: an interrupted build leaves nothing half done, and of
+    two builds at the same time one wins.
     """
     assets = find_assets(settings, cache)
     if assets.folder.is_dir():
@@ -104,7 +104,7 @@ def build_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets
         try:
             os.rename(temporary, assets.folder)
         except OSError:
-            if not assets.folder.is_dir():  # not the case of another process that came first
+            if not assets.folder.is_dir():  # ignore it if another process was first
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -135,7 +135,7 @@ def write_reviews(file: Path, reviews: list[Review]) -> None:
 
 
 def train_tokenizer(texts: list[str], settings: AssetSettings) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer as GPT-2's: any text can be written with it, and its end-of-text token pads."""
+    """A byte-level BPE tokenizer like GPT-2's: it encodes any text, and its end-of-text token pads."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -176,7 +176,7 @@ def with_first_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerF
 def train_language_model(
     tokenizer: PreTrainedTokenizerFast, reviews: list[Review], settings: AssetSettings
 ) -> GPT2LMHeadModel:
-    """A GPT-2 of the given depth and width, trained to continue reviews from their first token on."""
+    """A GPT-2 of the given depth and width, trained to continue reviews from their first token."""
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
@@ -208,7 +208,7 @@ def train_classifier(
 ) -> DistilBertForSequenceClassification:
     """A two-layer DistilBERT that predicts the verdict from the beginning of a review.
 
-    It sees beginnings of every length, so that it is unsure (near 0.5) where nothing is said yet.
+    It sees beginnings of every length, so that it is unsure (near 0.5) if nothing has been said yet.
     """
     model = DistilBertForSequenceClassification(
         DistilBertConfig(
@@ -266,7 +266,7 @@ def train(
 
 
 def shuffled(rows: int, batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches, without an end: a new random order in every round."""
+    """Row numbers in batches, endlessly: a new random order in every round."""
     while True:
         yield from torch.randperm(rows)[: rows - rows % batch_size].view(-1, batch_size).tolist()
 

@@ -41,7 +41,7 @@ def expand(grammar: Grammar, rule: str, draw: random.Random) -> str:
 
 
 def write_sentence(grammar: Grammar, rule: str, draw: random.Random) -> str:
-    """One draw from a rule with its articles fitted and a capital at the start."""
+    """One draw from a rule with the right articles and a capital at the start."""
     text = expand(grammar, rule, draw)
     text = re.sub(r"\b([Aa])\(n\)(?= [aeiou]| honest)", r"\1n", text).replace("(n)", "")
     return text[0].upper() + text[1:]

@@ -9,7 +9,7 @@ The classic run, with GPT-2 and IMDB from the hub:
     python examples/sentiment/ppo_sentiment.py --model_name lvwerra/gpt2-imdb --query_dataset stanfordnlp/imdb \
         --reward_model sentiment-analysis:lvwerra/distilbert-imdb
 
-Every setting of PPOConfig is an option, and so is every field of `Arguments` below; `--help` lists them.
+Every setting of PPOConfig and every field of `Arguments` below is an option; `--help` lists them.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from trl_step import (
     set_seed,
 )
 
-# What to write for the model, data and classifier that `assets.py` builds.
+# The name of the model, data and classifier that `assets.py` builds.
 BUILT_IN_NAMES: dict[str, Any] = {
     "model_name": "built-in",
     "query_dataset": "built-in",
     "reward_model": "sentiment-analysis:built-in",
 }
-# Suits the small built-in model. For a model of another name the defaults are PPOConfig's own, which suit GPT-2.
+# Suits the small built-in model. For another model the defaults are PPOConfig's own, which suit GPT-2.
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "steps": 60 * 64,  # samples, so 60 calls of `trainer.step`
     "batch_size": 64,
@@ -63,27 +63,27 @@ class Arguments:
 
     ppo: Annotated[PPOConfig, tyro.conf.arg(name="")]
     assets: AssetSettings = field(default_factory=AssetSettings)
-    """what to build where the built-in model, corpus or classifier is used"""
+    """what to build if the built-in model, corpus or classifier is used"""
     cache_dir: Path = DEFAULT_CACHE
-    """where they are kept"""
+    """where they are stored"""
     output_dir: Path = DEFAULT_OUTPUT
     """folder for the summary, curves, tensorboard logs, the run's states and the tuned model"""
     max_new_tokens: int = 24
     """longest response, in tokens"""
     held_out: int = 64
-    """queries from the split "test" for the comparison of before and after"""
+    """queries from the split "test", to compare before and after"""
     use_seq2seq: bool = False
     """the model is an encoder-decoder"""
     use_peft: bool = False
-    """train a LoRA adapter in place of the whole model"""
+    """train a LoRA adapter instead of the whole model"""
     lora_r: int = 16
     """rank of the adapter"""
     lora_alpha: int = 16
     """scale of the adapter"""
     resume_from: str | None = None
-    """go on with a run: "latest", or the folder of a state; --save_every saves them"""
+    """resume a run: "latest", or the folder of a state; --save_every saves them"""
     trust_remote_code: bool = False
-    """run code that the model's repository brings"""
+    """run code from the model's repository"""
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def main() -> None:
 
     before = evaluate(trainer, reward_model, held_out, arguments)
     if arguments.resume_from:
-        trainer.load_state(arguments.resume_from)  # "latest" is nothing where there is no state yet
+        trainer.load_state(arguments.resume_from)  # "latest" loads nothing if there is no state yet
     history = train(trainer, reward_model, arguments)
     after = evaluate(trainer, reward_model, held_out, arguments)
 
@@ -147,7 +147,7 @@ def train(trainer: PPOTrainer, reward_model: RewardModel, arguments: Arguments) 
 
 
 class History:
-    """The numbers of every step, also in a file with one line for each, which a run that goes on begins with."""
+    """The numbers of every step, also in a file with one line for each, which a resumed run reads first."""
 
     def __init__(self, path: Path, trainer: PPOTrainer) -> None:
         written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -164,7 +164,7 @@ class History:
 
 
 def batches(trainer: PPOTrainer) -> Iterator[dict[str, list]]:
-    """The rest of `total_ppo_epochs` batches, from as many passes over the data as that takes."""
+    """The remaining batches of `total_ppo_epochs`, from as many passes over the data as needed."""
     left = trainer.config.total_ppo_epochs - trainer.steps_done
     while left > 0:
         for batch in trainer.dataloader:
@@ -175,7 +175,7 @@ def batches(trainer: PPOTrainer) -> Iterator[dict[str, list]]:
 
 
 def generate(trainer: PPOTrainer, queries: list[torch.Tensor], arguments: Arguments) -> list[torch.Tensor]:
-    """Sample a response [R_i] to each query [Q_i] from the policy's own distribution, with no token ruled out."""
+    """Sample a response [R_i] to each query [Q_i] from the policy's own distribution, without excluding any token."""
     return trainer.generate(
         queries,
         return_prompt=False,
@@ -189,14 +189,14 @@ def generate(trainer: PPOTrainer, queries: list[torch.Tensor], arguments: Argume
 def evaluate(
     trainer: PPOTrainer, reward_model: RewardModel, held_out: dict[str, list], arguments: Arguments
 ) -> Evaluation:
-    """Respond to the held-out queries, and ask the classifier how positive the texts are."""
+    """Respond to the held-out queries, and compute how positive the texts are."""
     responses = generate(trainer, held_out["input_ids"], arguments)
     texts = trainer.tokenizer.batch_decode(responses, skip_special_tokens=True)
     return Evaluation(texts, reward_model.probabilities(join(held_out["query"], texts)))
 
 
 def join(queries: list[str], responses: list[str]) -> list[str]:
-    """Each query with its response behind it."""
+    """Each query followed by its response."""
     return [query + response for query, response in zip(queries, responses, strict=True)]
 
 
@@ -249,7 +249,7 @@ def collate(samples: Any) -> dict[str, list]:
 
 
 def load_models(arguments: Arguments) -> tuple[Any, Any]:
-    """The policy with its value head, and the frozen reference: None with LoRA, where it is the bare model."""
+    """The policy with its value head, and the frozen reference: None with LoRA, whose reference is the base model."""
     model_class = AutoModelForSeq2SeqLMWithValueHead if arguments.use_seq2seq else AutoModelForCausalLMWithValueHead
     options: dict[str, Any] = {"trust_remote_code": arguments.trust_remote_code}
     if not arguments.use_peft:
@@ -270,7 +270,7 @@ def report(
     history: list[dict[str, float]],
     seconds: float,
 ) -> None:
-    """Print the samples and the outcome; write summary.json and curves.png."""
+    """Print the samples and the result; write summary.json and curves.png."""
     summary = {
         "reward_first": before.mean,
         "reward_last": after.mean,
@@ -288,7 +288,7 @@ def report(
 
 
 def read_arguments(words: list[str]) -> Arguments:
-    """The command line. The defaults that suit the built-in model hold for no other one."""
+    """The command line. The defaults that suit the built-in model apply to no other one."""
 
     def parse(settings: dict[str, Any]) -> Arguments:
         config = PPOConfig(**BUILT_IN_NAMES, log_with="tensorboard", save_dir=str(DEFAULT_STATES), **settings)
@@ -300,7 +300,7 @@ def read_arguments(words: list[str]) -> Arguments:
 
 
 def prepare(arguments: Arguments) -> None:
-    """Build what is asked for by the name "built-in", and put its folder in the place of that name."""
+    """Build everything named "built-in", and replace the name by its folder."""
     config = arguments.ppo
     if config.save_dir == str(DEFAULT_STATES):
         config.save_dir = str(arguments.output_dir / DEFAULT_STATES.name)

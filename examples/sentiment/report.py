@@ -1,4 +1,4 @@
-"""What a run of the sentiment example leaves behind: a table of samples, the curves, and a summary."""
+"""The output of a run of the sentiment example: a table of samples, the curves, and a summary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Evaluation(NamedTuple):
-    """Responses to the held-out queries, and how likely the classifier finds each text positive (0 to 1)."""
+    """Responses to the held-out queries, and the classifier's probability that each text is positive (0 to 1)."""
 
     responses: list[str]
     positive: list[float]
@@ -21,7 +21,7 @@ class Evaluation(NamedTuple):
 
 
 def check_packages(*names: str) -> None:
-    """Raise ImportError now, not after the training, if a package for the report is missing."""
+    """Raise ImportError now, not after training, if a package for the report is missing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"this example needs {' and '.join(missing)}: pip install {' '.join(missing)}")

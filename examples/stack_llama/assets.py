@@ -1,4 +1,4 @@
-"""What the pipeline needs and a fresh machine without a network lacks: posts, a tokenizer and a small Llama.
+"""Builds what the pipeline needs without a network: posts, a tokenizer and a small Llama.
 
     python examples/stack_llama/assets.py     # builds them in about a minute on two cores, prints the folders
 
@@ -6,7 +6,7 @@
              data/rl, data/evaluation, as the classic dataset on the hub has them
     llama/   a byte-level BPE tokenizer and a Llama of 0.7 million weights, trained on loose sentences of such posts
 
-They lie in a folder named after the source files and the settings that made them: a change of either builds anew.
+They are in a folder named after the source files and the settings that made them: a change of either builds them again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AssetSettings:
     pairs: int = 6000
     """Pairs in all subsets together; a tenth of them for evaluation"""
     vocabulary: int = 900
-    """Most entries of the tokenizer"""
+    """Maximum size of the vocabulary"""
     layers: int = 3
     """Layers of the Llama"""
     width: int = 128
@@ -60,7 +60,7 @@ class Assets(NamedTuple):
 
 
 def build_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets:
-    """The assets of these settings, built if they are not there yet; a build that is broken off leaves nothing."""
+    """The assets of these settings, built if they do not exist yet; an interrupted build leaves nothing."""
     stamp = hashlib.sha256(json.dumps(asdict(settings)).encode())
     for source in (Path(__file__), Path(__file__).with_name("posts.py")):
         stamp.update(source.read_bytes())
@@ -74,7 +74,7 @@ def build_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets
         write_assets(settings, Assets(temporary, temporary / "posts", temporary / "llama"))
         os.rename(temporary, folder)
     except OSError:
-        if not folder.is_dir():  # another process came first where it is
+        if not folder.is_dir():  # if it exists, another process was first
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,7 +82,7 @@ def build_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets
 
 
 def default_assets() -> Assets:
-    """What the scripts take where they are given no model."""
+    """The model that the scripts use by default."""
     return build_assets(AssetSettings())
 
 
@@ -102,7 +102,7 @@ def write_assets(settings: AssetSettings, assets: Assets) -> None:
 
 
 def loose_sentences(pairs: list[Pair], seed: int) -> list[str]:
-    """Questions and answers in no order and without their form: what a base model has read somewhere."""
+    """Questions and answers in random order and without their format, as in the pretraining data of a base model."""
     texts = [text for pair in pairs for text in (pair.question, pair.response_j, pair.response_k)]
     random.Random(seed).shuffle(texts)
     return texts

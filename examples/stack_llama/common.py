@@ -1,4 +1,4 @@
-"""What the four scripts share: where model and posts come from, the form of a text, defaults for both sizes."""
+"""Shared by the four scripts: the source of model and posts, the format of a text, defaults for both sizes."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def fill_in(args: Namespace, defaults: Defaults, small: bool) -> Namespace:
 
 
 def is_small(model: str) -> bool:
-    """Whether the small model is meant: no name, or a model narrower than any that is worth 8 bits."""
+    """Whether to use the defaults for the small model: no name, or a model too narrow to be worth 8 bits."""
     return not model or AutoConfig.from_pretrained(model).get_text_config().hidden_size < 512
 
 
 def load_posts(name: str, subset: str, small: bool, **options: Any) -> Any:
-    """The posts of a subset such as "data/reward": those of the hub or a folder, or the built ones."""
+    """The posts of a subset such as "data/reward": from the hub or a folder, or the built ones."""
     source = str(assets.default_assets().posts) if small and name == HUB_POSTS else name
     return load_dataset(source, data_dir=subset, **{"split": "train", **options})
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model; where it has no padding token, its end-of-text token pads."""
+    """The tokenizer of a model; if it has no padding token, its end-of-text token pads."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -90,5 +90,5 @@ def rewards_of(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int
 
 
 def sample_of(items: Sequence[Any], count: int, seed: int = 0) -> list[Any]:
-    """`count` of the items, or all where there are fewer, the same ones for the same seed."""
+    """`count` of the items, or all if there are fewer, the same ones for the same seed."""
     return random.Random(seed).sample(list(items), min(count, len(items)))

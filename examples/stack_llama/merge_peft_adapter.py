@@ -21,7 +21,7 @@ def main(words: Sequence[str] | None = None) -> Path:
     parser.add_argument("--adapter_model_name", required=True, help="folder or hub name of the adapter")
     parser.add_argument("--base_model_name", required=True, help="the model that it was trained on")
     parser.add_argument("--output_name", required=True, help="folder of the merged model")
-    parser.add_argument("--push_to_hub", action="store_true", help="push it to the hub under that name, too")
+    parser.add_argument("--push_to_hub", action="store_true", help="also push it to the hub under that name")
     args = parser.parse_args(words)
     if PeftConfig.from_pretrained(args.adapter_model_name).task_type == "SEQ_CLS":  # a reward model
         base = AutoModelForSequenceClassification.from_pretrained(args.base_model_name, num_labels=1, dtype="auto")

@@ -1,4 +1,4 @@
-"""All stages with the small Llama, offline: base, supervised tuning, reward model, PPO, and what came of it.
+"""All stages with the small Llama, offline: base model, supervised tuning, reward model, PPO, and the result.
 
     python examples/stack_llama/pipeline.py     # `make stack-llama`; some minutes on two cores
 
@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 
 class Outcome(NamedTuple):
-    """What the last line says, and the folder of the tuned model."""
+    """The numbers of the last line, and the folder of the tuned model."""
 
     accuracy: float
     before: float
@@ -42,15 +42,15 @@ class Outcome(NamedTuple):
 
 
 def main(words: Sequence[str] | None = None) -> Outcome:
-    """Run the stages one behind the other, as a user would type them."""
+    """Run the stages one after the other, as a user would type them."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/stack_llama"))
     parser.add_argument("--questions", type=int, default=300, help="held-out questions answered at the end")
     for stage in ("sft", "reward", "rl"):
-        parser.add_argument(f"--{stage}", default="", help=f"more flags of the {stage} stage, in one string")
+        parser.add_argument(f"--{stage}", default="", help=f"more flags for the {stage} stage, in one string")
     args = parser.parse_args(words)
     if args.questions < 2:
-        parser.error("--questions must be at least 2: one reward has no deviation")
+        parser.error("--questions must be at least 2: one reward has no standard deviation")
     base, runs = assets.default_assets().llama, args.output_dir
 
     adapter = supervised_finetuning.main(["--output_dir", f"{runs}/sft", *args.sft.split()])
@@ -66,13 +66,13 @@ def main(words: Sequence[str] | None = None) -> Outcome:
 
 
 def merge(adapter: Path, base: Path, output: Path) -> Path:
-    """The base model with the adapter in it."""
+    """The base model with the adapter merged into it."""
     names = {"adapter_model_name": adapter, "base_model_name": base, "output_name": output}
     return merge_peft_adapter.main([f"--{name}={value}" for name, value in names.items()])
 
 
 def answer_rewards(folder: Path, judge: Path, count: int) -> list[float]:
-    """The reward of a sampled answer to each of `count` held-out questions, by a plain transformers model."""
+    """The reward of a sampled answer to each of `count` held-out questions, from a plain transformers model."""
     tokenizer = load_tokenizer(str(folder))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     reward_model = AutoModelForSequenceClassification.from_pretrained(judge, dtype=torch.float32).eval()

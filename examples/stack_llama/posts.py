@@ -1,9 +1,9 @@
-"""Questions about programming with answers and votes, drawn from written templates.
+"""Questions about programming with answers and votes, drawn from templates.
 
     python examples/stack_llama/posts.py     # prints a few
 
-An answer has an opening, a solution, perhaps a reason, an example and an ending. What it says decides its votes:
-`PARTS` has the points. So the better of two answers is known, and a reward model has something to find.
+An answer has an opening, a solution, perhaps a reason, an example and an ending. Its parts decide its votes: `PARTS`
+has the points. So the better of two answers is known, and a reward model has something to learn.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TASKS = [
 
 RIGHT, WRONG, VAGUE = "right", "wrong", "vague"
 
-# the parts of an answer in their order: each alternative with its points and, over all, its share
+# the parts of an answer in order: each alternative with its points and its relative frequency
 PARTS: dict[str, list[tuple[int, int, list[str]]]] = {
     "opening": [
         (1, 3, ["Good question.", "Happy to help.", "Welcome to the site."]),

@@ -33,14 +33,14 @@ DEFAULTS = {
 
 
 class Result(NamedTuple):
-    """Where the adapter is, and how often it prefers the better answer of a held-out pair."""
+    """The folder of the adapter, and how often it prefers the better answer of a held-out pair."""
 
     folder: Path
     accuracy: float
 
 
 class EvaluateFirstStep(TrainerCallback):
-    """One evaluation behind the first update, to see early that it works."""
+    """One evaluation after the first update, to see early that it works."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
@@ -51,9 +51,9 @@ def read_flags(words: Sequence[str] | None) -> Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_name", default="", help="folder or hub name; without one a small Llama is built")
-    parser.add_argument("--tokenizer_name", help="where that is another one than the model's")
+    parser.add_argument("--tokenizer_name", help="if it is not the model's")
     parser.add_argument("--dataset_name", default=HUB_POSTS, help="folder or hub name of the posts")
-    parser.add_argument("--local_rank", type=int, default=-1, help="taken from the launcher; without effect")
+    parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher; has no effect")
     add_flags(parser, DEFAULTS)
     args = parser.parse_args(words)
     small = is_small(args.model_name)
@@ -113,7 +113,7 @@ def main(words: Sequence[str] | None = None) -> Result:
 
 
 def pairs(args: Namespace, subset: str, count: int, tokenizer: Any) -> Any:
-    """Rows of `chosen` and `rejected` texts that fit in `max_length`; the first `count` posts, all where it is 0."""
+    """Rows of `chosen` and `rejected` texts that fit in `max_length`; the first `count` posts, or all if it is 0."""
     posts = load_posts(args.dataset_name, subset, is_small(args.model_name))
     if 0 < count < len(posts):
         posts = posts.select(range(count))

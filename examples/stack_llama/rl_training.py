@@ -41,7 +41,7 @@ def read_flags(words: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_name", required=True, help="the merged model of stage 1")
     parser.add_argument("--reward_model_name", required=True, help="the merged model of stage 2")
-    parser.add_argument("--tokenizer_name", default="", help="where that is another one than the model's")
+    parser.add_argument("--tokenizer_name", default="", help="if it is not the model's")
     parser.add_argument("--dataset_name", default=HUB_POSTS, help="folder or hub name of the posts")
     add_flags(parser, DEFAULTS)
     args = parser.parse_args(words)
@@ -120,7 +120,7 @@ def questions(args: Namespace, tokenizer: Any) -> Any:
 def train(trainer: PPOTrainer, reward_model: Any, tokenizer: Any, args: Namespace) -> None:
     """Answer, score, step, until `steps` questions have been answered."""
     sampling: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": args.output_max_length}
-    if not is_small(args.model_name):  # as in the original: a drawn length, where no end token comes first
+    if not is_small(args.model_name):  # as in the original: a random length, unless an end token comes first
         sampling["length_sampler"] = LengthSampler(SHORTEST_ANSWER, args.output_max_length)
     updates = math.ceil(args.steps / args.batch_size)
     with tqdm(total=updates, desc="ppo") as progress:

@@ -40,7 +40,7 @@ def read_flags(words: Sequence[str] | None) -> Namespace:
     parser.add_argument("--split", default="train")
     parser.add_argument("--eos_token_id", type=int, help="separates the texts, for tokenizers that have no such token")
     parser.add_argument("--num_workers", type=int)
-    parser.add_argument("--local_rank", type=int, default=0, help="taken from the launcher; without effect")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher; has no effect")
     for switch in ("streaming", "fp16", "bf16", "gradient_checkpointing"):
         parser.add_argument(f"--{switch}", action="store_true")
     add_flags(parser, DEFAULTS)
@@ -118,7 +118,7 @@ def characters_per_token(rows: Any, tokenizer: Any, count: int = 400) -> float:
 
 
 def packed(rows: Any, tokenizer: Any, args: Namespace, characters: float, infinite: bool) -> ConstantLengthDataset:
-    """The rows' texts, end to end, in rows of `seq_length` tokens."""
+    """The texts, concatenated and cut into rows of `seq_length` tokens."""
     return ConstantLengthDataset(
         tokenizer,
         rows,

@@ -78,10 +78,10 @@ def test_doctor_reads_tensorboard_logs(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}\n{", r"run\.jsonl:2 is no JSON"),
+        ("{}\n{", r"run\.jsonl:2 is not JSON"),
         ("{}\n\n[1]", r"run\.jsonl:3 is a list"),
-        (None, "holds no statistics"),
-        ("", "holds no stat"),
+        (None, "has no statistics"),
+        ("", "has no stat"),
     ],
 )
 def test_doctor_says_what_it_cannot_read(tmp_path: Path, text: str | None, message: str) -> None:
@@ -120,7 +120,7 @@ def test_doctor_is_not_brought_down_by_bytes_and_depth(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"objective/kl": 1, "text": "\xe4"}\n')
     assert [steps for _, steps in saved_runs(tmp_path)] == [[{"objective/kl": 1.0}]]
     (tmp_path / "b.jsonl").write_text('{"a": ' + "[" * 100_000)
-    with pytest.raises(SystemExit, match=r"b\.jsonl:1 is no JSON"):
+    with pytest.raises(SystemExit, match=r"b\.jsonl:1 is not JSON"):
         main(["doctor", str(tmp_path)])
 
 

@@ -258,7 +258,7 @@ one = tokenizer.encode_plus("ab")
 
 
 def test_tools_are_loaded_from_folders_alone(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="not fetched, since loading one runs its code"):
+    with pytest.raises(FileNotFoundError, match="not downloaded, as loading one runs its code"):
         load_tool("someone/simple-calculator")
     (tmp_path / "tool_config.json").write_text(json.dumps({"tool_class": "gone.Calculator"}))
     with pytest.raises(FileNotFoundError, match=r"gone\.py"):

@@ -28,7 +28,7 @@ def demo(*arguments: str) -> int:
 
 @app.command
 def port(*arguments: str) -> int:
-    """Run a script of TRL 0.7 as it stands; check or rewrite it with --check or --write.
+    """Run a script of TRL 0.7 unchanged; check or rewrite it with --check or --write.
 
     `trl_step port [--check | --write] script.py [its own arguments]`
     """
@@ -39,7 +39,7 @@ def port(*arguments: str) -> int:
 
 @app.command
 def doctor(run: Annotated[Path, tyro.conf.Positional]) -> int:
-    """Say what is wrong with a run, the likely cause, and the setting to turn.
+    """Say what is wrong with a run, the likely cause, and the setting to change.
 
     Args:
         run: a file of statistics with one JSON object per line, a tensorboard log, or a folder with either.
@@ -51,7 +51,7 @@ def doctor(run: Annotated[Path, tyro.conf.Positional]) -> int:
 
 @app.command
 def env() -> int:
-    """Print versions and devices for a report of a bug. There are no secrets in it."""
+    """Print versions and devices for a bug report. It contains no secrets."""
     from trl_step.commands.facts import facts
 
     print("\n".join(f"- {name}: {value}" for name, value in facts().items()))
@@ -63,7 +63,7 @@ PASSED_ON = {"demo": demo, "port": port}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status; without arguments list the commands."""
+    """Run the command line and return the exit status; without arguments, list the commands."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if words[0] in PASSED_ON:
         return PASSED_ON[words[0]](*words[1:])

@@ -1,4 +1,4 @@
-"""`trl_step env`: what a report of a bug should say about the machine."""
+"""`trl_step env`: what a bug report should say about the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "sa
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "RANK", "LOCAL_RANK", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
              "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP",
              "ACCELERATE_USE_DEEPSPEED", "PYTORCH_CUDA_ALLOC_CONF", "WANDB_MODE")  # fmt: skip
-"""The environment is told by this list alone: others hold keys and names."""
+"""Only these environment variables are shown: others may hold keys and names."""
 
 
 def facts() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`trl_step doctor`: reading the statistics that a run has left on disk."""
+"""`trl_step doctor`: reads the statistics that a run wrote to disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINES = "*.jsonl"
 
 
 def examine(path: Path) -> int:
-    """Print the findings of every run at `path`; the exit status is 1 where something is wrong.
+    """Print the findings of every run at `path`; the exit status is 1 if something is wrong.
 
     Raises:
         SystemExit: there is nothing to read, or it cannot be read.
@@ -24,27 +24,28 @@ def examine(path: Path) -> int:
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(printable(f"trl_step doctor: {error}")) from error
     if not runs:
-        raise SystemExit(printable(f"trl_step doctor: {path} holds no statistics, in {LINES} or {EVENTS}"))
+        raise SystemExit(printable(f"trl_step doctor: {path} has no statistics, in {LINES} or {EVENTS}"))
     for source, steps in runs:
         print(f"{printable(str(source))}: {len(steps)} steps\n{doctor.report(steps)}")
     return int(any(doctor.diagnose(steps) for _, steps in runs))
 
 
 def printable(text: str) -> str:
-    """`text` with characters that steer a terminal, or that cannot be printed, as Python writes them: `\\x1b`."""
+    """`text` with control and unprintable characters escaped as in Python: `\\x1b`."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def saved_runs(path: Path) -> Iterator[tuple[Path, list[dict[str, float]]]]:
-    """Where each run lies, and its scalars, a dictionary per step. In a folder, files without a KL are none of a run.
+    """The path of each run, and its scalars, a dictionary per step. In a folder, files without a KL are skipped.
 
     Raises:
-        ValueError: a line is no JSON object.
+        ValueError: a line is not a JSON object.
         OSError: a file cannot be read.
-        ImportError: a tensorboard log, and no tensorboard.
+        ImportError: the run is a tensorboard log, and tensorboard is missing.
     """
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]  # no folder, and no pipe that never ends
+        # not folders, nor pipes, which may never end
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         for file in files:
             if file.match(LINES):
                 yield from _if_a_run(file, read_json_lines(file))
@@ -57,7 +58,7 @@ def saved_runs(path: Path) -> Iterator[tuple[Path, list[dict[str, float]]]]:
 
 
 def read_json_lines(file: Path) -> list[dict[str, float]]:
-    """One JSON object per line: what `step` returned, of which numbers are kept."""
+    """One JSON object per line, as `step` returned it; only numbers are kept."""
     steps = []
     with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
@@ -66,17 +67,15 @@ def read_json_lines(file: Path) -> list[dict[str, float]]:
             try:
                 stats = json.loads(line, parse_int=float)  # an int may be too large for a float
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{file}:{number} is no JSON: {error}") from error
+                raise ValueError(f"{file}:{number} is not JSON: {error}") from error
             if not isinstance(stats, dict):
-                raise ValueError(
-                    f"{file}:{number} is a {type(stats).__name__}, where the statistics of a step are an object"
-                )
+                raise ValueError(f"{file}:{number} is a {type(stats).__name__}; the statistics of a step are an object")
             steps.append({key: float(value) for key, value in stats.items() if isinstance(value, (bool, float))})
     return steps
 
 
 def _if_a_run(path: Path, steps: list[dict[str, float]]) -> Iterator[tuple[Path, list[dict[str, float]]]]:
-    """The run, if it is one: beside it lie data, and a log of the hyperparameters that tensorboard makes."""
+    """The run, if it is one: a folder may also have data, and tensorboard's log of the hyperparameters."""
     if any("objective/kl" in stats for stats in steps):
         yield path, steps
 

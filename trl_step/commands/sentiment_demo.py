@@ -14,10 +14,10 @@ CACHE = Path("~/.cache/trl_step/sentiment").expanduser()
 
 
 def run_demo(arguments: Sequence[str]) -> int:
-    """Run the example as `python examples/sentiment/ppo_sentiment.py arguments...` would.
+    """Run the example like `python examples/sentiment/ppo_sentiment.py arguments...`.
 
-    A package that was installed from a wheel holds a copy of it (see setup.py), and keeps what it builds in the user's
-    cache; a clone uses its own.
+    A package that was installed from a wheel contains a copy of it (see setup.py), and keeps what it builds in the
+    user's cache; a clone uses its own.
 
     Raises:
         FileNotFoundError: the package was copied here without its examples.

@@ -1,1 +1,1 @@
-"""Layer 3: texts, conversations and pairs to the batches that the trainers take."""
+"""Layer 3: turns texts, conversations and pairs into the trainers' batches."""

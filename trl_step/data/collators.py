@@ -1,4 +1,4 @@
-"""Batches of the trainers: padding, and which tokens a loss counts."""
+"""Batches of the trainers: padding, and the labels that select the tokens of a loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAIR_COLUMNS = ("input_ids_chosen", "attention_mask_chosen", "input_ids_rejected
 
 
 def pad_to_length(tensor: torch.Tensor, length: int, pad_value: int | float, dim: int = -1) -> torch.Tensor:
-    """`tensor` filled up behind its end along `dim` to `length` entries; a longer one comes back as it is."""
+    """`tensor` padded at the end of `dim` to `length` entries; a longer one is returned unchanged."""
     missing = length - tensor.size(dim)
     if missing <= 0:
         return tensor
@@ -26,10 +26,10 @@ def pad_to_length(tensor: torch.Tensor, length: int, pad_value: int | float, dim
 
 
 def side_of_the_class(tokenizer: Any) -> str:
-    """ "left" or "right": where a tokenizer of this class pads, unless somebody has set it otherwise to generate.
+    """ "left" or "right": the default padding side of the tokenizer's class, whatever it is set to for generation.
 
-    A classifier needs no padding on the left, which moves the absolute positions of models such as GPT-2. XLNet, whose
-    class pads on the left, reads its last column.
+    A classifier needs no left padding, which shifts the absolute positions of models such as GPT-2. XLNet, whose class
+    pads on the left, reads its last column.
     """
     return getattr(type(tokenizer), "padding_side", "right")
 
@@ -37,8 +37,7 @@ def side_of_the_class(tokenizer: Any) -> str:
 def padding_on_the_right(tokenizer: Any) -> Any:
     """`tokenizer`, or a copy that pads on the right: for texts that a causal model is trained on.
 
-    Padding on the left moves absolute positions, and the loss would count the first token of a text, predicted from
-    padding.
+    Left padding shifts absolute positions, and the loss would count the first token of a text, predicted from padding.
     """
     if tokenizer.padding_side == "right":
         return tokenizer
@@ -51,19 +50,19 @@ def padding_on_the_right(tokenizer: Any) -> Any:
 
 
 class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
-    """Batches for language modeling whose labels cover the responses alone.
+    """Batches for language modeling whose labels cover only the responses.
 
     With `response_template` alone everything up to the end of its last occurrence is ignored. With
-    `instruction_template` as well, a text is a conversation: whatever lies from an instruction template to the end of
-    the response template behind it is ignored, in each turn.
+    `instruction_template` as well, a text is a conversation: in each turn, everything from an instruction template to
+    the end of the next response template is ignored.
 
     Args:
-        response_template: how a response begins, such as "### Answer:", or its token ids [N] where the tokenizer
-            writes it otherwise inside a text.
-        instruction_template: how a user's turn begins, or its token ids [N].
-        args, kwargs: of `transformers.DataCollatorForLanguageModeling`, `tokenizer` among them.
-        mlm: masked language modeling; False for what this class is made for.
-        ignore_index: the label that the loss passes over.
+        response_template: the text that a response begins with, such as "### Answer:", or its token ids [N] if the
+            tokenizer encodes it differently inside a text.
+        instruction_template: the text that a user's turn begins with, or its token ids [N].
+        args, kwargs: of `transformers.DataCollatorForLanguageModeling`, including `tokenizer`.
+        mlm: masked language modeling; normally False for this class.
+        ignore_index: the label that the loss ignores.
 
     Raises:
         ValueError: a template has no tokens.
@@ -87,20 +86,20 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         if instruction_template is not None and self.tokenizer.pad_token_id == self.tokenizer.eos_token_id:
             warn_user(
                 "pad_token and eos_token are the same: the end of a turn is never trained, and a model of "
-                "conversations may not learn to stop. Give the tokenizer a pad_token of its own"
+                "conversations may not learn to stop. Give the tokenizer a separate pad_token"
             )
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         """A padded batch: `input_ids`, `attention_mask`, `labels`, int64 [B, T]."""
         batch = super().torch_call(examples)
         for row, (ids, labels) in enumerate(zip(batch["input_ids"].tolist(), batch["labels"], strict=True)):
-            # differs from v0.7: a template that holds the padding token is found too
+            # differs from v0.7: a template that contains the padding token is found too
             ignored = self._ignored_spans(ids)
             if ignored is None:
                 text = self.tokenizer.decode(ids)
                 warn_user(
                     f"sample {row} of the batch has no {self._missing(ids)}: it adds nothing to the loss. "
-                    f"If that happens often, raise max_seq_length. The sample: {text}"
+                    f"If this happens often, raise max_seq_length. The sample: {text}"
                 )
                 ignored = [(0, len(labels))]
             for start, end in ignored:
@@ -117,7 +116,7 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         return ids
 
     def _ignored_spans(self, row: list[int]) -> list[tuple[int, int]] | None:
-        """The spans [start, end) to ignore, or None where a template is missing."""
+        """The spans [start, end) to ignore, or None if a template is missing."""
         width = len(self.response_token_ids)
         responses = [start + width for start in occurrences(self.response_token_ids, row)]
         if not responses:
@@ -129,7 +128,7 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
             return None
         if instructions[0] > responses[0]:  # the text was cut off on the left: its first turn has no beginning
             instructions = [0, *instructions]
-        # a turn without its other half is left to the last rule, as in a text that was cut off on the right
+        # an unmatched template is handled by the last rule, as in a text that was cut off on the right
         spans = list(zip(instructions, responses, strict=False))
         spans[0] = (0, spans[0][1])
         if len(instructions) > len(responses):
@@ -143,7 +142,7 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
 
 
 def occurrences(pattern: list[int], row: list[int]) -> list[int]:
-    """Where `pattern` begins in `row`, overlapping occurrences too."""
+    """Positions where `pattern` begins in `row`, including overlapping occurrences."""
     width = len(pattern)
     return [
         start
@@ -157,10 +156,10 @@ def occurrences(pattern: list[int], row: list[int]) -> list[int]:
 
 @dataclass
 class RewardDataCollatorWithPadding:
-    """Pairs of tokenized texts to the batch of a `RewardTrainer`.
+    """Turns pairs of tokenized texts into a batch of a `RewardTrainer`.
 
     Args:
-        tokenizer: pads, on the side of its class: a score does not depend on the texts beside it.
+        tokenizer: pads, on the side of its class, so that a score does not depend on the other texts of the batch.
         padding: of `tokenizer.pad`; True pads to the longest text of the batch.
         max_length: with padding="max_length", the length to pad to.
         pad_to_multiple_of: round the length up to a multiple of this.
@@ -174,7 +173,7 @@ class RewardDataCollatorWithPadding:
     return_tensors: str = "pt"
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """The four columns of `PAIR_COLUMNS` padded, int64 [B, T] each; `margin` float32 [B] where there is one.
+        """The four columns of `PAIR_COLUMNS` padded, int64 [B, T] each; `margin` float32 [B] if there is one.
 
         Raises:
             ValueError: a row lacks a column.
@@ -183,7 +182,7 @@ class RewardDataCollatorWithPadding:
             if missing := [name for name in PAIR_COLUMNS if name not in feature]:
                 raise ValueError(f"row {row} of the batch has no {', '.join(missing)}; it has {', '.join(feature)}")
         batch: dict[str, Any] = {}
-        # differs from v0.7: padding on the left, of a tokenizer that is set to it, moved absolute positions
+        # differs from v0.7: a tokenizer that was set to pad on the left shifted absolute positions
         padding_side = side_of_the_class(self.tokenizer)
         for side in ("chosen", "rejected"):
             padded = self.tokenizer.pad(
@@ -203,7 +202,7 @@ class RewardDataCollatorWithPadding:
 
 @dataclass
 class DPODataCollatorWithPadding:
-    """Tokenized rows of a `DPOTrainer` to a padded batch.
+    """Turns tokenized rows of a `DPOTrainer` into a padded batch.
 
     Prompts are padded on the left, so that a model can continue them; everything else on the right. An
     encoder-decoder pads its prompts on the right: they are its encoder's input.

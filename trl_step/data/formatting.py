@@ -1,4 +1,4 @@
-"""Conversations and instructions to texts, with the tokenizer's chat template."""
+"""Turns conversations and instructions into texts, with the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def conversations_formatting_function(
 
 
 def instructions_formatting_function(tokenizer: Any) -> Formatter:
-    """As `conversations_formatting_function`, for rows with a `prompt` and its `completion`."""
+    """Like `conversations_formatting_function`, for rows with a `prompt` and its `completion`."""
 
     def text_of(prompt: str, completion: str) -> str:
         conversation = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
@@ -44,7 +44,7 @@ def instructions_formatting_function(tokenizer: Any) -> Formatter:
 
 
 def get_formatting_func_from_dataset(dataset: Any, tokenizer: Any) -> Formatter | None:
-    """The function that turns the rows of `dataset` into texts, or None where its columns are neither kind.
+    """The function that turns the rows of `dataset` into texts, or None if its columns match neither format.
 
     Args:
         dataset: `datasets.Dataset`: a column `messages` or `conversations` of `role` and `content`, or exactly the
@@ -66,7 +66,7 @@ def get_formatting_func_from_dataset(dataset: Any, tokenizer: Any) -> Formatter 
 
 
 def _entries(feature: Any) -> Any:
-    """What the entries of a list column are, however the column writes that it is a list."""
+    """The entry type of a list column, in any of the ways to declare a list."""
     if isinstance(feature, list):
         return feature[0]
     return getattr(feature, "feature", None)

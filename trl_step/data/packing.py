@@ -1,4 +1,4 @@
-"""Texts packed into rows of one length: no padding, no token lost but those behind the last full row."""
+"""Packs texts into rows of one length: no padding, and no token is lost except after the last full row."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from trl_step.models.notices import warn_user
 
 
 class ConstantLengthDataset(IterableDataset):
-    """Rows of exactly `seq_length` tokens, cut from the texts of a dataset laid end to end.
+    """Rows of exactly `seq_length` tokens, cut from the concatenated texts of a dataset.
 
-    Texts are read until there are about `num_of_sequences` rows, tokenized at once, joined, cut; what is left behind
-    the last full row of such a buffer is dropped.
+    Texts are read until there are about `num_of_sequences` rows, tokenized together, joined and cut; the rest after the
+    last full row of such a buffer is dropped.
 
     Args:
         tokenizer: its end-of-text token separates the texts.
-        dataset: rows are dictionaries; anything that can be iterated over, twice where `infinite`.
-        dataset_text_field: the column that holds the text, where there is no `formatting_func`.
+        dataset: any iterable of dictionaries; with `infinite` it is iterated over repeatedly.
+        dataset_text_field: the column with the text, if there is no `formatting_func`.
         formatting_func: from a row to its text.
-        infinite: begin anew at the dataset's end.
+        infinite: start over at the dataset's end.
         seq_length: tokens per row.
-        num_of_sequences: rows per buffer, by estimate.
+        num_of_sequences: estimated rows per buffer.
         chars_per_token: characters per token, for that estimate.
-        eos_token_id: separates the texts where the tokenizer has no end-of-text token.
+        eos_token_id: separates the texts if the tokenizer has no end-of-text token.
         shuffle: shuffle the rows of each buffer, with `stream`.
-        append_concat_token: put the separator behind each text.
+        append_concat_token: put the separator after each text.
         add_special_tokens: let the tokenizer add its own.
 
     Attributes:
@@ -73,7 +73,7 @@ class ConstantLengthDataset(IterableDataset):
         self.formatting_func = formatting_func or (lambda row: row[dataset_text_field])
 
     def __len__(self) -> int:
-        """Number of texts, not of rows: how many rows they make is known only behind the last one."""
+        """Number of texts, not of rows: the number of rows is known only after the last text."""
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -100,7 +100,7 @@ class ConstantLengthDataset(IterableDataset):
             yield texts
 
     def _texts(self) -> Iterator[str]:
-        """Every text once, or without an end where `infinite`."""
+        """Every text once, or endlessly if `infinite`."""
         while True:
             empty = True
             for row in self.dataset:
@@ -110,7 +110,7 @@ class ConstantLengthDataset(IterableDataset):
                 return
 
     def _rows_of(self, texts: list[str]) -> list[list[int]]:
-        """The full rows that the texts make."""
+        """The full rows of the joined texts."""
         tokenized = self.tokenizer(texts, add_special_tokens=self.add_special_tokens, truncation=False)["input_ids"]
         separator = [self.concat_token_id] if self.append_concat_token else []
         stream = [token for ids in tokenized for token in (*ids, *separator)]

@@ -15,17 +15,17 @@ PARTS = ("input_ids", "attention_mask")
 
 
 def text_of(value: Any, tokenizer: Any) -> str:
-    """A text as it is; a list of messages through the tokenizer's chat template."""
+    """A text unchanged; a list of messages rendered with the tokenizer's chat template."""
     return value if isinstance(value, str) else tokenizer.apply_chat_template(value, tokenize=False)
 
 
 def tokenize_pair_for_rewards(feature: Mapping[str, Any], tokenizer: Any, max_length: int) -> Row:
-    """`chosen` and `rejected` (behind `prompt`, where there is one) as `input_ids_chosen`, `attention_mask_chosen`, ...
+    """`chosen` and `rejected` (after `prompt`, if there is one) as `input_ids_chosen`, `attention_mask_chosen`, ...
 
     Args:
         feature: texts, or lists of messages.
-        tokenizer: writes both, with its special tokens.
-        max_length: most tokens; the tokenizer's `truncation_side` is cut.
+        tokenizer: tokenizes both, with its special tokens.
+        max_length: maximum number of tokens; the tokenizer's `truncation_side` is cut.
     """
     prompt = feature.get("prompt", "")
     row: Row = {}
@@ -41,9 +41,9 @@ def _joined(prompt: Any, answer: Any, tokenizer: Any) -> str:
 
 
 def tokenize_answer(tokenizer: Any, prompt: str, answer: str) -> Row:
-    """The tokens of `prompt + answer`, cut where the answer begins.
+    """The tokens of `prompt + answer`, split where the answer begins.
 
-    A tokenizer may merge the prompt's end with the answer's beginning: then that one token belongs to the answer.
+    If the tokenizer merges the prompt's end with the answer's beginning, the merged token belongs to the answer.
 
     Returns:
         `prompt_input_ids`, `prompt_attention_mask` and the answer's `input_ids`, `attention_mask`: lists of int,
@@ -75,11 +75,11 @@ def tokenize_preference(
 
     Args:
         feature: the texts.
-        tokenizer: its begin token goes before the prompt, its end token behind the answers.
+        tokenizer: its begin token is put before the prompt, its end token after the answers.
         split: from prompt and answer to `tokenize_answer`'s result.
-        max_length: most tokens of prompt and answer together.
-        max_prompt_length: tokens of the prompt that are kept where that is exceeded.
-        truncation_mode: "keep_end" or "keep_start" of the prompt.
+        max_length: maximum number of tokens of prompt and answer together.
+        max_prompt_length: tokens of the prompt that are kept if `max_length` is exceeded.
+        truncation_mode: "keep_end" or "keep_start", for the prompt.
         label_pad_token_id: the labels of the prompt.
 
     Returns:
@@ -87,11 +87,11 @@ def tokenize_preference(
         `prompt_attention_mask`: lists of int.
 
     Raises:
-        ValueError: the two answers split the prompt's tokens at more than one token, the mode is unknown, there is no
-            end token, or an answer that must be cut has no room.
+        ValueError: the prompt's tokens before the two answers differ by more than one, the mode is unknown, there is no
+            end token, or there is no room for an answer.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end token to put behind the answers: set tokenizer.eos_token")
+        raise ValueError("the tokenizer has no end token to put after the answers: set tokenizer.eos_token")
     prompt = tokenizer(feature["prompt"], add_special_tokens=False)
     parts = {side: split(feature["prompt"], feature[side]) for side in SIDES}
     lengths = [len(parts[side]["prompt_input_ids"]) for side in SIDES]
@@ -130,7 +130,7 @@ def tokenize_preference(
 def tokenize_preference_for_encoder(
     feature: Mapping[str, Any], tokenizer: Any, max_prompt_length: int | None, max_target_length: int | None, model: Any
 ) -> Row:
-    """A row with `prompt`, `chosen`, `rejected` for an encoder-decoder: each by itself, with its special tokens.
+    """A row with `prompt`, `chosen`, `rejected` for an encoder-decoder: each separately, with its special tokens.
 
     Returns:
         `prompt_input_ids`, `prompt_attention_mask`, `chosen_labels`, `rejected_labels`; with a `model` also
@@ -150,9 +150,9 @@ def tokenize_preference_for_encoder(
 def chosen_above_rejected(
     batch: Mapping[str, Any], is_encoder_decoder: bool, label_pad_token_id: int, padding_value: int
 ) -> dict[str, torch.Tensor]:
-    """Both sides of a padded batch as one: `concatenated_input_ids`, `_attention_mask`, `_labels`, int64 [2B, T].
+    """Both answers of a padded batch as one: `concatenated_input_ids`, `_attention_mask`, `_labels`, int64 [2B, T].
 
-    An encoder gets the prompts twice. Other columns that begin with `chosen_` are joined the same way.
+    An encoder gets the prompts twice. Other columns that begin with `chosen_` are concatenated the same way.
     """
     fillings = {"_attention_mask": 0, "_labels": label_pad_token_id, "_input_ids": padding_value}
     of_length = "labels" if is_encoder_decoder else "input_ids"
@@ -174,13 +174,13 @@ def _check_same_prompt(chosen: list[int], rejected: list[int]) -> None:
     differing = sum(a != b for a, b in zip(chosen, rejected, strict=False))
     if differing > 1 or abs(len(chosen) - len(rejected)) > 1:
         raise ValueError(
-            "the tokens of the prompt differ by more than the last one before the chosen and the rejected answer: let "
-            "the answers begin with a space or a line break, or the prompt end with one"
+            "the prompt's tokens before the chosen and before the rejected answer differ by more than the last one: "
+            "begin the answers with a space or a line break, or end the prompt with one"
         )
 
 
 def _put_in_front(tokens: Row, token_id: int | None) -> None:
-    """The begin token before the prompt, where the tokenizer has one."""
+    """The begin token before the prompt, if the tokenizer has one."""
     if token_id is not None:
         tokens["prompt_input_ids"] = [token_id, *tokens["prompt_input_ids"]]
         tokens["prompt_attention_mask"] = [1, *tokens["prompt_attention_mask"]]

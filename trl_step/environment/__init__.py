@@ -1,4 +1,4 @@
-"""Layer 4: environments that a language model works in. Nothing here knows of a trainer."""
+"""Layer 4: environments that a language model works in. They do not depend on a trainer."""
 
 from trl_step.environment.base_environment import RewardError, StringStoppingCriteria, TextEnvironment, TextHistory
 from trl_step.environment.chat_calls import ParsedCall, parse_tool_calls

@@ -35,32 +35,32 @@ Episode = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list
 class TextEnvironment:
     """Lets a language model work on tasks in several turns, with tools.
 
-    The model asks for a tool with `<request><name>query<call>`; the environment answers with the tool's reply and
-    `<response>`, and the model goes on. `<submit>` or an end-of-sequence token that the model wrote ends the episode,
+    The model calls a tool with `<request><name>query<call>`; the environment answers with the tool's reply and
+    `<response>`, and the model continues. `<submit>` or an end-of-sequence token that the model wrote ends the episode,
     and so does a turn without a closed call.
 
     Args:
         model: a value-head wrapper or a transformers model, also in a parallel wrapper.
         tokenizer: of that model.
         tools: a dictionary from names to callables `str -> reply`, or a list of callables, named by their class
-            (functions by their name). The strings that they get are written by the model: treat them as hostile.
+            (functions by their name). The model writes the strings that they get: treat them as hostile.
         reward_fn: called once per run with the last text segment of each episode and the keyword arguments of `run`;
             returns one number per episode. None leaves the rewards at 0.
-        prompt: stands in front of every task.
+        prompt: put before every task.
         max_turns: model turns per episode.
         max_tool_reponse: characters of a tool's reply that are kept (spelled as in release 0.7).
-        max_length: tokens of a whole episode. A turn gets the room that is left; an episode ends truncated when the
-            model's next token or a tool's reply has no room, or when the prompt leaves none.
+        max_length: tokens of a whole episode. A turn gets the remaining room; an episode ends truncated if there is no
+            room for the model's next token or a tool's reply, or if the prompt leaves none.
         generation_kwargs: for `model.generate`; never changed.
-        max_tool_response: the same as `max_tool_reponse`, and stronger.
-        tool_timeout: seconds that one tool call may take; None waits for ever. A late call is answered with an error
-            text and left behind, as Python cannot stop a thread.
+        max_tool_response: the same as `max_tool_reponse`; takes precedence over it.
+        tool_timeout: seconds that one tool call may take; None waits forever. A late call is answered with an error
+            text and abandoned, as Python cannot stop a thread.
         tool_workers: calls of a turn that run at the same time; 0 runs them one by one in the caller's thread,
             without a time limit.
 
     Attributes:
         request_token, call_token, response_token, submit_token: the protocol; may be set to other strings.
-        current_device: where the episodes' tokens live.
+        current_device: the device of the episodes' tokens.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class TextEnvironment:
 
     @property
     def _writer(self) -> TurnWriter:
-        """Made anew each time, as all of its settings may be changed."""
+        """Created on each access, as all of its settings may change."""
         if self._unwrapped[0] is not self.model:
             self._unwrapped = self.model, inner_model(self.model)
         return TurnWriter(
@@ -120,8 +120,8 @@ class TextEnvironment:
         """Work on a batch of tasks until each is finished or has had `max_turns` turns.
 
         Args:
-            queries: task texts; `prompt` is put in front of each.
-            rewards_kwargs: handed to `reward_fn`, for instance the right answers.
+            queries: task texts; `prompt` is put before each.
+            rewards_kwargs: passed to `reward_fn`, for instance the right answers.
 
         Returns:
             `queries, responses, masks, rewards, histories`, one entry per task; the first four are ready for
@@ -130,8 +130,8 @@ class TextEnvironment:
             has a single masked end token for a response: leave it out of `step`.
 
         Raises:
-            TypeError, ValueError: a task is no text, or its prompt has no tokens.
-            RewardError: `reward_fn` returned the wrong number of rewards, or one that is no finite number.
+            TypeError, ValueError: a task is not a string, or its prompt has no tokens.
+            RewardError: `reward_fn` returned the wrong number of rewards, or one that is not a finite number.
         """
         histories = self._start(queries)
         for _ in range(self.max_turns):
@@ -156,7 +156,7 @@ class TextEnvironment:
             text = (self.prompt or "") + task
             tokens = self._writer.tokenize(text)
             if len(tokens) == 0:
-                raise ValueError(f"task {i} has no tokens; give it, or `prompt`, some text")
+                raise ValueError(f"task {i} has no tokens; the task or `prompt` needs some text")
             histories.append(TextHistory(text, tokens, system=True))
         full = [i for i, history in enumerate(histories) if self._writer.room(history) < 1]
         if full:
@@ -171,7 +171,7 @@ class TextEnvironment:
     def generate(self, histories: list[TextHistory]) -> list[TextHistory]:
         """Let the model write one turn of every episode that is not completed.
 
-        An episode without room for a token is completed as truncated; a generation without tokens stands for an end
+        An episode without room for a token is completed as truncated; a generation without tokens counts as an end
         token.
         """
         for history in histories:
@@ -196,7 +196,7 @@ class TextEnvironment:
         return history
 
     def _step_all(self, histories: list[TextHistory]) -> list[TextHistory]:
-        """`step` for all, with the tools of this turn side by side."""
+        """`step` for all, with the tools of this turn in parallel."""
         if type(self).step is not _OWN_STEP or "step" in vars(self):
             return [self.step(history) for history in histories]
         calls = [self._next_call(history) for history in histories]
@@ -210,7 +210,7 @@ class TextEnvironment:
     def parse_tool_call(self, text: str) -> tuple[str | None, str | None]:
         """(tool name, query) of `<request><name>query<call>` in `text`, or (None, None).
 
-        # differs from v0.7: a request inside of a request is no call; there the inner one became the query
+        # differs from v0.7: a request inside a request is not a call; there the inner one became the query
         """
         return find_tool_call(text, self.request_token, self.call_token)
 
@@ -218,7 +218,7 @@ class TextEnvironment:
         """Set `reward` of every episode from `reward_fn`, which sees the last text segments.
 
         Raises:
-            RewardError: wrong number of rewards, or one that is no finite number.
+            RewardError: wrong number of rewards, or one that is not a finite number.
         """
         set_rewards(histories, [history.last_text_segment for history in histories], self.reward_fn, reward_kwargs)
         return histories
@@ -226,7 +226,7 @@ class TextEnvironment:
     # --- when an episode ends ------------------------------------------------------------------------------------
 
     def tasks_end_check(self, histories: list[TextHistory], model_turn: bool = True) -> list[TextHistory]:
-        """Complete every episode that `task_end_check` finds ended."""
+        """Complete every episode that has ended according to `task_end_check`."""
         for history in histories:
             if not history.completed:
                 truncated, ended = self.task_end_check(history, model_turn=model_turn)
@@ -239,8 +239,7 @@ class TextEnvironment:
 
         Args:
             history: the episode.
-            model_turn: the model has just written; False behind a tool's reply, which cannot end an episode by what
-                it says.
+            model_turn: the model has just written; False after a tool's reply, whose text cannot end an episode.
         """
         if history.completed:
             return False, False
@@ -253,18 +252,18 @@ class TextEnvironment:
         if (by_model or model_turn) and self.submit_token in text:
             return False, True
         if model_turn and not (self.request_token in text and self.call_token in text):
-            return self._writer.room(history) < 1, True  # without room it was cut off, not finished
+            return self._writer.room(history) < 1, True  # without room the turn was cut off, not finished
         return False, False
 
     def _has_end_token(self, tokens: torch.Tensor) -> bool:
-        # differs from v0.7: it looked for the end token's text anywhere in the episode, the prompt included
+        # differs from v0.7: it looked for the end token's text anywhere in the episode, including the prompt
         written = tokens[1:] if self.is_encoder_decoder else tokens
         return not self._writer.end_ids().isdisjoint(written.tolist())
 
     # --- replies -------------------------------------------------------------------------------------------------
 
     def _next_call(self, history: TextHistory) -> ToolCall | str | None:
-        """What the last segment asks for: a call, a reply that needs no tool, or nothing (then it is completed)."""
+        """What the last segment requests: a call, a reply that needs no tool, or None, which completes the episode."""
         truncated, ended = self.task_end_check(history)
         if ended:
             history.complete(truncated=truncated)
@@ -278,13 +277,13 @@ class TextEnvironment:
         return partial(self.tools[name], query)
 
     def _append_reply(self, history: TextHistory, reply: str) -> None:
-        """Add a tool's reply, made harmless and short; one that leaves no room ends the episode instead."""
+        """Add a tool's reply, escaped and shortened; if it leaves no room, end the episode instead."""
         # differs from v0.7: a reply could submit, call, or end the sequence, and began with the tokenizer's BOS
         text = shorten(escape(reply, self._control_pattern()), self.max_tool_response) + self.response_token
         self._writer.append_given(history, text, self._writer.tokenize(text, special_tokens=False))
 
     def _control_pattern(self) -> re.Pattern[str]:
-        """Matches the protocol's tokens and all special tokens of the tokenizer; made anew when the former change."""
+        """Matches the protocol's tokens and all special tokens of the tokenizer; rebuilt when the former change."""
         protocol = (self.request_token, self.call_token, self.response_token, self.submit_token)
         if self._control is None or self._control[0] != protocol:
             self._control = protocol, control_pattern({*protocol, *special_tokens(self.tokenizer)})

@@ -1,4 +1,4 @@
-"""Reading the tool calls out of a chat model's turn, in the JSON forms that today's chat templates teach."""
+"""Parses the tool calls in a chat model's turn, in the JSON formats that today's chat templates use."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 LIST_MARK = "[TOOL_CALLS]"
 BARE_MARK = "<|python_tag|>"
 CALL_MARKS = (OPEN, CLOSE, LIST_MARK, BARE_MARK)
-"""What opens or closes calls in the forms below."""
+"""Marks that open or close calls in the formats below."""
 
 _BARE_CALL = re.compile(r'[\[\s]*\{\s*"(type|name|function|arguments|parameters)"\s*:')
 
 
 class ParsedCall(NamedTuple):
-    """A call, or in `problem` why it cannot be made."""
+    """A call, or in `problem` the reason why it cannot be made."""
 
     name: str = ""
     arguments: dict[str, Any] = {}  # noqa: RUF012  (never changed)
@@ -24,17 +24,17 @@ class ParsedCall(NamedTuple):
 
 
 def parse_tool_calls(text: str) -> list[ParsedCall]:
-    """The calls in a model's turn, in order; an empty list for a turn that asks for no tool.
+    """The calls in a model's turn, in order; an empty list for a turn without a call.
 
-    Three forms are read: `<tool_call>{...}</tool_call>`, any number of them, with text around (Hermes, Qwen);
-    `[TOOL_CALLS][{...}, ...]` (Mistral); and a turn that is nothing but JSON objects, also behind `<|python_tag|>`,
+    Three formats are parsed: `<tool_call>{...}</tool_call>`, any number of them, with text around (Hermes, Qwen);
+    `[TOOL_CALLS][{...}, ...]` (Mistral); and a turn that is nothing but JSON objects, also after `<|python_tag|>`,
     separated by white space or semicolons, or in a list (Llama 3). An object has a `name`, and `arguments` or
-    `parameters` which are an object, or its JSON text. What stands in `<think>...</think>` is no call.
+    `parameters` which are an object, or its JSON text. Anything in `<think>...</think>` is not a call.
 
-    JSON that cannot be read, a call that is never closed and a call inside a call give a `ParsedCall` that says so.
+    Invalid JSON, a call that is never closed and a call inside a call give a `ParsedCall` that says so.
     """
     spoken = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
-    if "</think>" in spoken:  # templates that open the thoughts themselves
+    if "</think>" in spoken:  # for templates that open the thoughts themselves
         spoken = spoken.rpartition("</think>")[2]
     if OPEN in spoken:
         return [call for body in spoken.split(OPEN)[1:] for call in _tagged(body)]
@@ -46,7 +46,7 @@ def parse_tool_calls(text: str) -> list[ParsedCall]:
 
 
 def _tagged(body: str) -> list[ParsedCall]:
-    """The calls of what stands behind one opening tag, up to the next one."""
+    """The calls in the text between one opening tag and the next."""
     inside, closed, _ = body.partition(CLOSE)
     if not closed:
         return [ParsedCall(problem=f"a {OPEN} is not closed before the next one or the end of the turn")]
@@ -54,7 +54,7 @@ def _tagged(body: str) -> list[ParsedCall]:
 
 
 def _objects(text: str) -> list[ParsedCall]:
-    """Calls from JSON objects one behind the other, or in a list."""
+    """Calls from JSON objects one after the other, or in a list."""
     calls: list[ParsedCall] = []
     decoder, position = json.JSONDecoder(), 0
     while rest := text[position:].lstrip(" \t\r\n;"):

@@ -34,32 +34,32 @@ ChatEpisodes = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor],
 class ChatEnvironment:
     """Lets a chat model work on tasks in several turns, with tools that it calls in JSON.
 
-    As `TextEnvironment`, with messages and the tokenizer's chat template in place of a protocol of its own. The
-    model's turn may hold several calls; they run side by side, and each gets a message of the role `tool`. A turn
+    Like `TextEnvironment`, with messages and the tokenizer's chat template in place of its own protocol. The model's
+    turn may contain several calls; they run in parallel, and each is answered by a message with the role `tool`. A turn
     without a call is the answer, and ends the episode.
 
     Args:
         model: a value-head wrapper or a transformers model, also in a parallel wrapper.
         tokenizer: of that model, with a chat template.
-        tools: callables, by name or named by themselves; they get the call's arguments by keyword. The template
-            shows their JSON schemas, which are read from type hints and a Google docstring. What they get was written
-            by the model: treat it as hostile.
+        tools: a dictionary from names to callables, or a list of callables, see `TextEnvironment`; they get the call's
+            arguments by keyword. The template shows their JSON schemas, which are read from type hints and a Google
+            docstring. The model writes the arguments: treat them as hostile.
         reward_fn: called once per run with the last turn of each episode, without special tokens, and the keyword
             arguments of `run`; returns one number per episode. None leaves the rewards at 0.
-        system_prompt: stands as a system message in front of a task that has none.
+        system_prompt: the system message of a task that has none.
         max_turns: model turns per episode.
         max_tool_response: characters of a tool's reply that are kept.
         max_length: tokens of a whole episode; see `TextEnvironment`.
         generation_kwargs: for `model.generate`; never changed. A turn ends at the tokenizer's end token, and at those
-            that the generation config or `eos_token_id` here name (`<|im_end|>`, `<|eot_id|>`, `<|eom_id|>`).
+            of the generation config or of `eos_token_id` here (`<|im_end|>`, `<|eot_id|>`, `<|eom_id|>`).
         tool_timeout, tool_workers: see `TextEnvironment`.
         chat_template: a Jinja template in place of the tokenizer's.
         template_options: further variables of the template, such as `enable_thinking`.
-        tool_schemas: JSON schemas in place of those that are read from the tools.
-        parse_calls: reads the calls out of the text of a turn.
+        tool_schemas: JSON schemas in place of those read from the tools.
+        parse_calls: parses the calls in the text of a turn.
 
     Raises:
-        ValueError: there is no chat template, or a tool whose schema cannot be read.
+        ValueError: there is no chat template, or the schema of a tool cannot be read.
     """
 
     def __init__(
@@ -106,17 +106,17 @@ class ChatEnvironment:
         """Work on a batch of tasks until each is answered or has had `max_turns` turns.
 
         Args:
-            tasks: for each a text, which becomes a message of the user, or a list of messages.
-            reward_kwargs: handed to `reward_fn`, for instance the right answers.
+            tasks: each is a text, which becomes a user message, or a list of messages.
+            reward_kwargs: passed to `reward_fn`, for instance the right answers.
 
         Returns:
-            `queries, responses, masks, rewards, histories`, one entry per task, as `TextEnvironment.run`. Responses
-            hold the model's turns, token for token, and what the template puts between them with the tools' replies;
+            `queries, responses, masks, rewards, histories`, one entry per task, like `TextEnvironment.run`. Responses
+            hold the model's turns, token for token, and between them the template's text with the tools' replies;
             masks are 1 on the former. An episode that still called tools in its last turn is truncated.
 
         Raises:
             TypeError, ValueError: a task is neither text nor messages, or the template renders it to nothing.
-            RewardError: `reward_fn` returned the wrong number of rewards, or one that is no finite number.
+            RewardError: `reward_fn` returned the wrong number of rewards, or one that is not a finite number.
         """
         if isinstance(tasks, str):
             raise TypeError("run takes a list of tasks; put the single task in a list")
@@ -171,7 +171,7 @@ class ChatEnvironment:
     def _answer(
         self, histories: list[TextHistory], prompt_of: dict[TextHistory, list[Message]], last_turn: bool
     ) -> None:
-        """Run the calls of a turn of all episodes side by side, and add the replies."""
+        """Run the calls of all episodes' turns in parallel, and add the replies."""
         parsed = [self.parse_calls(self.writer.spoken(history)) for history in histories]
         waiting: list[tuple[TextHistory, list[ParsedCall]]] = []
         for history, calls in zip(histories, parsed, strict=True):
@@ -203,7 +203,7 @@ class ChatEnvironment:
             {
                 "role": "tool",
                 "name": escape(call.name, self._control) or "unknown",
-                "tool_call_id": f"call{i:05d}",  # nine letters and digits, which some templates insist on
+                "tool_call_id": f"call{i:05d}",  # nine letters and digits, as some templates require
                 "content": shorten(escape(text, self._control), self.max_tool_response),
             }
             for i, (call, text) in enumerate(replies)
@@ -223,7 +223,7 @@ class ChatEnvironment:
 
 
 def _in_json(tool: Tool, arguments: dict[str, Any]) -> str:
-    """A tool's reply as text: what is no text as JSON where that is possible."""
+    """A tool's reply as text: anything but a string as JSON, if possible."""
     reply = tool(**arguments)
     if isinstance(reply, str):
         return reply

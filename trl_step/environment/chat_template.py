@@ -1,4 +1,4 @@
-"""What a chat template puts around the model's turns, so that the turns themselves are never rendered again."""
+"""Finds the text that a chat template puts around the model's turns, so that the turns are never rendered again."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ChatTemplate:
     """The chat template of a tokenizer.
 
     An episode is one sequence of tokens: the rendered prompt, then what the model wrote token for token, then what the
-    template puts between that turn and the next. The last is found by rendering the prompt with a stand-in for the
-    model's turn and taking what stands behind the stand-in. So nothing that the model wrote passes through the
+    template puts between that turn and the next. The last is found by rendering the prompt with a placeholder for the
+    model's turn and taking the text after the placeholder. So nothing that the model wrote passes through the
     template: it cannot forge a message, and a template that strips or rewrites earlier turns changes nothing.
 
     Args:
@@ -50,10 +50,10 @@ class ChatTemplate:
         self.schemas = [dict(schema) for schema in schemas]
         self.options = dict(options or {})
         # unknown to model and tools, so that neither can write it
-        self._stand_in = f"turn{uuid.uuid4().hex}"
+        self._placeholder = f"turn{uuid.uuid4().hex}"
 
     def render(self, messages: Sequence[Message], open_turn: bool) -> str:
-        """The text of `messages`; with `open_turn` the beginning of the assistant's next turn behind it."""
+        """The text of `messages`; with `open_turn` followed by the beginning of the assistant's next turn."""
         return self.tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tools=self.schemas or None,
@@ -64,13 +64,13 @@ class ChatTemplate:
         )
 
     def between(self, prompt: Sequence[Message], new: Sequence[Message]) -> Between:
-        """What stands between an assistant turn behind `prompt` and the one that answers the messages `new`.
+        """The text between an assistant turn after `prompt` and the one that answers the messages `new`.
 
         Raises:
             ValueError: the template leaves no trace of an assistant turn that is not the last message.
         """
-        closed = self.render([*prompt, {"role": "assistant", "content": self._stand_in}], open_turn=False)
-        ending = self._behind_stand_in(closed)
+        closed = self.render([*prompt, {"role": "assistant", "content": self._placeholder}], open_turn=False)
+        ending = self._after_placeholder(closed)
         found = self._around_text(prompt, new, closed, ending)
         if found is None:
             found = self._around_calls(prompt, new)
@@ -84,18 +84,18 @@ class ChatTemplate:
     def _around_text(
         self, prompt: Sequence[Message], new: Sequence[Message], closed: str, ending: str | None
     ) -> Between | None:
-        """With a stand-in that is plain text."""
+        """With a placeholder that is plain text."""
         try:
-            whole = self.render([*prompt, {"role": "assistant", "content": self._stand_in}, *new], open_turn=True)
-        except Exception:  # a template's own raise_exception: tool messages may need calls before them
+            whole = self.render([*prompt, {"role": "assistant", "content": self._placeholder}, *new], open_turn=True)
+        except Exception:  # the template's raise_exception: tool messages may need preceding calls
             return None
-        behind = self._behind_stand_in(whole)
-        if behind is not None:
-            known = ending if ending is not None and behind.startswith(ending) else ""
-            return Between(known, behind[len(known) :])
+        after = self._after_placeholder(whole)
+        if after is not None:
+            known = ending if ending is not None and after.startswith(ending) else ""
+            return Between(known, after[len(known) :])
         if not ending:
             return None
-        # the text is gone, but the turn ends where as many turns have ended as had before `new`
+        # the placeholder is gone: the turn ends at the last of as many endings as there were before `new`
         position = -1
         for _ in range(closed.count(ending)):
             position = whole.find(ending, position + 1)
@@ -104,10 +104,10 @@ class ChatTemplate:
         return Between(ending, whole[position + len(ending) :])
 
     def _around_calls(self, prompt: Sequence[Message], new: Sequence[Message]) -> Between | None:
-        """With a stand-in that calls the tools which `new` answers."""
+        """With a placeholder in calls of the tools which `new` answers."""
         turn = {"role": "assistant", "content": "", "tool_calls": [
             {"id": reply.get("tool_call_id"), "type": "function",
-             "function": {"name": reply.get("name"), "arguments": {"value": self._stand_in}}}
+             "function": {"name": reply.get("name"), "arguments": {"value": self._placeholder}}}
             for reply in new if reply.get("role") == "tool"
         ]}  # fmt: skip
         try:
@@ -115,15 +115,15 @@ class ChatTemplate:
             whole = self.render([*prompt, turn, *new], open_turn=True)
         except Exception:
             return None
-        ending = self._behind_stand_in(closed)
+        ending = self._after_placeholder(closed)
         return Between(ending, whole[len(closed) :]) if ending is not None and whole.startswith(closed) else None
 
-    def _behind_stand_in(self, text: str) -> str | None:
-        _, found, behind = text.rpartition(self._stand_in)
-        return behind if found else None
+    def _after_placeholder(self, text: str) -> str | None:
+        _, found, after = text.rpartition(self._placeholder)
+        return after if found else None
 
     def tokenize(self, text: str, device: torch.device) -> torch.Tensor:
-        """Ids of rendered text [n] int64; the template has already put BOS and its like where they belong."""
+        """Ids of rendered text [n] int64; the template has already added BOS and other special tokens."""
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         return torch.tensor(ids, dtype=torch.long, device=device)
 

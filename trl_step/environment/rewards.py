@@ -1,4 +1,4 @@
-"""Rewards of finished episodes, from a function that the user wrote."""
+"""Rewards of finished episodes, from the user's own function."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def set_rewards(
     """Set `reward` of each episode to what `reward_fn(texts, **reward_kwargs)` returns for its text.
 
     Raises:
-        RewardError: wrong number of rewards, or one that is no finite number.
+        RewardError: wrong number of rewards, or one that is not a finite number.
     """
     if reward_fn is None or not histories:
         return
@@ -39,7 +39,7 @@ def set_rewards(
     except TypeError:  # a tensor without dimensions
         raise RewardError(f"reward_fn returned {answer!r:.80}; it must return one reward per text", histories) from None
     if len(rewards) != len(histories):
-        # differs from v0.7: it went on with the rewards that were there
+        # differs from v0.7: it continued with the rewards it got
         raise RewardError(f"reward_fn returned {len(rewards)} rewards for {len(histories)} texts", histories)
     for i, reward in enumerate(rewards):
         if not is_finite(reward):
@@ -49,7 +49,7 @@ def set_rewards(
 
 
 def is_finite(reward: Any) -> bool:
-    """Whether `reward` is a finite number, or a tensor of such with at least one."""
+    """Whether `reward` is a finite number, or a non-empty tensor of finite numbers."""
     try:
         numbers = torch.as_tensor(reward, dtype=torch.float64)
         return numbers.numel() > 0 and bool(torch.isfinite(numbers).all())

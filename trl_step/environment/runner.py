@@ -25,12 +25,12 @@ class Environment(Protocol):
     """What a language model acts in, one object per episode. The names are Gymnasium's."""
 
     def reset(self, task: Any) -> Observation:
-        """Begin an episode; what the model sees first."""
+        """Begin an episode; returns what the model sees first."""
 
     def step(self, action_text: str) -> tuple[Observation, float, bool, dict[str, Any]]:
-        """Act; the next observation, the reward of this turn, whether the episode is over, and what else is known.
+        """Act; returns the next observation, the turn's reward, whether the episode is over, and an info dictionary.
 
-        The text was written by the model: treat it as hostile.
+        The model writes the text: treat it as hostile.
         """
 
 
@@ -38,8 +38,8 @@ class Episodes(NamedTuple):
     """Played episodes, ready for `trainer.step(queries, responses, rewards, masks)`; one entry per task.
 
     `queries` [Q] and `responses` [R] int64; `masks` [R] int64, 1 on the model's tokens; `rewards` [R] float32, each
-    turn's reward on the last token that the model wrote in it; `infos`: for each turn what `step` told beside;
-    `errors`: what the environment did wrong, or None.
+    turn's reward on the last token that the model wrote in it; `infos`: the dictionary that `step` returned for each
+    turn; `errors`: what the environment did wrong, or None.
     """
 
     queries: list[torch.Tensor]
@@ -51,7 +51,7 @@ class Episodes(NamedTuple):
     errors: list[str | None]
 
     def without_failed(self) -> Episodes:
-        """Only the episodes that the environment did not break and in which the model had a turn."""
+        """Only the episodes in which the environment did not fail and the model had a turn."""
         good = [error is None and bool(mask.any()) for error, mask in zip(self.errors, self.masks, strict=True)]
         columns: Any = ([item for item, keep in zip(column, good, strict=True) if keep] for column in self)
         return Episodes(*columns)
@@ -82,24 +82,23 @@ class EnvironmentRunner:
     without special tokens. Only the environment says when an episode is over, unless it runs out of turns or room:
     then its history is `truncated`.
 
-    What an environment does wrong ends its own episode and no other: `step` raises, takes longer than `step_timeout`,
-    or returns something else than (observation, finite reward, done, info). A warning tells of it, and `errors` of
-    the episodes.
+    A failing environment ends its own episode and no other: `step` raises, takes longer than `step_timeout`, or returns
+    something other than (observation, finite reward, done, info). A warning and `errors` of the episodes report it.
 
     Args:
         model: a value-head wrapper or a transformers model, also in a parallel wrapper.
         tokenizer: of that model.
-        make_environment: makes the environment of one episode; a class will do.
+        make_environment: creates the environment of one episode; may be a class.
         max_turns: model turns per episode.
         max_length: tokens of a whole episode, or None.
         generation_kwargs: for `model.generate`; never changed.
-        stop_strings: a turn ends behind the first of them.
-        chat: observations are messages, and what stands around them comes from the tokenizer's chat template. A text
-            becomes a message of the user, in which control tokens are escaped; messages are taken as they are.
+        stop_strings: a turn ends after the first of them.
+        chat: observations are messages, rendered with the tokenizer's chat template. A text becomes a user message,
+            with control tokens escaped; messages are used unchanged.
         chat_template: a Jinja template in place of the tokenizer's; implies `chat`.
         template_options: further variables of the template.
-        step_workers: environments that step at the same time, in threads; 0 steps one after the other in the
-            caller's thread, without a time limit.
+        step_workers: environments that step at the same time, in threads; 0 steps them one by one in the caller's
+            thread, without a time limit.
         step_timeout: seconds that one `step` may take, with `step_workers`.
     """
 
@@ -146,7 +145,7 @@ class EnvironmentRunner:
             tasks: each is given to `reset` of its own environment.
 
         Raises:
-            TypeError, ValueError: a first observation is of the wrong kind or has no tokens; nothing was played yet.
+            TypeError, ValueError: a first observation has the wrong type or no tokens; nothing has been played yet.
         """
         if isinstance(tasks, str):
             raise TypeError("run takes a list of tasks; put the single task in a list")
@@ -180,14 +179,14 @@ class EnvironmentRunner:
         except TypeError as error:
             raise TypeError(f"task {i}: {error}") from error
         if not text or len(tokens) == 0:
-            raise ValueError(f"task {i}: its first observation has no tokens; the model needs something to go on")
+            raise ValueError(f"task {i}: its first observation has no tokens; return some text from `reset`")
         return _Episode(environment, TextHistory(text, tokens, system=True), prompt)
 
     def _action(self, episode: _Episode) -> str:
         return self.writer.tokenizer.decode(self.writer.written(episode.history), skip_special_tokens=True)
 
     def _take(self, episode: _Episode, outcome: Outcome) -> None:
-        """Book what a step returned: reward, end, next observation."""
+        """Record what a step returned: reward, end, next observation."""
         history, end_of_turn, turn = episode.history, len(episode.history.tokens) - 1, len(episode.infos)
         try:
             if outcome.error is not None:
@@ -204,7 +203,7 @@ class EnvironmentRunner:
             history.complete(truncated=True)
 
     def _show(self, episode: _Episode, observation: Observation) -> None:
-        """Add the observation behind the model's turn."""
+        """Add the observation after the model's turn."""
         history = episode.history
         if self.template is None:
             tokens = self.writer.tokenize(_plain(observation), special_tokens=False)
@@ -242,7 +241,7 @@ class EnvironmentRunner:
         failed = [f"{i} ({episode.error})" for i, episode in enumerate(episodes) if episode.error is not None]
         if failed:
             warnings.warn(
-                f"{len(failed)} of {len(episodes)} episodes ended early, as their environment failed: "
+                f"{len(failed)} of {len(episodes)} episodes ended early because their environment failed: "
                 f"{', '.join(failed[:4])}; leave them out with episodes.without_failed()",
                 UserWarning,
                 stacklevel=3,
@@ -258,7 +257,7 @@ class EnvironmentRunner:
 
 
 def _reward_vector(episode: _Episode) -> torch.Tensor:
-    """A reward for every response token [R] float32, that of a turn on its last one."""
+    """A reward for every response token [R] float32, the reward of a turn on its last token."""
     tokens = episode.history.tokens
     rewards = torch.zeros(len(tokens), device=tokens.device)
     for position, reward in episode.rewards:

@@ -1,4 +1,4 @@
-"""Runs what may be slow or fail, such as tools, side by side in threads, with a time limit each."""
+"""Runs jobs that may be slow or fail, such as tools, in parallel threads, each with a time limit."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 MOST_ABANDONED = 64
-"""Jobs that ran out of time and still run, before no further one is started. A thread cannot be killed."""
+"""No further job is started once this many late jobs are still running. A thread cannot be killed."""
 
 
 class Outcome(NamedTuple):
-    """What a job returned, or what went wrong with it in words."""
+    """What a job returned, or a text that says what went wrong."""
 
     value: Any = None
     error: str | None = None
 
 
 class SideBySide:
-    """Runs a list of jobs side by side.
+    """Runs a list of jobs in parallel threads.
 
     Args:
         workers: jobs that run at the same time; 0 runs them one by one in the caller's thread, without a time
-            limit (for what may only be used from the thread that made it).
-        timeout: seconds that one job may take from its own start; None waits for ever.
+            limit (for objects that may only be used from the thread that created them).
+        timeout: seconds that one job may take from its own start; None waits forever.
 
-    A job that runs out of time is answered and left behind: Python cannot stop a thread. It gives its place to the
-    next one at once. Run what may hang or do harm in a process of its own.
+    A job that runs out of time gets an error as its outcome and is abandoned, as Python cannot stop a thread; the next
+    job starts at once. Run anything that may hang or do harm in a separate process.
     """
 
     def __init__(self, workers: int = 32, timeout: float | None = 60.0) -> None:
@@ -45,7 +45,7 @@ class SideBySide:
         self._abandoned: list[threading.Thread] = []
 
     def run(self, jobs: Sequence[Callable[[], Any]]) -> list[Outcome]:
-        """The outcome of each job, in order. Whatever a job raises is an outcome too."""
+        """The outcome of each job, in order. An exception is an outcome too."""
         if self.workers == 0:
             return [outcome_of(job) for job in jobs]
         outcomes: dict[int, Outcome] = {}
@@ -86,13 +86,13 @@ class SideBySide:
 
 
 def _start(index: int, job: Callable[[], Any], finished: queue.SimpleQueue[tuple[int, Outcome]]) -> threading.Thread:
-    # a daemon: a call that hangs must not keep the program from ending
+    # a daemon: a hanging call must not keep the program from exiting
     context = contextvars.copy_context()
 
     def work() -> None:
         try:
             outcome = context.run(outcome_of, job)
-        except BaseException as error:  # nobody else would hear of it, and the turn would wait
+        except BaseException as error:  # nothing else would report it, and the turn would wait forever
             outcome = Outcome(error=_message(error))
         finished.put((index, outcome))
 
@@ -102,7 +102,7 @@ def _start(index: int, job: Callable[[], Any], finished: queue.SimpleQueue[tuple
 
 
 def outcome_of(job: Callable[[], Any]) -> Outcome:
-    """What `job` returns; an exception is an outcome too, so that one job never loses the batch."""
+    """What `job` returns; an exception is an outcome too, so that one job never breaks the batch."""
     try:
         return Outcome(job())
     except (Exception, SystemExit) as error:

@@ -11,7 +11,7 @@ from trl_step.import_utils import is_rich_available
 
 
 class TextHistory:
-    """An episode: segments of text and tokens, written in turn by the system (prompt, tools) and the model.
+    """An episode: segments of text and tokens, written alternately by the system (prompt, tools) and the model.
 
     Args:
         text: the first segment, usually the prompt.
@@ -23,7 +23,7 @@ class TextHistory:
         token_masks: int64 [Q + R], 1 where the model wrote the token.
         text_spans, token_spans: (start, end) of each segment in characters and in tokens.
         system_spans: for each segment whether the system wrote it.
-        completed: nothing is generated any more.
+        completed: nothing more is generated.
         truncated: completed because there was no room left, not because the model finished.
         reward: set by `TextEnvironment.compute_reward`.
     """
@@ -88,7 +88,7 @@ class TextHistory:
         return self.tokens[start:end]
 
     def split_query_response_tokens(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query [Q], response [R] and response mask [R] as `PPOTrainer.step` takes them.
+        """Query [Q], response [R] and response mask [R] for `PPOTrainer.step`.
 
         The query is the first segment; the mask is 1 where the model wrote the token.
         """
@@ -128,7 +128,7 @@ class TextHistory:
             self.show_colour_legend()
 
     def show_colour_legend(self) -> None:
-        """Print which colour stands for what. Needs `rich`; without it a warning says so."""
+        """Print what each colour means. Needs `rich`; without it a warning says so."""
         if not _can_show("the colour legend"):
             return
         from rich import print as rich_print

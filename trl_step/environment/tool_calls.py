@@ -1,4 +1,4 @@
-"""Reading a tool call out of the model's text, running tools with a time limit, and making their replies harmless."""
+"""Parses tool calls in the model's text, runs tools with a time limit, and escapes their replies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from trl_step.environment.side_by_side import SideBySide
 
 Tool = Callable[..., Any]
 ToolCall = Callable[[], Any]
-"""One call that the model asked for: a tool with its arguments."""
+"""One call that the model requested: a tool with its arguments."""
 
 
 def tools_by_name(tools: Mapping[str, Tool] | Sequence[Tool] | None) -> dict[str, Tool]:
-    """A dictionary of tools; those of a list are named by their class, plain functions by themselves.
+    """A dictionary of tools; those of a list are named by their class, plain functions by their own name.
 
     Raises:
         TypeError: a tool cannot be called.
@@ -42,10 +42,10 @@ def tools_by_name(tools: Mapping[str, Tool] | Sequence[Tool] | None) -> dict[str
 def find_tool_call(text: str, request_token: str, call_token: str) -> tuple[str | None, str | None]:
     """(tool name, query) of the first `<request><name>query<call>` in `text`; (None, None) if there is none.
 
-    A request inside of a request is no call: which of the two is meant cannot be known.
+    A request inside a request is not a call: it is ambiguous which of the two is meant.
     """
-    _, opened, behind = text.partition(request_token)
-    body, closed, _ = behind.partition(call_token)
+    _, opened, rest = text.partition(request_token)
+    body, closed, _ = rest.partition(call_token)
     if not opened or not closed or request_token in body:
         return None, None
     name = re.search(r"<([^>\n]*)>", body)
@@ -70,7 +70,7 @@ def special_tokens(tokenizer: Any) -> set[str]:
 
 
 HALF_PAIRS = re.compile("[\ud800-\udfff]")
-"""Halves of surrogate pairs, such as `"\\ud800"` in a model's JSON: no tokenizer takes them."""
+"""Halves of surrogate pairs, such as `"\\ud800"` in a model's JSON, which no tokenizer accepts."""
 
 
 def escape(text: str, control: re.Pattern[str]) -> str:
@@ -79,7 +79,7 @@ def escape(text: str, control: re.Pattern[str]) -> str:
     Halves of surrogate pairs become the replacement character.
     """
     text, previous = HALF_PAIRS.sub("\N{REPLACEMENT CHARACTER}", text), None
-    for _ in range(8):  # one round is enough unless control tokens overlap each other
+    for _ in range(8):  # one pass is enough unless control tokens overlap
         if text == previous:
             break
         previous, text = text, control.sub(_as_entity, text)
@@ -92,7 +92,7 @@ def _as_entity(match: re.Match[str]) -> str:
 
 
 def shorten(text: str, most_characters: int) -> str:
-    """At most `most_characters` of `text`, with an ellipsis where something is left out."""
+    """At most `most_characters` of `text`, with an ellipsis if it is cut."""
     if len(text) <= most_characters:
         return text
     return text[: max(0, most_characters - 3)] + "..."[: max(0, most_characters)]

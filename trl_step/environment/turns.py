@@ -1,4 +1,4 @@
-"""How the model's turns are sampled and added to an episode, within the room that the episode has."""
+"""Samples the model's turns and adds them to an episode, within the episode's remaining room."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def inner_model(model: Any) -> Any:
 
 
 def is_encoder_decoder(model: Any) -> bool:
-    """Whether the model's turns are decoder tokens behind a start token."""
+    """Whether the model's turns are decoder tokens after a start token."""
     inner = inner_model(model)
     config = getattr(getattr(inner, "pretrained_model", inner), "config", None)
     return bool(getattr(inner, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False))
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the model lives; the CPU without one."""
+    """The model's device; the CPU without a model."""
     inner = inner_model(model)
     return getattr(getattr(inner, "pretrained_model", inner), "device", torch.device("cpu"))
 
@@ -42,7 +42,7 @@ class TurnWriter:
         is_encoder_decoder, device: of that model.
         generation_kwargs: for `model.generate`; never changed.
         max_length: tokens of a whole episode, or None.
-        stop_strings: a turn ends behind the first of them.
+        stop_strings: a turn ends after the first of them.
     """
 
     model: Any
@@ -56,7 +56,7 @@ class TurnWriter:
     # --- tokens --------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, special_tokens: bool = True) -> torch.Tensor:
-        """Ids of `text`, int64 [n], with or without the tokenizer's BOS and its like."""
+        """Ids of `text`, int64 [n], with or without special tokens such as BOS."""
         ids = self.tokenizer(text, add_special_tokens=special_tokens).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
@@ -79,7 +79,7 @@ class TurnWriter:
         return history.last_token_segment[1:] if self.is_encoder_decoder else history.last_token_segment
 
     def spoken(self, history: TextHistory) -> str:
-        """The text of the model's last turn without the end token behind it; other special tokens stay."""
+        """The text of the model's last turn without its end token; other special tokens stay."""
         ids = self.written(history)
         if int(ids[-1]) in self.end_ids():
             ids = ids[:-1]
@@ -88,7 +88,7 @@ class TurnWriter:
     # --- turns ---------------------------------------------------------------------------------------------------
 
     def write_turns(self, histories: Sequence[TextHistory]) -> list[TextHistory]:
-        """Let the model write one turn of each episode that is open; those that got one.
+        """Let the model write one turn of each open episode; returns the episodes that got one.
 
         An episode without room for a token is completed as truncated.
         """
@@ -102,7 +102,7 @@ class TurnWriter:
         return active
 
     def append_turn(self, history: TextHistory, tokens: torch.Tensor) -> None:
-        """Add what the model wrote. A turn without tokens stands for an end token; its text is never empty."""
+        """Add what the model wrote. A turn without tokens counts as an end token; its text is never empty."""
         start = tokens[:1] if self.is_encoder_decoder else tokens[:0]
         written = tokens[len(start) :]
         if len(written) == 0:
@@ -115,14 +115,14 @@ class TurnWriter:
             history.token_masks[history.token_spans[-1][0]] = 0  # the start token is given, not written
 
     def append_given(self, history: TextHistory, text: str, tokens: torch.Tensor) -> None:
-        """Add what the environment says, or end the episode where that leaves no room for another turn."""
+        """Add the environment's text, or end the episode if that leaves no room for another turn."""
         if len(tokens) >= self.room(history):
             history.complete(truncated=True)
         elif len(tokens):
             history.append_segment(text, tokens, system=True)
 
     def close_full(self, history: TextHistory) -> None:
-        """Complete an episode without room; one without an answer gets a masked end token for a response."""
+        """Complete an episode without room; if it has no response, a masked end token becomes its response."""
         if len(history.text_spans) == 1:
             token = self.end_token(history.tokens)
             history.append_segment(self.tokenizer.decode(token) or "</s>", token, system=True)
@@ -164,7 +164,7 @@ class TurnWriter:
 def _limits(
     max_length: int, query_tensors: Sequence[torch.Tensor], asked: int | None, options: dict[str, Any]
 ) -> list[int]:
-    """New tokens for each query: what was asked for, within the room that `max_length` leaves."""
+    """Number of new tokens for each query: what was asked for, within the room that `max_length` leaves."""
     config = options.get("generation_config")
     asked = asked if asked is not None else getattr(config, "max_new_tokens", None)
     total = options.pop("max_length", None) or getattr(config, "max_length", None)

@@ -1,4 +1,4 @@
-"""Layer 5: best-of-n sampling, rewards that users write again and again, and a doctor for runs."""
+"""Layer 5: best-of-n sampling, common rewards, and a doctor for runs."""
 
 from trl_step.extras import doctor
 from trl_step.extras.best_of_n_sampler import BestOfNSampler

@@ -1,4 +1,4 @@
-"""A text-classification pipeline that can give its scores in the order of the labels."""
+"""A text-classification pipeline that can return its scores in the order of the labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class AllScoresPipeline(TextClassificationPipeline):
 
     `top_k=None, sort_scores=False` is what `return_all_scores=True` was before transformers 5: entry i of a text's list
     is label i, and a single text gets a list around its list. `top_k=None` alone puts the highest score first, so
-    that `output[1]` is another label from text to text.
+    that `output[1]` is a different label from text to text.
     """
 
     def _sanitize_parameters(
@@ -26,7 +26,7 @@ class AllScoresPipeline(TextClassificationPipeline):
         return preprocess, forward, postprocess
 
     def __call__(self, inputs: Any, **parameters: Any) -> Any:
-        """As `TextClassificationPipeline`, with `sort_scores`.
+        """Like `TextClassificationPipeline`, with `sort_scores`.
 
         Raises:
             ValueError: `sort_scores=False` without `top_k=None`.

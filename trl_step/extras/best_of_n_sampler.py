@@ -1,4 +1,4 @@
-"""Best-of-n sampling: draw several answers to each query and keep those that a scoring function likes best."""
+"""Best-of-n sampling: draw several answers to each query and keep those with the highest scores."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class BestOfNSampler:
     Args:
         model: a value-head wrapper or a transformers model.
         tokenizer: of that model.
-        queries_to_scores: called with the `sample_size` texts of one query (prompt and answer of decoder-only models),
+        queries_to_scores: called with the `sample_size` texts of one query (for decoder-only models prompt and answer),
             returns one number per text, higher is better.
         length_sampler: called once per query, returns the number of new tokens; None leaves it to the generation
             settings.
         sample_size: answers drawn per query.
-        seed: seeds the process when the sampler is built; None leaves all random streams alone.
+        seed: seeds the process when the sampler is built; None leaves all random streams unchanged.
         n_candidates: answers returned per query.
-        generation_config: for `model.generate`. Without `do_sample=True` there all answers to a query are equal.
+        generation_config: for `model.generate`. Unless it has `do_sample=True`, all answers to a query are equal.
 
     Raises:
-        ValueError: model or tokenizer of another kind, or more candidates than samples.
+        ValueError: model or tokenizer have the wrong type, or there are more candidates than samples.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class BestOfNSampler:
         if not isinstance(model, (*SUPPORTED_ARCHITECTURES, PreTrainedModelWrapper, PreTrainedModel)):
             raise ValueError(f"model must be a value-head wrapper or a transformers model, got {type(model).__name__}")
         if not 1 <= n_candidates <= sample_size:
-            raise ValueError(f"n_candidates={n_candidates} must lie between 1 and sample_size={sample_size}")
+            raise ValueError(f"n_candidates={n_candidates} must be between 1 and sample_size={sample_size}")
         if seed is not None:
             set_seed(seed)
         self.model = model
@@ -73,17 +73,17 @@ class BestOfNSampler:
         """The best texts for each query, the best first.
 
         Args:
-            tokenized_query: ids of one query, as a list or a 1-d tensor, or a list of such.
+            tokenized_query: ids of one query, as a list or a 1-d tensor, or a list of queries.
             skip_special_tokens: leave special tokens out of the texts.
-            device: where the inputs go; None takes the model's.
-            generation_kwargs: for `model.generate`, stronger than `generation_config`; also `batch_size` and
+            device: the inputs' device; None uses the model's.
+            generation_kwargs: for `model.generate`, taking precedence over `generation_config`; also `batch_size` and
                 `token_budget` of `generate_batched`.
 
         Returns:
             One list of `n_candidates` texts per query.
 
         Raises:
-            ValueError: a query of another form, or scores that are not one finite number per text.
+            ValueError: a query has the wrong form, or the scores are not one finite number per text.
         """
         queries = _as_list(tokenized_query)
         answers = self._sample(queries, device, generation_kwargs)
@@ -98,7 +98,7 @@ class BestOfNSampler:
     def _sample(
         self, queries: list[torch.Tensor], device: str | torch.device | None, generation_kwargs: dict[str, Any]
     ) -> list[torch.Tensor]:
-        """`sample_size` answers per query, those of one query beside each other."""
+        """`sample_size` answers per query, with the answers to a query next to each other."""
         options = {"generation_config": self.gen_config, **generation_kwargs}
         limits = options.pop("max_new_tokens", None)
         if limits is None and self.length_sampler is not None:
@@ -142,7 +142,7 @@ def _row(index: int, query: torch.Tensor) -> torch.Tensor:
 
 
 def _best_first(scores: Any, count: int, index: int) -> list[int]:
-    """The order of `count` scores from high to low, equal ones as they came."""
+    """The order of `count` scores from high to low; equal scores keep their order."""
     values = [float(score) for score in scores]
     if len(values) != count:
         raise ValueError(f"queries_to_scores returned {len(values)} scores for the {count} texts of query {index}")

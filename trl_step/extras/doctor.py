@@ -1,4 +1,4 @@
-"""A doctor for runs: what is wrong, the likely cause, and the setting to turn.
+"""A doctor for runs: what is wrong, the likely cause, and the setting to change.
 
 ```python
 from trl_step.extras import doctor
@@ -7,7 +7,7 @@ print(doctor.report(trainer))
 print(doctor.report([json.loads(line) for line in open("stats.jsonl")]))  # a saved run
 ```
 
-A trainer warns of the same things while it runs, once each.
+A trainer warns about the same problems while it runs, once each.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ __all__ = ["Diagnosis", "Finding", "diagnose", "report"]
 
 
 class Examined(Protocol):
-    """A trainer that looks after its steps, such as `PPOTrainer`."""
+    """A trainer that monitors its steps, such as `PPOTrainer`."""
 
     @property
     def checkup(self) -> Checkup: ...
 
 
 Run = Union[Examined, Mapping[str, Any], Sequence[Mapping[str, Any]]]
-"""A trainer; what its `step` returned; or a sequence of that, oldest first, scalars alone being enough."""
+"""A trainer; what its `step` returned; or a sequence of such results, oldest first. The scalars are enough."""
 
 
 def diagnose(run: Run) -> list[Finding]:
-    """What is wrong with `run`: each diagnosis once, with the step that showed it first.
+    """What is wrong with `run`: each diagnosis once, with the step that first showed it.
 
-    A trainer knows more than its statistics do, such as how it sampled, so it names causes that a saved run leaves
-    open. Keys that a saved run does not have (of another release) are passed over.
+    A trainer knows more than its statistics show, such as how it sampled, so it names causes that a saved run leaves
+    open. Keys that a saved run (of another release) lacks are ignored.
 
     Raises:
         TypeError: `run` is neither a trainer nor statistics.
@@ -54,4 +54,4 @@ def diagnose(run: Run) -> list[Finding]:
 
 def report(run: Run) -> str:
     """The findings of `diagnose` as text, one line each."""
-    return "\n".join(map(str, diagnose(run))) or "nothing is wrong as far as the statistics tell"
+    return "\n".join(map(str, diagnose(run))) or "nothing is wrong as far as the statistics show"

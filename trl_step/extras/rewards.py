@@ -1,9 +1,9 @@
-"""Rewards that users write again and again.
+"""Common rewards.
 
-A reward function here is called as `reward(texts, **columns)` and returns one float per text. `columns` are whatever
-belongs to the batch beside the texts: `responses` (ids [R_i]) and `masks` ([R_i], 1 where the model wrote the token)
-for rewards about tokens, right answers for rewards of your own. Every function gets all columns and takes those that
-it needs. That is also how `TextEnvironment.run` calls its `reward_fn`.
+A reward function here is called as `reward(texts, **columns)` and returns one float per text. `columns` are the other
+columns of the batch: `responses` (ids [R_i]) and `masks` ([R_i], 1 where the model wrote the token) for rewards about
+tokens, right answers for your own rewards. Every function gets all columns and uses those that it needs.
+`TextEnvironment.run` calls its `reward_fn` in the same way.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ RewardFunction = Callable[..., Sequence[float]]
 
 @dataclass(frozen=True)
 class MissingEosPenalty:
-    """`-penalty` for a response without an end-of-sequence token, 0 for one that has it.
+    """`-penalty` for a response without an end-of-sequence token, otherwise 0.
 
     Attributes:
-        eos_token_ids: one id, or several of which any will do.
+        eos_token_ids: one id, or several, any of which counts.
         penalty: a positive number lowers the score.
     """
 
@@ -41,7 +41,7 @@ class MissingEosPenalty:
         masks: Sequence[torch.Tensor] | None = None,
         **columns: Any,
     ) -> list[float]:
-        """One number per response; with `masks` only tokens that the model wrote are looked at."""
+        """One number per response; with `masks` only tokens that the model wrote are checked."""
         ends = {self.eos_token_ids} if isinstance(self.eos_token_ids, int) else set(self.eos_token_ids)
         return [
             0.0 if not ends.isdisjoint(ids.tolist()) else -self.penalty for ids in _written(texts, responses, masks)
@@ -50,7 +50,7 @@ class MissingEosPenalty:
 
 @dataclass(frozen=True)
 class LengthPenalty:
-    """`-per_token` for each response token beyond `free_tokens`, down to `-most` in all.
+    """`-per_token` for each response token beyond `free_tokens`, down to a total of `-most`.
 
     Attributes:
         per_token: a positive number lowers the score.
@@ -80,8 +80,8 @@ class PipelineReward:
 
     Args:
         pipeline: a ready pipeline, such as `pipeline("sentiment-analysis", model=...)`.
-        label: whose score is the reward; None is for pipelines with a single label.
-        raw: the logit, which is not squashed into 0..1; False takes what the pipeline makes of it.
+        label: the label whose score is the reward; None is for pipelines with a single label.
+        raw: use the logit, which is not squashed into 0..1; False uses the pipeline's own score.
         batch_size: texts per forward.
         options: further arguments of the pipeline's call, such as `truncation=True`.
     """
@@ -99,7 +99,7 @@ class PipelineReward:
         """One number per text.
 
         Raises:
-            ValueError: the pipeline does not know the label, or knows several and none was named.
+            ValueError: the pipeline does not know the label, or knows several and `label` is None.
         """
         return [self._pick(result) for result in self.pipeline(list(texts), **self.options)]
 
@@ -119,8 +119,8 @@ class ClassifierReward:
         model: returns `logits` [n, labels].
         tokenizer: of that model; it needs a padding token.
         label: index or name of the label; None takes the only one.
-        batch_size: texts per forward. Texts are sorted by length first, and padded so that a reward does not depend on
-            the texts beside it, also where the tokenizer pads on the left to generate.
+        batch_size: texts per forward pass. Texts are sorted by length first, and padded so that a reward does not
+            depend on the other texts of its batch, even if the tokenizer pads on the left to generate.
         max_length: longer texts are cut to this many tokens; None cuts nothing.
     """
 
@@ -186,7 +186,7 @@ class WeightedRewards:
         """One weighted sum per text.
 
         Raises:
-            ValueError: a function returned the wrong number of rewards, or one that is not finite; it is named.
+            ValueError: a function returned the wrong number of rewards, or one that is not finite; the error names it.
         """
         parts = {}
         for name, function in self.functions.items():

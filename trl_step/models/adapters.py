@@ -1,4 +1,4 @@
-"""PEFT adapters: loading them, switching between them exactly, the frozen reference, the reward adapter."""
+"""PEFT adapters: loading, switching between them exactly, the frozen reference, the reward adapter."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ REFERENCE_ADAPTER = "reference"
 
 
 def adapter_folder(source: str, hub: dict[str, Any]) -> Path | None:
-    """The folder with the adapter that `source` holds, or None where `source` holds none.
+    """The folder with the adapter in `source`, or None if `source` has none.
 
     Raises:
-        ValueError: there is the configuration of an adapter, but no weights beside it.
+        ValueError: `source` has the configuration of an adapter, but no weights for it.
     """
     config = find_file(source, ADAPTER_CONFIG, hub)
     if config is None:
@@ -42,7 +42,7 @@ def base_of_adapter(folder: Path) -> str:
     """The folder or hub name of the model that the adapter in `folder` was trained on.
 
     Raises:
-        ValueError: the adapter's configuration does not say.
+        ValueError: the adapter's configuration does not name it.
     """
     require_peft("a trained adapter")
     from peft import PeftConfig
@@ -50,7 +50,7 @@ def base_of_adapter(folder: Path) -> str:
     name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not name:
         raise ValueError(
-            f"{folder / ADAPTER_CONFIG} has no base_model_name_or_path: load the base model, put the adapter on it "
+            f"{folder / ADAPTER_CONFIG} has no base_model_name_or_path: load the base model, add the adapter to it "
             "with peft.PeftModel.from_pretrained and pass the result to from_pretrained"
         )
     return name
@@ -86,7 +86,7 @@ def new_adapter(base: nn.Module, peft_config: Any, quantized: bool, kbit_argumen
 
 
 def refuse_prompt_learning(model: Any) -> None:
-    """Raise ValueError for prompt, prefix and p-tuning: their virtual tokens would shift every position."""
+    """Raise ValueError for prompt, prefix and p-tuning, whose virtual tokens would shift every position."""
     config = model.active_peft_config
     if config.is_prompt_learning:
         raise ValueError(
@@ -100,7 +100,7 @@ def refuse_prompt_learning(model: Any) -> None:
 
 @contextmanager
 def untouched_flags(model: nn.Module) -> Iterator[None]:
-    """Whatever the block does, requires_grad of each parameter and the mode of each module are as before behind it."""
+    """After the block, requires_grad of each parameter and the mode of each module are restored."""
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -114,7 +114,7 @@ def untouched_flags(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def active_adapter(model: Any, name: str) -> Iterator[None]:
-    """The adapter `name` is in force in the block, frozen; then the former one again, with its flags."""
+    """Inside, the adapter `name` is active and frozen; afterwards the previous one is, with its flags."""
     former = model.active_adapter
     with untouched_flags(model):
         model.set_adapter(name, inference_mode=True)
@@ -126,7 +126,7 @@ def active_adapter(model: Any, name: str) -> Iterator[None]:
 
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
-    """No adapter is in force in the block; then the former one again, with its flags."""
+    """Inside, no adapter is active; afterwards the previous one is, with its flags."""
     with untouched_flags(model), model.disable_adapter():
         yield
 
@@ -135,7 +135,7 @@ def without_adapter(model: Any) -> Iterator[None]:
 
 
 def is_fresh(model: Any) -> bool:
-    """Whether the active adapter still changes nothing: the logits of two tokens are those without it, bit for bit."""
+    """Whether the active adapter changes nothing yet: the logits of two tokens are bit for bit those without it."""
     with untouched_flags(model), torch.no_grad():
         model.eval()
         adapted = probe_logits(model)
@@ -146,7 +146,7 @@ def is_fresh(model: Any) -> bool:
 def freeze_reference(model: Any) -> str:
     """Add a frozen copy of the active adapter, unless there is one already; returns its name.
 
-    The random stream is left where it was, so that a seeded script draws the same value head with and without it.
+    The random stream is restored, so that a seeded script draws the same value head with and without the copy.
 
     Raises:
         ValueError: PEFT cannot hold this adapter twice (one with trained biases, for example).
@@ -159,7 +159,7 @@ def freeze_reference(model: Any) -> str:
     config = copy.deepcopy(model.peft_config[source])
     config.inference_mode = True
     if isinstance(getattr(config, "init_lora_weights", None), str):
-        config.init_lora_weights = True  # PiSSA and its like would take the base weights apart a second time
+        config.init_lora_weights = True  # PiSSA and similar methods would decompose the base weights a second time
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with untouched_flags(model), torch.random.fork_rng(devices=cuda):
         model.add_adapter(REFERENCE_ADAPTER, config)
@@ -172,7 +172,7 @@ def freeze_reference(model: Any) -> str:
 
 
 def frozen_base_names(model: nn.Module) -> set[str]:
-    """Names, as in the state dict, of the tensors that were there before any adapter and are not trained."""
+    """Names, as in the state dict, of the tensors that existed before any adapter and are not trained."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -200,14 +200,14 @@ def frozen_base_names(model: nn.Module) -> set[str]:
 def load_reward_adapter(
     model: Any, source: str, name: str, hub: dict[str, Any], head_names: Sequence[str]
 ) -> nn.Linear:
-    """Put the adapter from `source` on `model`, frozen and not active, and return its frozen score head.
+    """Add the adapter from `source` to `model`, frozen and inactive, and return its frozen score head.
 
     Args:
         model: PeftModel.
         source: folder or hub repository of the adapter of a sequence classifier.
-        name: what the adapter is called in the model.
+        name: the adapter's name in the model.
         hub: see `checkpoints.hub_arguments`.
-        head_names: what the score head may be called, such as ("score",).
+        head_names: possible names of the score head, such as ("score",).
 
     Returns:
         The head, from hidden states [..., D] to scores [..., labels], in the dtype of the model.
@@ -231,7 +231,7 @@ def load_reward_adapter(
 
 
 def _score_tensors(tensors: dict[str, torch.Tensor], head_names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """`weight` and `bias` of the first head in `head_names` that is there."""
+    """`weight` and `bias` of the first head in `head_names` that exists."""
     for head_name in head_names:
         found = {
             name.split(".")[-1]: tensor

@@ -1,4 +1,4 @@
-"""Checkpoint files: finding them, and reading a value head out of them.
+"""Finds checkpoint files and reads value heads from them.
 
 A path that exists on disk is never looked up on a hub. Pickle files are read with `weights_only=True`.
 """
@@ -22,7 +22,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""In the order in which transformers takes them. Beside an adapter, the first one holds the value head alone."""
+"""In transformers' order of precedence. Next to an adapter, the first one holds only the value head."""
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -33,12 +33,12 @@ SAFETENSORS_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch
 
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `from_pretrained`'s arguments that says where and how files are found."""
+    """The arguments of `from_pretrained` that say where and how to find files."""
     return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
 
 
 def find_file(source: str, filename: str, hub: Mapping[str, Any]) -> Path | None:
-    """`filename` in the folder `source`; where no such folder exists, in the hub repository of that name.
+    """`filename` in the folder `source`; if there is no such folder, in the hub repository of that name.
 
     Args:
         source: folder or repository.
@@ -46,7 +46,7 @@ def find_file(source: str, filename: str, hub: Mapping[str, Any]) -> Path | None
         hub: see `hub_arguments`.
 
     Returns:
-        Where it lies on disk, or None where there is none, or the hub cannot be reached.
+        Its path on disk, or None if it does not exist or the hub cannot be reached.
     """
     if os.path.exists(source):
         path = Path(source, hub.get("subfolder", ""), filename)
@@ -75,7 +75,7 @@ def read_tensors(path: Path, parts: Sequence[str] = ("",)) -> dict[str, torch.Te
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if _has_part(name, parts)}  # noqa: SIM118
     try:
-        # an old file is no zip archive, and cannot be mapped
+        # an old file is not a zip archive, and cannot be memory-mapped
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -93,7 +93,7 @@ def weight_files(source: str, hub: Mapping[str, Any], parts: Sequence[str] = (""
     """The weight files of a checkpoint; of the shards only those with a tensor whose name contains one of `parts`.
 
     Raises:
-        ValueError: an index names a shard that is not there.
+        ValueError: an index names a shard that does not exist.
     """
     for filename in WEIGHT_FILES:
         path = find_file(source, filename, hub)
@@ -111,15 +111,15 @@ def weight_files(source: str, hub: Mapping[str, Any], parts: Sequence[str] = (""
 
 
 def read_value_head(source: str, hub: Mapping[str, Any], modules: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The tensors of the value head that a checkpoint holds, from the first of its files that has any.
+    """The tensors of a checkpoint's value head, from the first of its files that has any.
 
     Args:
         source: folder or hub repository.
         hub: see `hub_arguments`.
-        modules: names of the modules that are wanted, such as ("v_head",).
+        modules: names of the requested modules, such as ("v_head",).
 
     Returns:
-        Names such as v_head.summary.weight, and tensors; empty where no file has one.
+        Names such as v_head.summary.weight, and tensors; empty if no file has one.
     """
     parts = tuple(f"{module}." for module in modules)
     for path in weight_files(source, hub, parts):
@@ -130,7 +130,7 @@ def read_value_head(source: str, hub: Mapping[str, Any], modules: Sequence[str])
 
 
 def dtype_of_checkpoint(source: str, hub: Mapping[str, Any]) -> torch.dtype | None:
-    """The dtype of the first floating-point tensor of a safetensors checkpoint; None where that is not to be seen."""
+    """The dtype of the first floating-point tensor of a safetensors checkpoint; None if it cannot be read."""
     for path in weight_files(source, hub):
         if path.suffix != ".safetensors":
             return None

@@ -1,7 +1,7 @@
 """One forward pass of a language model that keeps what training needs, and nothing else.
 
-Kept are the hidden states behind the decoder's last layer, and the logits of chosen positions. Hooks take both out of
-the running model, so that everything its own code does around them (biases, scales, soft caps, dropout) stays in force.
+It keeps the hidden states after the decoder's last layer, and the logits of chosen positions. Hooks take both from the
+running model, so that everything its own code does around them (biases, scales, soft caps, dropout) still applies.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ HeadFunction = Callable[[torch.Tensor, nn.Module], Any]
 
 
 class DecoderPass(NamedTuple):
-    """What came out; with `rows`, the first two dimensions [B, S] are one of N = number of chosen rows."""
+    """The result; with `rows`, one dimension N = number of chosen rows replaces the first two [B, S]."""
 
     logits: Any
     """[B, S, V] or [N, V]; with a `head`, what that returned"""
     hidden: torch.Tensor
-    """[B, S, D] or [N, D], behind the decoder's last layer and final norm"""
+    """[B, S, D] or [N, D], after the decoder's last layer and final norm"""
     loss: torch.Tensor | None
     past_key_values: Any
 
@@ -41,12 +41,12 @@ def run_decoder(
     Args:
         model: a transformers model with a language model head, or a PeftModel around one.
         inputs: arguments of its forward.
-        rows: where logits and hidden states are wanted: bool [B, S] over the decoder's positions, or int64 [N],
-            positions in the flattened [B, S], which a GPU need not be waited for; None for all.
-        head: computes what stands in place of the logits from the N chosen rows; the model's own head then sees none.
+        rows: the positions whose logits and hidden states are needed: bool [B, S] over the decoder's positions, or
+            int64 [N], positions in the flattened [B, S], which do not require waiting for a GPU; None for all.
+        head: computes a replacement for the logits from the N chosen rows; the model's own head then gets no rows.
 
     Raises:
-        ValueError: `head` without `rows`; `rows` of another shape or dtype, or together with `labels`.
+        ValueError: `head` without `rows`; `rows` have a wrong shape or dtype, or are combined with `labels`.
     """
     if rows is None:
         if head is not None:
@@ -55,7 +55,7 @@ def run_decoder(
     if (rows.dtype, rows.dim()) not in ((torch.bool, 2), (torch.int64, 1)):
         raise ValueError(f"rows must be bool [B, S] or int64 [N], not {rows.dtype} of shape {tuple(rows.shape)}")
     if inputs.get("labels") is not None:
-        raise ValueError("labels= and rows= do not go together: the loss would be that of the chosen rows alone")
+        raise ValueError("labels= and rows= cannot be combined: the loss would be that of the chosen rows alone")
     return _run_chosen_rows(model, inputs, rows, head)
 
 
@@ -104,12 +104,12 @@ def _run_chosen_rows(
 
 
 def take_rows(hidden: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The rows [N, D] of `hidden` [B, S, D] at `index` [N]; `rows` is what they were asked for by."""
+    """The rows [N, D] of `hidden` [B, S, D] at `index` [N], which was made from `rows`."""
     if rows.dim() == 2 and hidden.shape[:-1] != rows.shape:
         raise ValueError(
             f"rows has shape {tuple(rows.shape)}, but the decoder's positions are {tuple(hidden.shape[:-1])}"
         )
-    # an index keeps the backward cheap: a boolean mask would sort its positions again, and wait for the device again
+    # an index keeps the backward pass cheap: a boolean mask would sort its positions and wait for the device again
     return hidden.flatten(0, -2).index_select(0, index.to(hidden.device))
 
 
@@ -119,7 +119,7 @@ def _last_hidden_state(
 ) -> Iterator[tuple[dict[str, Any], Callable[[Any], torch.Tensor]]]:
     """Arguments for the forward pass, and a function from its output to the last hidden state [B, S, D]."""
     backbone = decoder_backbone(model)
-    if backbone is None:  # all layers are kept to read the last one, as there is no place for a hook
+    if backbone is None:  # there is nowhere to put a hook: keep all layers and read the last one
         yield {**inputs, "output_hidden_states": True}, _deepest_of_all
         return
     seen: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""The transformers model inside a PeftModel, and its parts, asked for instead of guessed by name."""
+"""The transformers model inside a PeftModel, and its parts, from the model's own accessors instead of names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def is_peft_model(model: Any) -> bool:
-    """Whether `model` is a PeftModel; peft is not imported for the question."""
+    """Whether `model` is a PeftModel; does not import peft."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
 
@@ -21,7 +21,7 @@ def plain_model(model: nn.Module) -> Any:
 
 
 def output_embedding(model: nn.Module) -> nn.Module:
-    """The module that turns hidden states into logits, as the model itself names it.
+    """The module that turns hidden states into logits, according to the model itself.
 
     Raises:
         ValueError: the model has none.
@@ -37,10 +37,10 @@ def output_embedding(model: nn.Module) -> nn.Module:
 
 
 def decoder_backbone(model: nn.Module) -> nn.Module | None:
-    """The module whose output is the decoder's last hidden state, or None where the model does not name one."""
+    """The module whose output is the decoder's last hidden state, or None if the model does not name one."""
     base = plain_model(model)
     decoder = base.get_decoder()
-    # an EncoderDecoderModel names a whole language model as its decoder
+    # the decoder of an EncoderDecoderModel is a whole language model
     while decoder is not base and decoder.get_output_embeddings() is not None:
         base, decoder = decoder, decoder.get_decoder()
     return None if decoder is base else decoder

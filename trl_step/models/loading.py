@@ -1,4 +1,4 @@
-"""Loading a transformers model: dtype, quantization, and a report that is silent about value heads."""
+"""Loads a transformers model: dtype, quantization, and a loading report without value heads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ VALUE_HEAD_NAMES = r"^v_head\."
 def current_device() -> int | str:
     """The device of this process: "cpu", the index of a CUDA device, or a name such as "xpu:0".
 
-    The rank comes from the environment: asking accelerate for it here would fix its backend before the user's own
-    settings reach it.
+    The rank is read from the environment: asking accelerate for it would fix its backend before the user's own
+    settings take effect.
     """
     rank = next((int(os.environ[name]) for name in LOCAL_RANK_VARIABLES if name in os.environ), 0)
     if is_xpu_available():
@@ -35,14 +35,14 @@ def current_device() -> int | str:
 
 
 def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], kwargs: Mapping[str, Any]) -> nn.Module:
-    """`parent_class.from_pretrained(source, ...)` with the habits of this library.
+    """`parent_class.from_pretrained(source, ...)` with the defaults of this library.
 
     Args:
         parent_class: AutoModelForCausalLM or another auto class.
         source: folder or hub repository of a whole model.
         model_args: passed on.
         kwargs: passed on, after `translate_quantization`. Without `dtype` or `torch_dtype` the weights are float32,
-            whatever the file holds, unless they are quantized: an optimizer loses small updates in 16 bits.
+            whatever the file has, unless they are quantized: an optimizer loses small updates in 16 bits.
     """
     kwargs = translate_quantization(kwargs)
     if "quantization_config" in kwargs:
@@ -50,7 +50,7 @@ def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], k
         if "device_map" not in kwargs:
             kwargs["device_map"] = {"": current_device()}
             warn_user(
-                f"no device_map was given: the quantized model is placed on device {kwargs['device_map']['']} whole"
+                f"no device_map was given: the whole quantized model is placed on device {kwargs['device_map']['']}"
             )
     config = _load_config(source, kwargs)
     kwargs = choose_dtype(source, kwargs, config)
@@ -72,7 +72,7 @@ def _load_config(source: str, kwargs: Mapping[str, Any]) -> Any:
 
 
 def choose_dtype(source: str, kwargs: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """`kwargs` with the one argument `dtype`: what the caller says, else float32 with a warning if the file differs.
+    """`kwargs` with the single argument `dtype`: the caller's, else float32 with a warning if the file differs.
 
     Raises:
         ValueError: `dtype` and `torch_dtype` contradict each other.
@@ -90,8 +90,8 @@ def choose_dtype(source: str, kwargs: Mapping[str, Any], config: Any) -> dict[st
     found = dtype_of_checkpoint(source, hub_arguments(kwargs)) or _dtype_of_config(config)
     if found not in (None, torch.float32):
         warn_user(
-            f"the checkpoint {source} holds {_name(found)}, the model is loaded as float32, so that small updates are "
-            f"not rounded away. Pass dtype=torch.{_name(found)} to keep it as it is."
+            f"the checkpoint {source} has {_name(found)}, the model is loaded as float32, so that small updates are "
+            f"not rounded away. Pass dtype=torch.{_name(found)} to keep the file's dtype."
         )
     return {**chosen, "dtype": torch.float32}
 
@@ -106,13 +106,13 @@ def _name(dtype: torch.dtype | None) -> str:
 
 
 def warn_of_low_precision(model: nn.Module) -> None:
-    """Say so, where a model object was handed over whose trainable weights have 16 bits."""
+    """Warn about a model object whose trainable weights have 16 bits."""
     low = {p.dtype for p in model.parameters() if p.requires_grad} & {torch.float16, torch.bfloat16}
     if low:
         warn_user(
-            f"the model's weights are {_name(low.pop())} and are trained as they are: small updates are rounded away. "
-            "transformers 5 loads the dtype of the file; load with dtype=torch.float32, or hand over the path instead "
-            "of the model."
+            f"the model's weights are {_name(low.pop())} and stay so in training: small updates are rounded away. "
+            "transformers 5 loads the dtype of the file; load with dtype=torch.float32, or pass the path instead of "
+            "the model."
         )
 
 
@@ -120,10 +120,10 @@ def warn_of_low_precision(model: nn.Module) -> None:
 
 
 def translate_quantization(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`kwargs` with `load_in_8bit`, `load_in_4bit` and what belongs to them replaced by a `quantization_config`.
+    """`kwargs` with `load_in_8bit`, `load_in_4bit` and related arguments replaced by a `quantization_config`.
 
     Raises:
-        ValueError: both flags are set, or one of them beside a `quantization_config`.
+        ValueError: both flags are set, or one of them together with a `quantization_config`.
     """
     from transformers import BitsAndBytesConfig
 
@@ -158,7 +158,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 @contextmanager
 def _quiet_about_value_heads(parent_class: Any, config: Any) -> Iterator[None]:
-    """transformers reports tensors that its model has no place for; value heads are ours, and read separately."""
+    """Leave value heads out of transformers' report of unexpected tensors: they are read separately."""
     with ExitStack() as stack:
         for model_class in _model_classes(parent_class, config):
             known = model_class.__dict__.get("_keys_to_ignore_on_load_unexpected", _ABSENT)
@@ -179,7 +179,7 @@ def _restore(model_class: Any, known: Any) -> None:
 
 
 def _model_classes(parent_class: Any, config: Any) -> tuple[Any, ...]:
-    """The classes that an auto class may build for `config`; none for code that comes with the checkpoint."""
+    """The classes that an auto class may build for `config`; empty for code that comes with the checkpoint."""
     if type(config) not in parent_class._model_mapping:
         return ()
     classes = parent_class._model_mapping[type(config)]

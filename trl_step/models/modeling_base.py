@@ -24,7 +24,7 @@ from trl_step.models.state_dicts import connect_state_dict, split_state, write_v
 __all__ = ["LAYER_PATTERNS", "PreTrainedModelWrapper", "create_reference_model"]
 
 KBIT_ARGUMENTS = ("use_gradient_checkpointing", "gradient_checkpointing_kwargs")
-"""Of `peft.prepare_model_for_kbit_training`; `from_pretrained` passes them there."""
+"""Arguments of `peft.prepare_model_for_kbit_training`, which `from_pretrained` passes on."""
 
 SAVE_ARGUMENTS = (
     "is_main_process",
@@ -34,13 +34,13 @@ SAVE_ARGUMENTS = (
     "state_dict",
     "variant",
 )
-"""Of `push_to_hub` those that are meant for `save_pretrained`."""
+"""Arguments of `push_to_hub` that are passed to `save_pretrained`."""
 
 Wrapper = TypeVar("Wrapper", bound="PreTrainedModelWrapper")
 
 
 class PreTrainedModelWrapper(nn.Module):
-    """A transformers model, or a PeftModel around one, with modules of our own beside it.
+    """A transformers model, or a PeftModel around one, with additional modules of this library.
 
     Attributes:
         pretrained_model: the wrapped model.
@@ -48,13 +48,13 @@ class PreTrainedModelWrapper(nn.Module):
         is_peft_model: whether it is a PeftModel.
         policy_adapter_name: the adapter that is trained.
         reference_adapter_name: the frozen copy of the adapter that training started from, or None.
-        is_sequential_parallel: whether its layers are spread over devices.
+        is_sequential_parallel: whether its layers are distributed over devices.
         current_device: the device of this process.
 
     Class attributes, for subclasses:
         transformers_parent_class: the auto class that loads the wrapped model.
-        supported_args: arguments of `from_pretrained` that are meant for the constructor of this class.
-        supported_modules: modules of our own that a checkpoint holds beside the wrapped model.
+        supported_args: arguments of `from_pretrained` that are passed to the constructor of this class.
+        supported_modules: additional modules that a checkpoint holds besides the wrapped model.
         supported_rm_modules: names that the score head of a reward adapter may have.
 
     Args:
@@ -111,15 +111,15 @@ class PreTrainedModelWrapper(nn.Module):
             is_trainable: whether a loaded adapter is trained further (default False).
             reward_adapter: folder or hub name of a reward adapter, for `compute_reward_score`.
             reward_adapter_name: its name in the model (default "reward_adapter").
-            dtype, torch_dtype: of the weights; without it they are float32, see `loading.load_pretrained`.
+            dtype, torch_dtype: of the weights; by default they are float32, see `loading.load_pretrained`.
             load_in_8bit, load_in_4bit: become a `quantization_config`.
             **kwargs: arguments of the value head (`supported_args`), of `peft.prepare_model_for_kbit_training`, and of
                 the `from_pretrained` of transformers.
 
         Raises:
-            ValueError: an argument of the wrong kind; prompt learning; a reward adapter without PEFT; a checkpoint
+            ValueError: an argument has the wrong type; prompt learning; a reward adapter without PEFT; a checkpoint
                 with half a value head; a file that could run code.
-            ImportError: a package is missing that an argument needs; the message names it.
+            ImportError: a package that an argument needs is missing; the message names it.
         """
         peft_config = kwargs.pop("peft_config", None)
         is_trainable = kwargs.pop("is_trainable", False)
@@ -161,7 +161,7 @@ class PreTrainedModelWrapper(nn.Module):
 
     @classmethod
     def _split_kwargs(cls, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Arguments of our own constructor, of transformers' `from_pretrained`, and of PEFT's k-bit preparation."""
+        """Arguments of this constructor, of transformers' `from_pretrained`, and of PEFT's k-bit preparation."""
         own, model, kbit = {}, {}, {}
         for name, value in kwargs.items():
             if name in (cls.supported_args or ()):
@@ -173,7 +173,7 @@ class PreTrainedModelWrapper(nn.Module):
         return own, model, kbit
 
     def post_init(self, *args: Any, **kwargs: Any) -> None:
-        """Take over the tensors of our own modules from a checkpoint, as the last act of `from_pretrained`."""
+        """Load the tensors of the additional modules from a checkpoint; the last step of `from_pretrained`."""
         raise NotImplementedError
 
     @property
@@ -221,18 +221,18 @@ class PreTrainedModelWrapper(nn.Module):
         """Write the model and the value head into a folder, as safetensors.
 
         A whole model is one checkpoint that also loads as a plain transformers model. Of a model with adapters, the
-        adapters are written (without the frozen reference) and the value head beside them, as `model.safetensors`.
+        adapters are written (without the frozen reference), and the value head as `model.safetensors`.
 
         Args:
             save_directory: the folder.
-            *args, **kwargs: of the wrapped model's `save_pretrained`, such as `max_shard_size`. `state_dict` stands in
-                for `self.state_dict()`, for weights that were gathered from several processes.
+            *args, **kwargs: of the wrapped model's `save_pretrained`, such as `max_shard_size`. `state_dict`
+                replaces `self.state_dict()`, for weights that were gathered from several processes.
         """
         if not kwargs.pop("safe_serialization", True):
             warnings.warn("safe_serialization=False is ignored: checkpoints are written as safetensors", stacklevel=2)
         folder = os.fspath(save_directory)
         gathered = kwargs.pop("state_dict", None)
-        state = dict(self.state_dict() if gathered is None else gathered)  # transformers empties the one it gets
+        state = dict(self.state_dict() if gathered is None else gathered)  # transformers empties the dictionary it gets
         if not self.is_peft_model:
             return self.pretrained_model.save_pretrained(folder, *args, state_dict=state, **kwargs)
         own, of_adapters = split_state(state, self.supported_modules)
@@ -249,12 +249,12 @@ class PreTrainedModelWrapper(nn.Module):
         """Upload what `save_pretrained` writes to a hub repository.
 
         Args:
-            repo_id: the repository; it is made where there is none.
-            **kwargs: `private` and `token`; `commit_message`, `commit_description`, `revision`, `create_pr` and what
-                else `huggingface_hub.HfApi.upload_folder` takes; the arguments of `save_pretrained`.
+            repo_id: the repository; created if it does not exist.
+            **kwargs: `private` and `token`; `commit_message`, `commit_description`, `revision`, `create_pr` and other
+                arguments of `huggingface_hub.HfApi.upload_folder`; the arguments of `save_pretrained`.
 
         Returns:
-            What `huggingface_hub` says of the commit.
+            The commit information of `huggingface_hub`.
         """
         from huggingface_hub import HfApi
 
@@ -269,19 +269,19 @@ class PreTrainedModelWrapper(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The tensors under the names of the wrapped model, and v_head.summary.weight and .bias.
 
-        Of a model with adapters: everything but the frozen base weights. `load_state_dict` takes it back, strictly.
+        For a model with adapters: everything but the frozen base weights. `load_state_dict` loads it strictly.
         """
-        # differs from v0.7: with adapters, only the value head was in it
+        # differs from v0.7: with adapters, it had only the value head
         return super().state_dict(*args, **kwargs)
 
     # --- adapters --------------------------------------------------------------------------------------------
 
     @contextmanager
     def reference_adapter(self) -> Iterator[None]:
-        """Inside, the model is its own reference; behind it, everything is as it was.
+        """Inside, the model is its own reference; afterwards it is restored.
 
-        The reference is the frozen copy of the adapter that training started from, or, where training started from
-        the base model, the base model without adapters.
+        The reference is the frozen copy of the adapter that training started from, or, if training started from the
+        base model, the base model without adapters.
 
         Raises:
             ValueError: the model has no adapters, so it cannot be its own reference; or PEFT could not hold the
@@ -304,12 +304,12 @@ class PreTrainedModelWrapper(nn.Module):
         adapter_name: str = "reward_model_adapter",
         token: str | bool | None = None,
     ) -> nn.Linear:
-        """Put a reward adapter on a PeftModel and return its score head, see `adapters.load_reward_adapter`.
+        """Add a reward adapter to a PeftModel and return its score head, see `adapters.load_reward_adapter`.
 
         Args:
             pretrained_model: PeftModel.
             adapter_model_id: folder or hub name of the adapter of a sequence classifier.
-            adapter_name: what it is called in the model.
+            adapter_name: its name in the model.
             token: for the hub.
         """
         hub = {} if token is None else {"token": token}
@@ -345,7 +345,7 @@ class PreTrainedModelWrapper(nn.Module):
 
 @contextmanager
 def _old_names() -> Iterator[None]:
-    """transformers 5 renames what concerns gradient checkpointing, and says so at each call of the former name."""
+    """transformers 5 warns at each call of the old names for gradient checkpointing; use the new ones."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

@@ -1,4 +1,4 @@
-"""Language models with a value head: one scalar per position beside the logits."""
+"""Language models with a value head: one scalar per position in addition to the logits."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ValueHead(nn.Module):
     """A linear map from hidden states to one value each.
 
     Args:
-        config: configuration of the language model; its hidden size is the width D. An attribute
-            `summary_dropout_prob` of it wins over the argument.
-        summary_dropout_prob: dropout in front of the map (default 0.1).
+        config: configuration of the language model; its hidden size is the width D. Its attribute
+            `summary_dropout_prob`, if any, takes precedence over the argument.
+        summary_dropout_prob: dropout before the map (default 0.1).
     """
 
     def __init__(self, config: Any, **kwargs: Any) -> None:
@@ -41,10 +41,10 @@ def hidden_width(config: Any) -> int:
     """Width of the decoder's last hidden state.
 
     Raises:
-        ValueError: the configuration does not say.
+        ValueError: the configuration does not say it.
     """
     text = config.get_text_config(decoder=True)
-    # OPT projects back to this width behind its last layer
+    # OPT projects back to this width after its last layer
     width = getattr(text, "word_embed_proj_dim", None) or getattr(text, "hidden_size", None)
     if width is None:
         raise ValueError(f"{type(text).__name__} has neither hidden_size nor word_embed_proj_dim to size a value head")
@@ -52,24 +52,24 @@ def hidden_width(config: Any) -> int:
 
 
 class _ValueHeadModel(PreTrainedModelWrapper):
-    """What the two public classes share; they differ in what they wrap.
+    """Common base of the two public classes, which differ in the model that they wrap.
 
     Args:
         pretrained_model: a transformers model with a language model head, or a PeftModel around one.
         summary_dropout_prob: dropout of the value head (default 0.1).
-        v_head_init_strategy: None leaves the head's weights as `nn.Linear` draws them; "normal" draws the weight
-            from a normal distribution and sets the bias to 0.
+        v_head_init_strategy: None keeps the initial weights of `nn.Linear`; "normal" draws the weight from a normal
+            distribution and sets the bias to 0.
         v_head_initializer_range: its standard deviation (default 0.2).
 
     Raises:
-        ValueError: the model has no language model head; an unknown strategy.
+        ValueError: the model has no language model head; the strategy is unknown.
     """
 
     supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
 
     def __init__(self, pretrained_model: Any, **kwargs: Any) -> None:
         super().__init__(pretrained_model, **kwargs)
-        output_embedding(pretrained_model)  # raises where there is none
+        output_embedding(pretrained_model)  # raises if there is none
         head_kwargs, _, _ = self._split_kwargs(kwargs)
         self.v_head = ValueHead(pretrained_model.config, **head_kwargs)
         self._init_weights(**head_kwargs)
@@ -93,40 +93,40 @@ class _ValueHeadModel(PreTrainedModelWrapper):
         head: HeadFunction | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        """Logits, loss and values; with `return_past_key_values`, the cache as a fourth.
+        """Logits, loss and values; with `return_past_key_values`, also the cache.
 
         S are the positions of the decoder, N is the number of chosen rows.
 
         Args:
             input_ids: int64 [B, S]; the encoder's for an encoder-decoder model.
-            past_key_values: cache of former positions.
+            past_key_values: cache of earlier positions.
             attention_mask: [B, S], 1 where a token counts.
             return_past_key_values: return the cache as well.
             rows: bool [B, S], or int64 [N] positions in the flattened [B, S]; only these reach the output embedding,
                 in row-major order.
             head: called inside the forward pass with the chosen rows [N, D], as they enter the output embedding, and
-                the output embedding; what it returns takes the place of the logits, which are then not computed.
+                the output embedding; its result replaces the logits, which are then not computed.
             **kwargs: further arguments of the wrapped model, such as `decoder_input_ids`, `position_ids`, `labels`.
 
         Returns:
-            logits: float32 [B, S, V], with `rows` [N, V], with `head` what it returned.
-            loss: 0-d where `labels` were given, else None.
+            logits: float32 [B, S, V], with `rows` [N, V], with `head` its result.
+            loss: 0-d if `labels` are given, else None.
             values: float32 [B, S], with `rows` [N].
 
         Raises:
             ValueError: see `decoder_pass.run_decoder`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        # prompt learning has a cache of its own
+        # prompt learning has its own cache
         takes_cache = not (self.is_peft_model and self.pretrained_model.active_peft_config.is_prompt_learning)
         if past_key_values is not None and takes_cache:
             inputs["past_key_values"] = past_key_values
-        # a cache that nobody reads costs a copy of every key and value
+        # an unused cache costs a copy of every key and value
         reads_cache = past_key_values is not None or return_past_key_values
         if not reads_cache and takes_argument(self.pretrained_model, "use_cache"):
             inputs.setdefault("use_cache", False)
         output = run_decoder(self.pretrained_model, inputs, rows, head)
-        # a sum, as FSDP must not be handed a view
+        # a sum, as FSDP must not get a view
         values = self.v_head(output.hidden.to(self.v_head.summary.weight.device)).sum(dim=-1)
         logits = output.logits
         if head is None and logits.dtype.itemsize < torch.float32.itemsize:
@@ -138,7 +138,7 @@ class _ValueHeadModel(PreTrainedModelWrapper):
         """Load the value head from the names in `state_dict` that have `v_head.` in them, and follow a device map.
 
         Args:
-            state_dict: tensors of a checkpoint; it is left as it is.
+            state_dict: tensors of a checkpoint; not changed.
 
         Raises:
             ValueError: half a head, or one of another width; a model that is offloaded to CPU or disk.
@@ -158,7 +158,7 @@ class _ValueHeadModel(PreTrainedModelWrapper):
         places = set(device_map.values())
         if "disk" in places or ("cpu" in places and len(places) > 1):
             raise ValueError(f"layers are offloaded to CPU or disk ({device_map}): they cannot be trained there")
-        # values, logits and the loss meet where the output embedding is
+        # values, logits and the loss are combined on the device of the output embedding
         device = next(output_embedding(self.pretrained_model).parameters()).device
         self.v_head = self.v_head.to(device)
 

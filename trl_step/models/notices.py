@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, however deep in this package they are raised."""
+"""Warnings that point to the user's line, however deep in this package they are raised."""
 
 from __future__ import annotations
 

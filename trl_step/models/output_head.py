@@ -1,4 +1,4 @@
-"""What a model does between its hidden states and its logits, found by asking it."""
+"""Finds the computation from a model's hidden states to its logits by running the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trl_step.models.shortcuts.modes import eval_mode
 
 PROBE_TOKENS = 2
 ROUNDING_STEPS = 16
-"""how many rounding steps of its own dtype a logit may lie away from the formula"""
+"""maximum difference between a logit and the formula, in rounding steps of the logit's dtype"""
 
 
 class _Probe(NamedTuple):
@@ -28,18 +28,18 @@ class _Probe(NamedTuple):
 
 @torch.no_grad()
 def describe_output_head(pretrained_model: nn.Module) -> OutputHead | None:
-    """The formula from hidden rows to logits, where the model follows one.
+    """The formula from hidden rows to logits, if the model follows one.
 
-    The model runs on two tokens, in eval mode; the hidden rows that enter its output embedding and the logits that
-    leave it are compared with logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap).
+    The model runs on two tokens, in eval mode; the hidden rows that enter its output embedding and its logits are
+    compared with logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap).
 
     Args:
         pretrained_model: a transformers model with a language model head, or a PeftModel around one.
 
     Returns:
         The weight [V, D] (the module's own parameter), the bias [V] (the model's own parameter or buffer) or None,
-        the scale and the soft cap. None where the logits do not follow the formula to the rounding of their dtype, or
-        where the output embedding has parts of its own (adapters, quantized weights).
+        the scale and the soft cap. None if the logits do not follow the formula up to the rounding of their dtype, or
+        if the output embedding has other parts (adapters, quantized weights).
     """
     embedding = output_embedding(pretrained_model)
     weight, bias = _plain_parameters(embedding)
@@ -55,7 +55,7 @@ def describe_output_head(pretrained_model: nn.Module) -> OutputHead | None:
     if probe.logits.shape[-1] != weight.shape[0]:
         return None
     linear = nn.functional.linear(probe.hidden.double(), weight.double(), None if bias is None else bias.double())
-    # a model may have the setting and not follow it
+    # a model may have the setting without following it
     for softcap in {getattr(base.config.get_text_config(decoder=True), "final_logit_softcapping", None), None}:
         scale = _fit_scale(linear, probe.logits, softcap, base.config)
         head = OutputHead(weight, bias, scale, softcap)
@@ -65,7 +65,7 @@ def describe_output_head(pretrained_model: nn.Module) -> OutputHead | None:
 
 
 def _plain_parameters(embedding: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-    """Weight and bias of a module that has nothing else: an adapter on the head must not go unseen."""
+    """Weight and bias of a module that has nothing else: an adapter on the head must not be overlooked."""
     parameters = dict(embedding.named_parameters())
     weight = parameters.pop("weight", None)
     bias = parameters.pop("bias", None)
@@ -86,7 +86,7 @@ def probe_logits(model: nn.Module) -> torch.Tensor:
     base = plain_model(model)
     device = base.get_input_embeddings().weight.device
     vocabulary = base.get_input_embeddings().weight.shape[0]
-    # ids that are rarely special; a model may treat its padding id in its own way
+    # ids that are rarely special; a model may treat its padding id differently
     ids = torch.arange(vocabulary - PROBE_TOKENS, vocabulary, device=device).clamp(min=0).unsqueeze(0)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.config.is_encoder_decoder:
@@ -95,7 +95,7 @@ def probe_logits(model: nn.Module) -> torch.Tensor:
 
 
 def _fit_scale(linear: torch.Tensor, logits: torch.Tensor, softcap: float | None, config: Any) -> float:
-    """The factor from `linear` to what enters the soft cap, by least squares, without rounding where it can be told."""
+    """The factor from `linear` to the soft cap's input, by least squares; exact if the configuration has it."""
     target = logits.double().to(linear.device)
     if softcap is not None:
         target = softcap * torch.atanh((target / softcap).clamp(-0.999, 0.999))
@@ -112,7 +112,7 @@ def _fit_scale(linear: torch.Tensor, logits: torch.Tensor, softcap: float | None
 
 
 def _numbers_of(config: Any) -> Iterator[float]:
-    """Each float of the configuration and its inverse: a scale of the logits stands there under many names."""
+    """Each float of the configuration and its inverse: a scale of the logits has many names there."""
     for number in config.to_dict().values():
         if isinstance(number, float) and number != 0:
             yield number
@@ -129,7 +129,7 @@ def _follows(head: OutputHead, linear: torch.Tensor, logits: torch.Tensor) -> bo
 
 
 def _rounding_step(tensor: torch.Tensor) -> float:
-    """Relative rounding of a product in this tensor's dtype; TF32, where it is switched on, has 10 bits."""
+    """Relative rounding of a product in this tensor's dtype; TF32, if switched on, has 10 bits."""
     step = torch.finfo(tensor.dtype).eps
     if tensor.is_cuda and tensor.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return max(step, 2.0**-10)

@@ -1,4 +1,4 @@
-"""From what a user hands to `from_pretrained` to the model inside the wrapper."""
+"""Builds the model inside the wrapper from the arguments of `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class PolicyRequest(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """A model, and where its training starts."""
+    """A model, and the starting point of its training."""
 
     model: Any
     """transformers model or PeftModel"""
     starts_from_adapter: bool
-    """whether its adapter changes the base model already"""
+    """whether its adapter already changes the base model"""
 
 
 def load_policy(request: PolicyRequest) -> Policy:
-    """The model that `request` asks for.
+    """The model that `request` describes.
 
     Raises:
-        ValueError: an argument of the wrong kind; prompt learning; a folder with half an adapter.
-        ImportError: a package is missing that an argument needs.
+        ValueError: an argument has the wrong type; prompt learning; a folder with half an adapter.
+        ImportError: a package that an argument needs is missing.
     """
     policy = _from_path(request) if request.is_path else _from_object(request)
     if is_peft_model(policy.model):
@@ -65,8 +65,8 @@ def _from_path(request: PolicyRequest) -> Policy:
         model = load_pretrained(request.parent_class, source, request.model_args, request.model_kwargs)
         return Policy(_with_new_adapter(model, request), False)
     if request.peft_config is not None:
-        warn_user(f"peft_config is ignored: {source} holds a trained adapter, which is loaded")
-    # where the adapter lies says nothing about where its base model lies
+        warn_user(f"peft_config is ignored: {source} has a trained adapter, which is loaded")
+    # the location of the adapter says nothing about that of its base model
     of_base = {name: value for name, value in request.model_kwargs.items() if name not in ("revision", "subfolder")}
     base = load_pretrained(request.parent_class, adapters.base_of_adapter(folder), request.model_args, of_base)
     return Policy(adapters.load_adapter(base, folder, request.is_trainable), True)
@@ -102,7 +102,7 @@ def keep_reference(policy: Policy) -> tuple[str | None, str | None]:
     """Freeze a copy of the adapter that training starts from.
 
     Returns:
-        Its name, or None where training starts from the base model; and why there is none where one should be.
+        Its name, or None if training starts from the base model; and the reason if a copy should exist but does not.
     """
     if not policy.starts_from_adapter:
         return None, None
@@ -115,10 +115,10 @@ def keep_reference(policy: Policy) -> tuple[str | None, str | None]:
 
 
 def own_tensors(request: PolicyRequest, modules: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Tensors of the modules that a wrapper adds, from the checkpoint or from the model object that carries them.
+    """Tensors of the modules that a wrapper adds, from the checkpoint or from the model object.
 
     Args:
-        request: what was asked for.
+        request: the arguments of `from_pretrained`.
         modules: such as ("v_head",).
     """
     if not request.is_path:
@@ -128,7 +128,7 @@ def own_tensors(request: PolicyRequest, modules: tuple[str, ...]) -> dict[str, t
     if not tensors:
         warn_user(
             f"{source} holds no value head ({', '.join(modules)}): it starts from random weights. That is right for a "
-            "first run; a run that goes on has lost it."
+            "first run; a resumed run has lost its value head."
         )
     return tensors
 

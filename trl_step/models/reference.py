@@ -1,4 +1,4 @@
-"""The frozen copy of a policy that the KL penalty is measured against."""
+"""The frozen copy of a policy, the reference of the KL penalty."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAYER_PATTERNS = (
     "language_model.layers.{layer}",
     "decoder.block.{layer}",
 )
-"""Names of the decoder's layers; the first one that the model has is taken."""
+"""Names of the decoder's layers; the first one that the model has is used."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,22 +28,21 @@ def create_reference_model(model: Model, num_shared_layers: int | None = None, p
 
     Args:
         model: the policy.
-        num_shared_layers: everything in front of decoder layer number `num_shared_layers` (counted from 0: embeddings,
-            an encoder, the layers before) is the same tensor in both models, and frozen in both. None: nothing is.
+        num_shared_layers: everything before decoder layer number `num_shared_layers` (counted from 0: embeddings, an
+            encoder, the earlier layers) is the same tensor in both models, and frozen in both. None shares nothing.
         pattern: the parameter name of a layer with `{layer}` for its number, such as "transformer.h.{layer}", for
-            models whose layers are named otherwise than in `LAYER_PATTERNS`.
+            models whose layers have other names than those in `LAYER_PATTERNS`.
 
     Raises:
-        ValueError: no parameter matches the pattern; FSDP or DeepSpeed ZeRO-3 has already spread the weights over
-            processes.
+        ValueError: no parameter matches the pattern; FSDP or DeepSpeed ZeRO-3 has already sharded the weights.
     """
     if is_sharded(model):
         raise ValueError(
-            "create_reference_model cannot copy a model whose weights are spread over processes (FSDP, DeepSpeed "
+            "create_reference_model cannot copy a model whose weights are sharded over processes (FSDP, DeepSpeed "
             "ZeRO-3). Call it before the trainer is built, or load the reference with from_pretrained"
         )
     shared = [] if num_shared_layers is None else _parameters_before(model, num_shared_layers, pattern)
-    # a memo that already knows the shared parameters: the copy gets the very same ones, tied weights included
+    # a memo that already has the shared parameters: the copy gets the same objects, tied weights included
     # differs from v0.7: the shared layers were copied too
     reference = copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
     for parameter in reference.parameters():
@@ -59,7 +58,7 @@ def _parameters_before(model: nn.Module, layer: int, pattern: str | None) -> lis
         for position, (name, _) in enumerate(named):
             if name_of_layer.search(name):
                 return [parameter for _, parameter in named[:position]]
-    # differs from v0.7: a pattern of the caller that matches nothing shared, and so froze, the whole model
+    # differs from v0.7: if the caller's pattern matched nothing, the whole model was shared and so frozen
     raise ValueError(
         f"no parameter of {type(model).__name__} belongs to layer {layer} under {', '.join(patterns)}: pass pattern= "
         f"with the name of a layer and {{layer}} for its number. A parameter of this model: {named[-1][0]}"

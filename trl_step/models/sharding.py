@@ -1,7 +1,7 @@
-"""Models whose weights are spread over processes: FSDP2 and DeepSpeed ZeRO-3.
+"""Models whose weights are sharded over processes: FSDP2 and DeepSpeed ZeRO-3.
 
-Passes that need no gradient run on gathered weights: they are exchanged once, and then each process makes as many
-passes as it has work for. Training passes stay sharded, so every process makes equally many of them.
+Passes that need no gradient run on gathered weights: they are exchanged once, and then each process runs as many passes
+as it needs. Training passes stay sharded, so every process runs the same number of them.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 _GATHERED: WeakSet[nn.Module] = WeakSet()
-"""Models that are gathered at the moment."""
+"""Models that are currently gathered."""
 ZERO3_ENGINES: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-"""The DeepSpeed engine of each model that ZeRO-3 has partitioned; the trainer enters it."""
+"""The DeepSpeed engine of each model that ZeRO-3 has partitioned; set by the trainer."""
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether every process holds a part of the weights only."""
+    """Whether every process holds only a part of the weights."""
     return bool(_fsdp_units(model)) or bool(_zero3_parameters(model))
 
 
 def _fsdp_units(model: nn.Module) -> list[Any]:
-    """The modules that FSDP2 gathers by themselves, the root first."""
+    """The modules that FSDP2 gathers separately, the root first."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
@@ -41,7 +41,7 @@ def _zero3_parameters(model: nn.Module) -> list[nn.Parameter]:
 def gathered(model: nn.Module) -> Iterator[None]:
     """Inside, each process has all weights of `model`, and its forward passes exchange nothing; no gradients.
 
-    Every process enters together. Does nothing for a model that is not sharded, or gathered already.
+    All processes enter together. Does nothing for a model that is not sharded, or already gathered.
     """
     if model in _GATHERED or not is_sharded(model):
         yield
@@ -57,7 +57,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _whole_fsdp(model: nn.Module) -> Iterator[None]:
     root, *units = _fsdp_units(model)
-    for unit in units:  # the root keeps its weights behind a forward pass in any case
+    for unit in units:  # the root keeps its weights after a forward pass in any case
         unit.set_reshard_after_forward(False, recurse=False)
     for unit in (root, *units):
         unit.unshard()
@@ -72,7 +72,7 @@ def _whole_fsdp(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _whole_zero3(model: nn.Module) -> Iterator[None]:
-    """Without the hooks that would give each layer's weights back behind its pass, and gather them anew."""
+    """Removes the hooks that would release each layer's weights after its pass, and gather them again."""
     import deepspeed
 
     offload = ZERO3_ENGINES[model].optimizer.parameter_offload
@@ -87,15 +87,15 @@ def _whole_zero3(model: nn.Module) -> Iterator[None]:
 
 
 def release(model: nn.Module) -> None:
-    """Give back what a forward pass gathered for a backward pass that never came: the next one gathers anew."""
+    """Release the weights that a forward pass gathered for a backward pass that never came."""
     for unit in _fsdp_units(model):
         unit.reshard()
 
 
 @torch.no_grad()
 def start_fsdp(model: nn.Module, is_encoder_decoder: bool, device: torch.device) -> None:
-    """One pass through the root of a freshly sharded model: FSDP2 learns here which module is the root, and refuses
-    to learn it from a layer, which is what runs first in `generate`."""
+    """One pass through the root of a freshly sharded model: FSDP2 takes the module that runs first as the root, and
+    refuses a layer, which would be the first one in `generate`."""
     ids = torch.zeros((1, 1), dtype=torch.long, device=device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if is_encoder_decoder:
@@ -108,7 +108,7 @@ def whole_state_dict(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
     """The state dict of `model` with whole tensors on the CPU; every process calls it.
 
     Args:
-        keep: whether this process wants it; the others get an empty one
+        keep: whether this process needs it; the others get an empty dictionary
     """
     with gathered(model) if _zero3_parameters(model) else ExitStack():
         whole = {}

@@ -1,4 +1,4 @@
-"""The state dict of a wrapper: names as in a plain transformers checkpoint, and a strict way back."""
+"""The state dict of a wrapper: names as in a plain transformers checkpoint, and strict loading."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trl_step.models.adapters import frozen_base_names
 
 WRAPPED = "pretrained_model."
 VALUE_HEAD_FILE = "model.safetensors"
-"""Release 0.7 looks for a value head beside an adapter in there, too."""
+"""Release 0.7 also looks in this file for the value head of an adapter."""
 
 
 def connect_state_dict(wrapper: nn.Module) -> None:
-    """Let `wrapper` write and read names without `pretrained_model.`, also as a part of DistributedDataParallel."""
+    """Let `wrapper` write and read names without `pretrained_model.`, also inside DistributedDataParallel."""
     wrapper.register_state_dict_post_hook(_write_plain_names)
     wrapper.register_load_state_dict_pre_hook(_read_plain_names)
     wrapper.register_load_state_dict_post_hook(_report_plain_names)
@@ -62,6 +62,6 @@ def split_state(
 
 
 def write_value_head(folder: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write `tensors` into `folder`, where `checkpoints.read_value_head` finds them beside an adapter."""
+    """Write `tensors` to `folder`, where `checkpoints.read_value_head` finds them next to an adapter."""
     on_cpu = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, os.path.join(folder, VALUE_HEAD_FILE), metadata={"format": "pt"})

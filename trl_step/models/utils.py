@@ -1,4 +1,4 @@
-"""Chat formats: special tokens, template, and the embedding that grows with them."""
+"""Chat formats: special tokens, template, and the resized embedding."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class ChatMlSpecialTokens:
 
     @property
     def system(self) -> str:
-        """How a system message begins."""
+        """The beginning of a system message."""
         return f"{self.bos_token}system"
 
     @property
     def user(self) -> str:
-        """How a user's message begins."""
+        """The beginning of a user message."""
         return f"{self.bos_token}user"
 
     @property
     def assistant(self) -> str:
-        """How an answer begins."""
+        """The beginning of an answer."""
         return f"{self.bos_token}assistant"
 
     @property
     def chat_template(self) -> str:
-        """Jinja: one `<start>role\\ncontent<end>\\n` per message, then an answer's beginning where asked for."""
+        """Jinja: one `<start>role\\ncontent<end>\\n` per message, then, if requested, the beginning of an answer."""
         message = f"{{{{ '{self.bos_token}' + message['role'] + '\n' + message['content'] + '{self.eos_token}\n' }}}}"
         prompt = f"{{{{ '{self.assistant}\n' }}}}"
         return (
@@ -51,7 +51,7 @@ def setup_chat_format(
     Args:
         model: a transformers model; its embedding is resized, its generation config gets the new token ids.
         tokenizer: gets begin, end and padding token and `chat_template`.
-        format: only "chatml" so far.
+        format: only "chatml" is supported.
         resize_to_multiple_of: round the number of embedding rows up to a multiple of this (64 suits GPUs).
 
     Returns:

@@ -1,8 +1,7 @@
-"""Scripts of TRL 0.7: run as they stand, checked, or rewritten for trl_step and today's packages.
+"""Runs scripts of TRL 0.7 unchanged, checks them, or rewrites them for trl_step and today's packages.
 
 `aliases.py` makes `import trl` give trl_step; `rules.py` is the table of old keywords; `patches.py` applies it to a
-running script, `rewrite.py` to a script's text. Nothing here changes the process before `run_script` begins, nor after
-it ends.
+running script, `rewrite.py` to a script's text. The process is changed only while `run_script` runs.
 """
 
 from trl_step.port.rewrite import rewritten

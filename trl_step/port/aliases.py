@@ -1,4 +1,4 @@
-"""`import trl` gives trl_step: every `trl.<name>` is the very module `trl_step.<name>`, loaded once."""
+"""`import trl` gives trl_step: every `trl.<name>` is the same module object as `trl_step.<name>`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OLD, NEW = "trl", "trl_step"
 
 
 def new_name(module: str) -> str:
-    """ "trl.core" -> "trl_step.core"; other names stay."""
+    """ "trl.core" -> "trl_step.core"; other names are unchanged."""
     return NEW + module[len(OLD) :] if module == OLD or module.startswith(OLD + ".") else module
 
 
@@ -25,7 +25,7 @@ class AliasFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Raises ModuleNotFoundError for a module of TRL that has no counterpart: a `trl` on disk is never taken."""
+        """Raises ModuleNotFoundError for a module of TRL that has no counterpart: a `trl` on disk is never used."""
         name = new_name(fullname)
         if name == fullname:
             return None
@@ -35,7 +35,7 @@ class AliasFinder(MetaPathFinder):
 
 
 class AliasLoader(Loader):
-    """Hands out a module that is there already."""
+    """Returns a module that is already loaded."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -46,12 +46,12 @@ class AliasLoader(Loader):
         return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # the import system has put the alias's spec there
+        module.__spec__ = self.spec  # the import system has set the alias's spec
 
 
 @contextmanager
 def trl_is_trl_step() -> Iterator[None]:
-    """Inside, `trl` is an alias; afterwards `sys.meta_path` and `sys.modules` are as before, for what is named trl."""
+    """Inside, `trl` is an alias; afterwards `sys.meta_path` and the `trl` entries of `sys.modules` are as before."""
     finder = AliasFinder()
     before = _take_old_modules()
     sys.meta_path.insert(0, finder)
@@ -64,5 +64,5 @@ def trl_is_trl_step() -> Iterator[None]:
 
 
 def _take_old_modules() -> dict[str, ModuleType]:
-    """Remove what is named trl from `sys.modules` and return it."""
+    """Remove the `trl` entries from `sys.modules` and return them."""
     return {name: sys.modules.pop(name) for name in list(sys.modules) if new_name(name) != name}

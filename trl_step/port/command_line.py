@@ -12,17 +12,17 @@ from trl_step.port.names import missing_names
 from trl_step.port.rewrite import rewritten
 from trl_step.port.run import run_script
 
-DESCRIPTION = """Run a script written for TRL 0.7 as it stands: trl is trl_step, and what today's packages
-no longer take is translated and told. --check tells what would change in the text, --write changes it."""
+DESCRIPTION = """Run a script written for TRL 0.7 unchanged: trl is trl_step, and arguments that today's packages
+no longer accept are translated and reported. --check reports what would change in the text, --write changes it."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status: 0, or 1 where `--check` found something, or where something is left to be done by hand."""
+    """The exit status: 0, or 1 if `--check` found something or if something is left to be done by hand."""
     parser = argparse.ArgumentParser(prog="trl_step port", description=DESCRIPTION)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="report line by line what would change, and change nothing")
     mode.add_argument("--write", action="store_true", help="make the changes in the file")
-    parser.add_argument("script", help="the old script; with --check and --write also more scripts behind it")
+    parser.add_argument("script", help="the old script; with --check and --write more scripts may follow")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     options = parser.parse_args(arguments)
     if not options.check and not options.write:
@@ -37,14 +37,14 @@ def port_file(path: Path, write: bool) -> int:
     """Report the changes of one script, and make them with `write`; returns the exit status.
 
     Raises:
-        SystemExit: it cannot be read, or is no Python of the running version.
+        SystemExit: it cannot be read, or is not valid in the running Python version.
     """
     try:
         data, encoding = read_source(path)
         new, edits = rewritten(data)
     except SyntaxError as error:
         raise SystemExit(f"{path}:{error.lineno}: {error.msg}") from error
-    except (OSError, ValueError, RecursionError) as error:  # no file, not its encoding, zero bytes
+    except (OSError, ValueError, RecursionError) as error:  # not a file, wrong encoding, null bytes
         raise SystemExit(f"{path}: {error}") from error
     for edit in edits:
         print(f"{path}:{edit.line}: {edit.note}")

@@ -1,4 +1,4 @@
-"""Replacing pieces of a Python file, with every byte elsewhere kept."""
+"""Replaces parts of a Python file and keeps every other byte."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Edit(NamedTuple):
 
     Attributes:
         start: offset in the UTF-8 text.
-        end: offset behind what is replaced; `start` where text is put in.
-        text: what comes there.
-        line: of the place, from 1.
+        end: offset of the end of the replaced text; equal to `start` for an insertion.
+        text: the new text.
+        line: line number, from 1.
         note: what is changed and why.
     """
 
@@ -33,19 +33,19 @@ class Edit(NamedTuple):
 
 
 class Script:
-    """A Python source file: its tree and the places of the nodes.
+    """A Python source file: its tree and the positions of the nodes.
 
     Attributes:
         data: the text in UTF-8, line ends as in the file.
         tree: of that text.
 
     Raises:
-        SyntaxError: it is no Python of the running version.
+        SyntaxError: it is not valid in the running Python version.
     """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.tree = ast.parse(data.decode())  # of bytes it would believe a line that names another encoding
+        self.tree = ast.parse(data.decode())  # parsing bytes would obey a line that declares another encoding
         self.line_starts = [0] + [match.end() for match in re.finditer(rb"\r\n|\r|\n", data)]
 
     def span(self, node: Node) -> tuple[int, int]:
@@ -60,15 +60,15 @@ class Script:
         return self.data[start:end].decode()
 
     def edit(self, span: tuple[int, int], text: str, note: str) -> Edit:
-        """The replacement of what is in `span`."""
+        """The replacement of the text in `span`."""
         return Edit(*span, text, bisect.bisect_right(self.line_starts, span[0]), note)
 
     def removal(self, start: int, end: int) -> tuple[int, int]:
-        """What to take out of a list of arguments or entries along with the item from `start` to `end`.
+        """What to remove from a list of arguments or entries along with the item from `start` to `end`.
 
-        The comma behind it, or the one in front of the last item; and the line, where nothing else stands on it.
+        The comma after it, or the one before the last item; and the line, if nothing else is on it.
         """
-        # a comment is passed over as a whole: a comma in it is none
+        # skip a comment as a whole: a comma in it does not count
         comma = re.compile(rb"(\s|\\\r?\n|#[^\r\n]*(?=[\r\n]))*,").match(self.data, end)
         if comma:
             end = comma.end()
@@ -84,7 +84,7 @@ class Script:
         return start, spaces.end()
 
     def end_of_parameters(self, function: ast.FunctionDef) -> int:
-        """Behind the last parameter of `function`, and the comma behind that."""
+        """The offset after the last parameter of `function` and its comma, if it has one."""
         start = self.span(function)[0]
         text = self.data[start:].decode()
         lines, depth, end = text.split("\n"), 0, (1, 0)
@@ -100,7 +100,7 @@ class Script:
 
 
 def applied(data: bytes, edits: Iterable[Edit]) -> tuple[bytes, list[Edit]]:
-    """`data` with the edits, and those among them that were made: of two that overlap the first one."""
+    """`data` with the edits, and the edits that were made: of two that overlap, only the first one."""
     made: list[Edit] = []
     for edit in sorted(edits):
         if not made or edit.start >= made[-1].end:

@@ -1,4 +1,4 @@
-"""Names that a script imports and that are not there any more, found without running the script."""
+"""Finds imported names that no longer exist, without running the script."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate")
 
 
 class Missing(NamedTuple):
-    """What `line` imports in vain."""
+    """An import in `line` that fails; `what` says why."""
 
     line: int
     what: str
 
 
 def missing_names(data: bytes) -> list[Missing]:
-    """Imports from trl and the packages below it that fail today and that no rewriting mends."""
+    """Imports from trl and the packages it uses that fail today and that the kit cannot rewrite."""
     return sorted(_missing(ast.parse(data)))
 
 

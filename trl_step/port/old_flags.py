@@ -10,17 +10,17 @@ from typing import Any
 
 from trl_step.port.rules import CALLS, Drop, Flag, Rename
 
-Tell = Callable[[str, str], None]
+Report = Callable[[str, str], None]
 NO = ("false", "no", "f", "n", "0")
-"""How a truth value is denied on the command line; a flag alone affirms it."""
+"""Words that mean false on the command line; a flag alone means true."""
 
 
-def translated_words(words: Sequence[str], known: set[str], tell: Tell) -> list[str]:
-    """`words` of a command line whose parser knows the flags `known`.
+def translated_words(words: Sequence[str], known: set[str], report: Report) -> list[str]:
+    """`words` of a command line, translated for a parser that knows the flags `known`.
 
-    A flag that it does not know and whose new name it knows is renamed. Where the parser is one of training arguments,
-    a switch in whose place another flag is given becomes that one, and a flag that today's packages have no use for is
-    left out with its value.
+    An unknown flag is renamed if the parser knows its new name. If the parser is for training arguments, a switch that
+    another flag replaces becomes that flag, and a flag that today's packages no longer have is left out with its
+    value.
     """
     rules = {f"--{rule.old[0]}": rule for rule in CALLS["TrainingArguments"] if isinstance(rule, (Rename, Drop, Flag))}
     are_of_training = "--eval_strategy" in known
@@ -32,7 +32,7 @@ def translated_words(words: Sequence[str], known: set[str], tell: Tell) -> list[
         rule = rules.get(flag) if flag not in known else None
         if isinstance(rule, Rename) and f"--{rule.new}" in known:
             new_words.append(f"--{rule.new}{equals}{value}")
-            tell(flag, f"--{rule.new} ({rule.why})")
+            report(flag, f"--{rule.new} ({rule.why})")
         elif isinstance(rule, (Drop, Flag)) and are_of_training:
             if not equals and waiting and not waiting[-1].startswith("--"):
                 value = waiting.pop()
@@ -43,18 +43,18 @@ def translated_words(words: Sequence[str], known: set[str], tell: Tell) -> list[
                 for text in (f"--{name}", *([new] if isinstance(new, str) else new))
             ]
             new_words += given
-            tell(flag, f"{' '.join(given) or 'left out'} ({rule.why})")
+            report(flag, f"{' '.join(given) or 'left out'} ({rule.why})")
         else:
             new_words.append(word)
     return new_words
 
 
-def with_old_flags(parse_known_args: Callable[..., Any], tell: Tell) -> Callable[..., Any]:
-    """`HfArgumentParser.parse_known_args` that takes the old flags as well."""
+def with_old_flags(parse_known_args: Callable[..., Any], report: Report) -> Callable[..., Any]:
+    """`HfArgumentParser.parse_known_args` that also accepts the old flags."""
 
     @functools.wraps(parse_known_args)
     def parse(parser: Any, args: Sequence[str] | None = None, namespace: Namespace | None = None) -> Any:
         words = sys.argv[1:] if args is None else args
-        return parse_known_args(parser, translated_words(words, set(parser._option_string_actions), tell), namespace)
+        return parse_known_args(parser, translated_words(words, set(parser._option_string_actions), report), namespace)
 
     return parse

@@ -1,7 +1,7 @@
-"""Calls of a running old script are translated: `translated(told)` wraps the functions of `wrapped_functions`.
+"""Translates the calls of a running old script: `translated(report)` wraps the functions of `wrapped_functions`.
 
-A wrapper looks for keywords of `rules.CALLS`. A call without any of them goes through untouched, so code inside the
-libraries, which is of today, sees no difference. Everything is taken off again when the script ends.
+A wrapper looks for keywords of `rules.CALLS`. A call without any of them is passed through unchanged, so calls inside
+today's libraries are not affected. All patches are removed when the script ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trl_step.port.old_flags import with_old_flags
 from trl_step.port.replacing import replaced
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, TEXT_CLASSIFICATION
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def wrapped_functions() -> Iterator[tuple[Any, str, str]]:
@@ -56,9 +56,9 @@ def wrapped_functions() -> Iterator[tuple[Any, str, str]]:
 
 
 @contextmanager
-def translated(tell: Tell) -> Iterator[None]:
-    """Inside, old keywords and names work; `tell` gets a line for each translation, once."""
-    translator = Translator(tell)
+def translated(report: Report) -> Iterator[None]:
+    """Inside, old keywords and names work; `report` is called once for each translation, with a line of text."""
+    translator = Translator(report)
     with ExitStack() as stack:
         for owner, name, kind in wrapped_functions():
             original = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
@@ -70,25 +70,25 @@ def translated(tell: Tell) -> Iterator[None]:
                 stack.enter_context(replaced(importlib.import_module(module), name, value))
         for name, new_name in RENAMED_METHODS.items():
             stack.enter_context(replaced(PreTrainedTokenizerBase, name, getattr(PreTrainedTokenizerBase, new_name)))
-        parse = with_old_flags(HfArgumentParser.parse_known_args, translator.tell_once)
+        parse = with_old_flags(HfArgumentParser.parse_known_args, translator.report_once)
         stack.enter_context(replaced(HfArgumentParser, "parse_known_args", parse))
         stack.enter_context(replaced(Trainer, "__init_subclass__", classmethod(translator.adapt_overrides)))
         yield
 
 
 class Translator:
-    """Wraps functions and tells what it translates: each set of keywords once for each kind of call.
+    """Wraps functions and reports what it translates: each set of keywords once for each kind of call.
 
     Args:
-        tell: gets one line of text.
+        report: gets one line of text.
     """
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
-        self.told: set[tuple[str, str]] = set()
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.reported: set[tuple[str, str]] = set()
 
     def wrap(self, function: Any, name: str, kind: str) -> Any:
-        """A function, or a class method, that takes the old keywords of this `kind` of call."""
+        """A function, or a class method, that accepts the old keywords of this `kind` of call."""
         if isinstance(function, classmethod):
             return classmethod(self.wrap(function.__func__, name, kind))
 
@@ -101,7 +101,7 @@ class Translator:
         return call
 
     def translate(self, kind: str, keywords: dict[str, Any], name: str) -> dict[str, Any]:
-        """`keywords` of a call as today's packages take them; the same dictionary where nothing is to be done."""
+        """`keywords` of a call for today's packages; the same dictionary if nothing has to change."""
         for rule in CALLS[kind]:
             given = {old: keywords[old] for old in rule.old if old in keywords}
             values = rule.values(given) if given else None
@@ -110,29 +110,29 @@ class Translator:
             if any(new in keywords and new not in given for new in values):
                 values = {}
             keywords = {key: value for key, value in keywords.items() if key not in given} | values
-            self.tell_once(f"{name}({_shown(given)})", f"{_shown(values) or 'left out'} ({rule.why})")
+            self.report_once(f"{name}({_shown(given)})", f"{_shown(values) or 'left out'} ({rule.why})")
         if isinstance(keywords.get("model_kwargs"), dict):
             loading = self.translate("from_pretrained", keywords["model_kwargs"], "model_kwargs")
             keywords = {**keywords, "model_kwargs": loading}
         return keywords
 
     def adapt_overrides(self, trainer_class: type[Trainer]) -> None:
-        """The old methods of a new subclass of Trainer are not given what they do not know."""
+        """Wrap old methods of a new subclass of Trainer, so that they do not get arguments that they do not accept."""
         for name, parameter in NEW_PARAMETERS.items():
             method = vars(trainer_class).get(name)
             if method is not None and not takes(method, parameter):
                 setattr(trainer_class, name, _without(method, parameter))
-                self.tell_once(f"{trainer_class.__name__}.{name}", f"is not given {parameter}, which it does not take")
+                self.report_once(f"{trainer_class.__name__}.{name}", f"does not get {parameter}: it does not take it")
 
-    def tell_once(self, old: str, new: str) -> None:
+    def report_once(self, old: str, new: str) -> None:
         """One line, with the place of the call outside this package."""
-        if (old, new) in self.told:
+        if (old, new) in self.reported:
             return
-        self.told.add((old, new))
+        self.reported.add((old, new))
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
             frame = frame.f_back
-        self.tell(f"{frame.f_code.co_filename}:{frame.f_lineno}: {old} -> {new}")
+        self.report(f"{frame.f_code.co_filename}:{frame.f_lineno}: {old} -> {new}")
 
 
 def takes(function: Callable[..., Any], parameter: str) -> bool:
@@ -151,7 +151,7 @@ def _without(function: Callable[..., Any], parameter: str) -> Callable[..., Any]
 
 
 def _shown(keywords: Mapping[str, Any]) -> str:
-    """Numbers, truth values and None; of anything else the type: it may be long, or a secret."""
+    """Numbers, booleans and None; for anything else the type, as the value may be long or secret."""
     plain = (bool, int, float, type(None))
     return ", ".join(
         f"{name}={value!r}" if isinstance(value, plain) else f"{name}=<{type(value).__name__}>"
@@ -160,7 +160,7 @@ def _shown(keywords: Mapping[str, Any]) -> str:
 
 
 def _take_all_scores(args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    """`return_all_scores` comes when the pipeline is called: whoever classifies texts gets the class that can do it."""
+    """Text classification gets the class that supports `return_all_scores`, which is only passed in later calls."""
     from trl_step.extras.all_scores import AllScoresPipeline
 
     task = args[0] if args else keywords.get("task")

@@ -1,4 +1,4 @@
-"""A name of a module or class that stands for something else for a while."""
+"""Temporarily replaces an attribute of a module or class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ABSENT: Any = object()
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside, `owner.name` is `value`; afterwards what it was, or nothing."""
+    """Inside, `owner.name` is `value`; afterwards it is restored, or removed if it did not exist."""
     before = vars(owner).get(name, _ABSENT)
     setattr(owner, name, value)
     try:

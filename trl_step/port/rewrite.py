@@ -1,7 +1,7 @@
-"""What has to change in the text of an old script, found in its syntax tree.
+"""Finds what has to change in the text of an old script, from its syntax tree.
 
-Calls are known by the name that is called (`kind_of`). Arguments in a dictionary are followed by the dictionary's name:
-`sent_kwargs = {...}` belongs to the call that says `**sent_kwargs`.
+Calls are recognized by the name that is called (`kind_of`). Dictionaries of arguments are tracked by name:
+`sent_kwargs = {...}` belongs to the call with `**sent_kwargs`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = {
     "Seq2SeqTrainer": "Trainer",
     "GenerationConfig": "generate",
 }
-"""Names that are called and are not themselves a kind of `CALLS`."""
+"""Called names that are not themselves a kind of `CALLS`."""
 DICTIONARIES = {
     "generation_kwargs": "generate",
     "model_kwargs": "from_pretrained",
@@ -46,10 +46,10 @@ NEW_PACKAGE = "the package is trl_step"
 def rewritten(data: bytes) -> tuple[bytes, list[Edit]]:
     """The source with every change made, and the changes, in the order of the lines.
 
-    Arguments inside of arguments are changed in later passes, so the result has nothing left to change.
+    Nested arguments are changed in later passes, so the result has nothing left to change.
 
     Raises:
-        SyntaxError: it is no Python of the running version.
+        SyntaxError: it is not valid in the running Python version.
     """
     made: list[Edit] = []
     needed: dict[str, str] = {}
@@ -86,9 +86,9 @@ class Rewriter:
         self.nodes = list(nodes_outside_of_f_strings(script.tree))
         self.own_functions = {node.name for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
         self.originals: dict[str, str] = {}
-        """What a name of the script is called where it comes from."""
+        """For each name in the script, its original name."""
         self.ours = {"trl"}
-        """Names in the script that stand for trl or for something of it."""
+        """Names in the script that are trl or come from it."""
         self.known: set[str] = set()
         """Names that an import binds for the whole script."""
         for node in self.nodes:
@@ -128,7 +128,7 @@ class Rewriter:
         module, name = MOVED[str(node.module), alias.name]
         bound = alias.asname or alias.name
         text = name if name == bound else f"{name} as {bound}"
-        note = f"{alias.name} is gone from {node.module}"
+        note = f"{alias.name} was removed from {node.module}"
         if module == node.module:
             return self.script.edit(self.script.span(alias), text, note)
         if len(node.names) == 1:
@@ -162,8 +162,8 @@ class Rewriter:
         return kind if kind in CALLS else None
 
     def _kinds_of_classes(self) -> dict[str | int, str]:
-        """For the names of own classes without an own `__init__`, and by `id` for calls of `super().__init__`: the kind
-        of their base class."""
+        """The kind of the base class: by name for the script's classes without their own `__init__`, by `id` for
+        `super().__init__` calls."""
         kinds: dict[str | int, str] = {}
         for node in self.nodes:
             of_others = [base for base in getattr(node, "bases", ()) if _last_name(base) not in self.own_functions]
@@ -247,7 +247,7 @@ class Rewriter:
             self._need(rule.imports, name)
 
     def _end(self, node: ast.expr | ast.keyword, limit: int) -> int:
-        """Behind `node` and the brackets around it; `limit` is in front of the bracket that closes all arguments."""
+        """The offset after `node` and its parentheses; `limit` is before the parenthesis that closes all arguments."""
         end = self.script.span(node)[1]
         while match := re.compile(rb"\s*\)").match(self.script.data, end, limit):
             end = match.end()
@@ -277,7 +277,7 @@ class Rewriter:
                         yield from self._assigned_entry(kind, node, target, node.value)
 
     def _dictionary_kinds(self) -> defaultdict[str, set[str]]:
-        """For the names of dictionaries: the kinds of the calls that they are arguments of."""
+        """For the name of each dictionary: the kinds of the calls that it is passed to."""
         kinds: defaultdict[str, set[str]] = defaultdict(set)
         for call in self.nodes:
             if isinstance(call, ast.Call):
@@ -340,7 +340,8 @@ class Rewriter:
                 end = self.script.span(node.func)[1]
                 start = self.script.data.rindex(b".", 0, end)
                 new = ".__call__" if _is_super(node.func.value) else ""
-                yield Edit(start, end, new, node.func.end_lineno or node.lineno, f"{node.func.attr} is the call itself")
+                note = f"{node.func.attr} was removed: call the tokenizer"
+                yield Edit(start, end, new, node.func.end_lineno or node.lineno, note)
             elif isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Trainer") for base in node.bases):
                 yield from self._override_edits(node)
 
@@ -354,12 +355,12 @@ class Rewriter:
             if method.args.kwarg is None and parameter not in [argument.arg for argument in given]:
                 end = self.script.end_of_parameters(method)
                 comma = " " if self.script.data[:end].endswith(b",") else ", "
-                note = f"{method.name} is given {parameter} as well"
+                note = f"Trainer also passes {parameter} to {method.name}"
                 yield self.script.edit((end, end), f"{comma}{parameter}=None", note)
 
 
 def nodes_outside_of_f_strings(node: ast.AST) -> Iterator[ast.AST]:
-    """As `ast.walk`; before Python 3.12 the places of nodes inside of an f-string are wrong."""
+    """Like `ast.walk`, without the nodes inside f-strings, whose positions are wrong before Python 3.12."""
     waiting = [node]
     while waiting:
         node = waiting.pop()
@@ -369,7 +370,7 @@ def nodes_outside_of_f_strings(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def import_edits(script: Script, needed: Mapping[str, str]) -> list[Edit]:
-    """Import statements behind the first one from transformers, whose names most of them go with."""
+    """Insert import statements after the first import from transformers, where most of them belong."""
     if not needed:
         return []
     imports = [node for node in script.tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -379,7 +380,7 @@ def import_edits(script: Script, needed: Mapping[str, str]) -> list[Edit]:
     anchors = of_transformers[:1] or must_be_first[-1:] or docstring
     if anchors:
         line = anchors[0].end_lineno or anchors[0].lineno
-    else:  # in front of the first statement: lines above it may name the interpreter and the encoding
+    else:  # before the first statement: lines above it may name the interpreter and the encoding
         first = script.tree.body[0]
         line = min([first.lineno, *(each.lineno for each in getattr(first, "decorator_list", ()))]) - 1
     place = script.line_starts[line] if line < len(script.line_starts) else len(script.data)

@@ -1,8 +1,7 @@
 """What changed between the packages of TRL 0.7's time (transformers 4, datasets 2, PEFT 0.8) and today's.
 
-One table, `CALLS`: for each kind of call, the keywords that are gone and what stands in their place. Every rule says it
-twice: `values` for a call that is under way (`patches.py`), `sources` for the text of a script (`rewrite.py`); the
-tests hold the two against each other.
+One table, `CALLS`: for each kind of call, the removed keywords and their replacements. Every rule has two forms:
+`values` for a running call (`patches.py`), `sources` for the text of a script (`rewrite.py`); the tests compare them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from trl_step.trainer.text.training_arguments import RENAMED, WHAT_TO_DO, WITHOUT_EFFECT
 
 UNKNOWN: Any = object()
-"""The value of an expression that is no literal."""
+"""The value of an expression that is not a literal."""
 
 
 TEXT_CLASSIFICATION = ("sentiment-analysis", "text-classification")
@@ -27,8 +26,8 @@ class Source(NamedTuple):
     """The expression that a keyword is given in a script.
 
     Attributes:
-        text: as written; in brackets where something could be put behind it that binds more tightly.
-        value: what it is, or UNKNOWN.
+        text: as written; in parentheses if an operator after it could bind more tightly.
+        value: its value, or UNKNOWN.
     """
 
     text: str
@@ -36,9 +35,9 @@ class Source(NamedTuple):
 
 
 class Rule(Protocol):
-    """Keywords `old` of one call and what becomes of those that are `given`; None where they stay as they are.
+    """Keywords `old` of one call and the replacements of those `given`; None if they stay unchanged.
 
-    Where a call has a new keyword as well as its old one, the new one is kept and the old one left out.
+    If a call has both the new keyword and the old one, the new one is kept and the old one left out.
     """
 
     @property
@@ -77,7 +76,7 @@ class Rename:
 
 @dataclass(frozen=True)
 class Drop:
-    """Nothing takes the keyword's place."""
+    """A keyword without a replacement."""
 
     name: str
     why: str
@@ -121,14 +120,14 @@ class WholeNumber:
 
 @dataclass(frozen=True, eq=False)
 class Flag:
-    """A truth value in place of which other keywords are given; `off` empty: nothing is given where it is false."""
+    """A boolean that other keywords replace; with an empty `off`, false is left out."""
 
     name: str
     on: Mapping[str, Any]
     off: Mapping[str, Any]
     why: str
     default: Mapping[str, Any] = field(default_factory=dict)
-    """What stands for `off` in a conditional expression, where `off` is empty."""
+    """The values in a conditional expression if `off` is empty."""
     imports: str = ""
 
     @property
@@ -207,7 +206,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class DeviceMap:
-    """`device_map={"": 0}` names a GPU; where there is none, the old packages went on, today's raise."""
+    """`device_map={"": 0}` names a GPU; without one the old packages continued, today's raise."""
 
     old: tuple[str, ...] = ("device_map",)
     why: str = "a machine without a GPU has only its CPU"
@@ -245,34 +244,34 @@ ALL_SCORES = Flag(
     "return_all_scores",
     {"top_k": None, "sort_scores": False},
     {},
-    "transformers 5 ignores it; top_k=None sorts by score unless AllScoresPipeline is told not to",
+    "transformers 5 ignores it; top_k=None sorts by score, except with sort_scores=False of AllScoresPipeline",
     default={"top_k": "", "sort_scores": True},
 )
 TRAINING: tuple[Rule, ...] = (
     *(Rename(old, new) for old, new in RENAMED.items()),
-    Rename("warmup_ratio", "warmup_steps", "a number below 1 is a share of all steps"),
+    Rename("warmup_ratio", "warmup_steps", "a number below 1 is a fraction of all steps"),
     Flag("adafactor", {"optim": "adafactor"}, {}, "the optimizer is chosen by its name", {"optim": "adamw_torch"}),
     Flag("group_by_length", {"train_sampling_strategy": "group_by_length"}, {}, "sampling is chosen by its name",
          {"train_sampling_strategy": "random"}),
-    Flag("include_inputs_for_metrics", {"include_for_metrics": ["inputs"]}, {}, "it is one of several",
+    Flag("include_inputs_for_metrics", {"include_for_metrics": ["inputs"]}, {}, "several inputs can be chosen",
          {"include_for_metrics": []}),
     Group(("dispatch_batches", "split_batches"), "accelerator_config", "accelerate's settings are in one dictionary"),
     *(Drop(name, WHAT_TO_DO.get(name, "transformers 5 has no such setting")) for name in WITHOUT_EFFECT),
 )  # fmt: skip
 SAMPLING: tuple[Rule, ...] = (
     WholeNumber("top_k", "a number of tokens is an int; 0 switches it off"),
-    WholeNumber("min_length", "a number of tokens; 0 is no least length, as -1 was"),
+    WholeNumber("min_length", "a number of tokens; 0 means no minimum, as -1 did"),
 )
 
 CALLS: Mapping[str, tuple[Rule, ...]] = {
-    "pipeline": (*LOADING, ALL_SCORES, Drop("framework", "there is torch alone")),
+    "pipeline": (*LOADING, ALL_SCORES, Drop("framework", "torch is the only framework")),
     "pipe": (ALL_SCORES,),
     "from_pretrained": (*LOADING, Quantization()),
     "value_head.from_pretrained": LOADING,  # it takes load_in_8bit itself
     "generate": SAMPLING,
     "load_dataset": (
         TOKEN,
-        Drop("trust_remote_code", "datasets 4 runs no code of a data set"),
+        Drop("trust_remote_code", "datasets 4 runs no dataset code"),
         Flag("ignore_verifications", {"verification_mode": "no_checks"}, {}, "checks are chosen by their name",
              default={"verification_mode": "basic_checks"}),
         Drop("task", "datasets 4 has no task templates"),
@@ -291,10 +290,10 @@ MOVED: Mapping[tuple[str, str], tuple[str, str]] = {
     ("transformers", "load_tool"): ("trl_step.port.tools", "load_tool"),
     ("transformers", "Tool"): ("trl_step.port.tools", "Tool"),
 }
-"""(module, name) that is gone, and where the same function is today."""
+"""(module, name) that no longer exists, and where the same function is today."""
 
 RENAMED_METHODS: Mapping[str, str] = {"batch_encode_plus": "__call__", "encode_plus": "__call__"}
-"""Methods of a tokenizer that are gone; the call itself does the same."""
+"""Removed methods of a tokenizer; calling the tokenizer does the same."""
 
 NEW_PARAMETERS: Mapping[str, str] = {"compute_loss": "num_items_in_batch"}
-"""Methods that subclasses of Trainer override, and what they are called with today beside what they took."""
+"""Methods that subclasses of Trainer override, and the argument that they now get in addition."""

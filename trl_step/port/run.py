@@ -1,4 +1,4 @@
-"""Running an old script as it stands."""
+"""Runs an old script unchanged."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from trl_step.port.patches import translated
 
 
 def run_script(script: str, arguments: Sequence[str] = ()) -> None:
-    """Run `script` as `python script arguments...` would, with `trl` and the old keywords understood.
+    """Run `script` like `python script arguments...`, with `trl` and the old keywords supported.
 
-    What was translated is told on stderr, one line each.
+    Each translation is reported on stderr in one line.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     if not Path(script).is_file():
         raise FileNotFoundError(f"there is no script {script}")
-    with trl_is_trl_step(), translated(tell), command_line(script, arguments):
+    with trl_is_trl_step(), translated(report), command_line(script, arguments):
         runpy.run_path(script, run_name="__main__")
 
 
-def tell(line: str) -> None:
-    """Print a notice of the porting kit; of several processes the first one does."""
+def report(line: str) -> None:
+    """Print a notice of the porting kit; only the first of several processes does."""
     if os.environ.get("RANK", "0") == "0":
         print(f"trl_step.port: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def command_line(script: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Inside, `sys.argv` and the first entry of `sys.path` are as the interpreter sets them for a script."""
+    """Inside, `sys.argv` and `sys.path[0]` are as the interpreter sets them for a script."""
     argv, path = sys.argv[:], sys.path[:]
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))

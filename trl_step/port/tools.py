@@ -1,4 +1,4 @@
-"""`Tool` and `load_tool`, as transformers had them in the time of TRL 0.7, for scripts with a TextEnvironment.
+"""`Tool` and `load_tool`, as in transformers at the time of TRL 0.7, for scripts with a TextEnvironment.
 
 `TextEnvironment` needs neither: a tool is any function from a string to a string.
 """
@@ -17,7 +17,7 @@ from trl_step.port.replacing import replaced
 
 
 class Tool:
-    """Base class of old tools: `__call__` is what a subclass writes, the rest describes it."""
+    """Base class of old tools: a subclass defines `__call__`, the other attributes describe it."""
 
     name: str
     description: str
@@ -29,7 +29,7 @@ class Tool:
 def load_tool(folder: str, **options: Any) -> Any:
     """An object of the class that `tool_config.json` of `folder` names (`"tool_class": "file.Class"`).
 
-    The file is imported, so its code runs: read it first. Nothing is fetched from a hub.
+    The file is imported, so its code runs: read it first. Nothing is downloaded from a hub.
 
     Raises:
         FileNotFoundError: there is no such folder, or no `tool_config.json` in it.
@@ -37,16 +37,16 @@ def load_tool(folder: str, **options: Any) -> Any:
     configuration = Path(folder, "tool_config.json")
     if not configuration.is_file():
         raise FileNotFoundError(
-            f"there is no {configuration}. Tools of the hub are not fetched, since loading one runs its code: read "
-            f"https://huggingface.co/spaces/{folder}, save it to the folder {folder}, or hand TextEnvironment a "
+            f"there is no {configuration}. Tools from the hub are not downloaded, as loading one runs its code: read "
+            f"https://huggingface.co/spaces/{folder}, save it to the folder {folder}, or give TextEnvironment a "
             "function from a string to a string"
         )
     file, _, class_name = json.loads(configuration.read_text(encoding="utf-8"))["tool_class"].rpartition(".")
     spec = importlib.util.spec_from_file_location(file, Path(folder, f"{file}.py"))
     if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{configuration} names the class {class_name} of {file}.py, which is not there")
+        raise FileNotFoundError(f"{configuration} names the class {class_name} of {file}.py, which does not exist")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file, module)  # dataclasses and pickles look their module up
-    with replaced(transformers, "Tool", Tool):  # where the files of old tools import their base class from
+    sys.modules.setdefault(file, module)  # dataclasses and pickle look up their module
+    with replaced(transformers, "Tool", Tool):  # old tools import their base class from here
         spec.loader.exec_module(module)
     return getattr(module, class_name)(**options)

@@ -1,1 +1,1 @@
-"""Layer 3: how responses are sampled."""
+"""Layer 3: samples responses."""

@@ -22,12 +22,12 @@ from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.row_ends import Criterion, RowEnds
 
 DEFAULT_NEW_TOKENS = 20
-"""What transformers generates when no length is given at all; used to estimate the size of a batch."""
+"""New tokens that transformers generates if no length is given; used to estimate the size of a batch."""
 
 
 @contextmanager
 def sampling_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off and no gradients inside; afterwards every submodule has the mode that it had before."""
+    """Inside, dropout and gradients are off; afterwards every submodule is back in its previous mode."""
     # differs from v0.7: it sampled with dropout on after the first training step
     with torch.no_grad(), eval_mode(model):
         yield
@@ -51,34 +51,34 @@ def generate_batched(
 ) -> list[torch.Tensor]:
     """Sample one answer per query, in eval mode and without gradients.
 
-    Answer `i` ends behind the first end-of-sequence id that the model wrote, or where a stopping criterion ended
-    row `i`, or after `max_new_tokens[i]` tokens. Ids in the prompt and the decoder's start token never end it, and
-    the padding that a batch needs is never part of it.
+    Answer `i` ends after the first end-of-sequence id that the model wrote, where a stopping criterion ended row `i`,
+    or after `max_new_tokens[i]` tokens. Ids in the prompt and the decoder's start token never end it, and the padding
+    of a batch is never part of it.
 
     Args:
-        model: a value-head wrapper or a transformers model; parallel wrappers are taken off.
+        model: a value-head wrapper or a transformers model; parallel wrappers are removed.
         queries: int64 tensors [Q_i] without padding, on any device.
-        pad_token_id: fills the batch; any valid id will do, as it is masked.
+        pad_token_id: pads the batch; any valid id works, as it is masked.
         eos_token_ids: the tokenizer's end-of-sequence ids. Those of the model's generation config and of
-            `generation_kwargs` count as well; negative ids stand for "none".
-        is_encoder_decoder: answers are decoder tokens, the start token at position 0 included.
-        device: where the model's inputs live.
-        batch_size: rows that a batch has at least, if there are that many queries.
+            `generation_kwargs` count as well; negative ids mean "none".
+        is_encoder_decoder: answers are decoder tokens, including the start token at position 0.
+        device: the device of the model's inputs.
+        batch_size: minimum number of rows of a batch, if there are that many queries.
         token_budget: a batch grows beyond `batch_size` while (padded prompt + new tokens) * rows stays within it.
         max_new_tokens: one number, or one per query; None leaves the length to `generation_kwargs` and to the
-            model's generation config. A `max_length` counts a sample's own prompt, not the padding beside it.
+            model's generation config. A `max_length` counts a sample's own prompt, without padding.
         return_prompt: the answers of decoder-only models start with their query.
-        remove_padding: False keeps what stands behind the end of an answer, up to the longest of its batch.
+        remove_padding: False keeps the tokens after the end of an answer, up to the longest of its batch.
         pad_to_multiple_of: the padded width of every batch is a multiple of this.
-        generation_kwargs: handed to `model.generate`; never changed.
+        generation_kwargs: passed to `model.generate`; never changed.
 
     Returns:
         int64 tensors [Q_i + R_i], or [R_i] without prompt, or [1 + R_i] of an encoder-decoder model; on `device`.
 
     Raises:
-        ValueError, TypeError: a query is empty or no 1-d integer tensor, a length leaves no room for a new token,
+        ValueError, TypeError: a query is empty or not a 1-d integer tensor, a length leaves no room for a new token,
             or the options ask for several answers per query.
-        torch.OutOfMemoryError: a single row does not fit. Before that batches are halved.
+        torch.OutOfMemoryError: a single row does not fit. Larger batches are halved first.
     """
     inner = extract_model_from_parallel(model)
     _check_arguments(queries, batch_size, token_budget, generation_kwargs)
@@ -93,7 +93,7 @@ def generate_batched(
         ends = _answer_ends(sequences[:, batch.prompt_width :], options.eos_ids if remove_padding else (), row_limits)
         if remove_padding and stopped is not None:
             ends = torch.minimum(ends, stopped)
-        # differs from v0.7: it cut at the tokenizer's end id alone, wherever it stood, prompt and start token included
+        # differs from v0.7: it cut at the tokenizer's end id alone, wherever it was, even in prompt and start token
         starts = batch.starts if return_prompt or is_encoder_decoder else [batch.prompt_width] * len(rows)
         return [
             sequences[row, start : batch.prompt_width + end].clone()
@@ -101,7 +101,7 @@ def generate_batched(
         ]
 
     sizes = [(len(query), DEFAULT_NEW_TOKENS if limits is None else limits[i]) for i, query in enumerate(queries)]
-    # whose weights stay apart, at the caller's wish, runs equally many batches on every process: cut by count alone
+    # with weights that stay sharded (synced_gpus), every process runs the same number of batches: cut by count alone
     in_step = bool(generation_kwargs.get("synced_gpus"))
     with sampling_mode(inner), ExitStack() if in_step else gathered(inner):
         return _run_batches(sample, sizes, batch_size, 0 if in_step else token_budget, may_shrink=not in_step)
@@ -117,10 +117,10 @@ def _run_batches(
     token_budget: int,
     may_shrink: bool = True,
 ) -> list[torch.Tensor]:
-    """`sample(rows)` for batches of rows of like length; `sizes` are (prompt tokens, new tokens) of each row.
+    """`sample(rows)` for batches of rows of similar length; `sizes` are (prompt tokens, new tokens) of each row.
 
-    The longest come first: if memory is short, that is known at once. A batch that does not fit is halved, and
-    later batches have no more rows than the half.
+    The longest come first, so that a lack of memory shows at once. A batch that does not fit is halved, and later
+    batches have no more rows than that half.
     """
     waiting = sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)
     answers: dict[int, torch.Tensor] = {}
@@ -137,7 +137,7 @@ def _run_batches(
         else:
             waiting = waiting[count:]
             continue
-        free_device_cache()  # outside of the except clause: there the error's frames still hold the batch
+        free_device_cache()  # outside the except clause, in which the error's frames still hold the batch
     return [answers[i] for i in range(len(sizes))]
 
 
@@ -163,12 +163,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 class _Batch(NamedTuple):
     input_ids: torch.Tensor  # [n, W] int64
     attention_mask: torch.Tensor  # [n, W] int64
-    starts: list[int]  # where each row of the generated sequences begins
-    prompt_width: int  # columns of the generated sequences that the model did not write
+    starts: list[int]  # start of each row in the generated sequences
+    prompt_width: int  # number of columns of the generated sequences that the model did not write
 
 
 class _Frame(NamedTuple):
-    """How rows are put into a batch: decoder-only models need the padding in front, encoders behind."""
+    """Pad rows to a batch: on the left for decoder-only models, on the right for encoders."""
 
     pad_token_id: int
     is_encoder_decoder: bool
@@ -196,7 +196,7 @@ class _Frame(NamedTuple):
 
 
 class _Options(NamedTuple):
-    """The caller's generation settings, taken apart once for all batches."""
+    """The caller's generation settings, parsed once for all batches."""
 
     config: GenerationConfig | None
     arguments: dict[str, Any]
@@ -212,7 +212,7 @@ class _Options(NamedTuple):
         remove_padding: bool,
         generation_kwargs: dict[str, Any],
     ) -> _Options:
-        # the weights are gathered: transformers would have the processes wait for each other's last token
+        # the weights are gathered: transformers would make the processes wait for each other's last token
         arguments = {"synced_gpus": False, **generation_kwargs}
         given = arguments.pop("generation_config", None)
         stop_strings = arguments.pop("stop_strings", None) or getattr(given, "stop_strings", None)
@@ -221,11 +221,11 @@ class _Options(NamedTuple):
             criteria.append(_stop_string_criterion(stop_strings, arguments.get("tokenizer")))
         eos_ids = all_eos_ids(model, eos_token_ids, generation_kwargs)
         asked = arguments.pop("eos_token_id", None)
-        # with the tail kept, the caller's own choice has to reach the model, "no end" (-1) included
+        # with the tail kept, the caller's choice has to reach the model, including "no end" (-1)
         eos_for_model = eos_ids if asked is None or remove_padding else _as_ids(asked) or [-1]
         config = None
         if given is not None:
-            # one object and no loose settings beside it: transformers refuses the mixture in time
+            # one object without further settings: transformers will refuse the mixture
             config = copy.deepcopy(given)
             config.stop_strings = None
             arguments = config.update(**arguments)
@@ -234,7 +234,7 @@ class _Options(NamedTuple):
     def limits(
         self, queries: Sequence[torch.Tensor], max_new_tokens: Sequence[int] | int | None, is_encoder_decoder: bool
     ) -> list[int] | None:
-        """New tokens allowed for each query; None if nobody said so, which leaves it to the model."""
+        """New tokens allowed for each query; None leaves it to the model."""
         length = self.arguments.pop("max_length", None) or getattr(self.config, "max_length", None)
         if max_new_tokens is None:
             max_new_tokens = getattr(self.config, "max_new_tokens", None)
@@ -262,7 +262,7 @@ class _Options(NamedTuple):
 def all_eos_ids(
     model: torch.nn.Module | None, eos_token_ids: Collection[int], generation_kwargs: Mapping[str, Any]
 ) -> list[int]:
-    """Every id that ends an answer: `eos_token_ids` (the tokenizer's), the model's generation config's, the call's."""
+    """Every id that ends an answer: the tokenizer's `eos_token_ids`, those of the generation config and of the call."""
     own = getattr(getattr(model, "pretrained_model", model), "generation_config", None)
     given = generation_kwargs.get("generation_config")
     asked = generation_kwargs.get("eos_token_id")
@@ -270,7 +270,7 @@ def all_eos_ids(
 
 
 def padding_id(tokenizer: Any, asked: int | None = None) -> int:
-    """What fills a batch: the id that was asked for, or the tokenizer's; masked everywhere, so any id will do."""
+    """The padding id of a batch: the requested one or the tokenizer's; it is masked, so any id works."""
     for token in (asked, tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -291,9 +291,9 @@ def _as_ids(*sources: Any) -> list[int]:
 
 
 def _stop_string_criterion(stop_strings: Any, tokenizer: Any) -> Criterion:
-    """transformers' own criterion, made here so that the row's end is seen and its padding is cut off."""
+    """transformers' own criterion, built here so that the end of a row is recorded and its padding removed."""
     if tokenizer is None:
-        raise ValueError("stop_strings need the tokenizer: pass tokenizer=... beside them")
+        raise ValueError("stop_strings need the tokenizer: pass tokenizer=... as well")
     from transformers import StopStringCriteria
 
     return StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
@@ -306,7 +306,7 @@ def _check_arguments(
         raise ValueError(f"batch_size={batch_size} and token_budget={token_budget} must be at least 1")
     for name in ("input_ids", "attention_mask", "decoder_input_ids"):
         if name in generation_kwargs:
-            raise ValueError(f"{name} is made from the queries here; call model.generate to pass your own")
+            raise ValueError(f"{name} is built from the queries; call model.generate to pass your own")
     for i, query in enumerate(queries):
         if not isinstance(query, torch.Tensor) or query.is_floating_point() or query.dtype == torch.bool:
             kind = query.dtype if isinstance(query, torch.Tensor) else type(query).__name__
@@ -321,7 +321,7 @@ def _check_arguments(
 def _sample_batch(
     model: torch.nn.Module, batch: _Batch, limits: list[int] | None, options: _Options, frame: _Frame
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The sequences [n, W + new] as `model.generate` returns them, and `RowEnds.stopped` if criteria were given."""
+    """The sequences [n, W + new] of `model.generate`, and `RowEnds.stopped` if criteria were given."""
     rows = len(batch.starts)
     arguments = dict(options.arguments)
     settings: dict[str, Any] = {"pad_token_id": frame.pad_token_id}

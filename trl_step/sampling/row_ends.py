@@ -1,4 +1,4 @@
-"""Where each row of a batch ends: its own limit, and the stopping criteria that the caller brings."""
+"""Where each row of a batch ends: its own limit, and the caller's stopping criteria."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Criterion = Callable[..., Any]
 
 
 class BatchCriterion(StoppingCriteria):
-    """A criterion with a memory: `generate_batched` tells it when the rows of a new batch follow."""
+    """A criterion with state: `generate_batched` calls `start_batch` before the rows of a new batch."""
 
     @abstractmethod
     def start_batch(self) -> None:
@@ -24,17 +24,17 @@ class BatchCriterion(StoppingCriteria):
 class RowEnds(StoppingCriteria):
     """Ends each row at its own limit, asks the caller's criteria, and remembers where they ended a row.
 
-    It stays out of the way of beam search, whose rows are not the batch's rows.
+    It does not apply to beam search, whose rows are not the batch's rows.
 
     Args:
         limits: new tokens allowed for each row, or None.
         rows: rows of the batch, `n`.
-        prompt_width: columns that stand before the first new token.
+        prompt_width: number of columns before the first new token.
         criteria: the caller's stopping criteria.
         device: that of the batch.
 
     Attributes:
-        stopped: int64 [n], the new tokens of a row when one of `criteria` first said stop; the largest int64 where
+        stopped: int64 [n], the new tokens of a row when one of `criteria` first said stop; the largest int64 if
             none did.
     """
 

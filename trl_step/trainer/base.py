@@ -17,7 +17,7 @@ class BaseTrainer:
         self.config = config
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """One update from the outcome of a rollout."""
+        """One update from the results of a rollout."""
         raise NotImplementedError(f"{type(self).__name__} must implement step")
 
     def loss(self, *args: Any) -> Any:

@@ -17,11 +17,11 @@ class DDPOConfig:
     """Settings of denoising diffusion policy optimization (Black et al. 2023, arXiv:2305.13301).
 
     Raises:
-        ImportError: 8-bit Adam is asked for and bitsandbytes is not there.
+        ImportError: 8-bit Adam is requested and bitsandbytes is missing.
     """
 
     exp_name: str = field(default_factory=lambda: os.path.splitext(os.path.basename(sys.argv[0]))[0])
-    """Name of the experiment: that of the script"""
+    """Name of the experiment; the script's name by default"""
     run_name: Optional[str] = ""
     """Name of the run in the tracker and of its checkpoints"""
     seed: int = 0
@@ -49,7 +49,7 @@ class DDPOConfig:
     allow_tf32: bool = True
     """Let Ampere and later GPUs multiply in TF32"""
     resume_from: Optional[str] = ""
-    """Folder of a checkpoint to go on from"""
+    """Folder of a checkpoint to resume from"""
     sample_num_steps: int = 50
     """Denoising steps of a sample"""
     sample_eta: float = 1.0
@@ -57,11 +57,11 @@ class DDPOConfig:
     sample_guidance_scale: float = 5.0
     """Weight of classifier-free guidance"""
     sample_batch_size: int = 1
-    """Samples at once, per process"""
+    """Samples per sampling batch and process"""
     sample_num_batches_per_epoch: int = 2
     """Batches of samples per epoch"""
     train_batch_size: int = 1
-    """Samples of a forward pass in training, per process"""
+    """Samples per forward pass in training, per process"""
     train_use_8bit_adam: bool = False
     """Adam of bitsandbytes"""
     train_learning_rate: float = 3e-4
@@ -87,13 +87,13 @@ class DDPOConfig:
     train_clip_range: float = 1e-4
     """Clip range of the ratio"""
     train_timestep_fraction: float = 1.0
-    """Share of the denoising steps that are trained"""
+    """Fraction of the denoising steps that is trained"""
     per_prompt_stat_tracking: bool = False
-    """Advantages against the rewards of the same prompt"""
+    """Compute advantages relative to the rewards of the same prompt"""
     per_prompt_stat_tracking_buffer_size: int = 16
     """Rewards remembered per prompt"""
     per_prompt_stat_tracking_min_count: int = 16
-    """With fewer, a prompt is compared with all"""
+    """With fewer rewards, a prompt is compared with all prompts"""
     async_reward_computation: bool = False
     """Compute rewards in threads"""
     max_workers: int = 2

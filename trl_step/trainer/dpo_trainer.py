@@ -1,4 +1,4 @@
-"""`DPOTrainer`: a policy straight from pairs of answers, without a reward model."""
+"""`DPOTrainer`: trains a policy directly on pairs of answers, without a reward model."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ TrainEval = Literal["train", "eval"]
 
 
 class DPOTrainer(ReferenceTrainer):
-    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) and its relatives.
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) and related losses.
 
     Args:
         model: a transformers model, a PeftModel, or a folder or hub name.
-        ref_model: what the policy is held against; a model or a name. None: the model as it is now: with an adapter the
-            base model, or a frozen copy of the adapter where that one is trained already; else a copy of the model.
-        beta: how strongly it is held; for "ipo" the regularization tau.
-        label_smoothing: share of labels taken to be wrong (cDPO), 0 to 0.5; for "sigmoid".
+        ref_model: the reference; a model or a name. None: the model's initial state: with an adapter the base model, or
+            a frozen copy of the adapter if that one is already trained; else a copy of the model.
+        beta: strength of the regularization towards the reference; for "ipo" its tau.
+        label_smoothing: fraction of labels assumed to be wrong (cDPO), 0 to 0.5; for "sigmoid".
         loss_type: "sigmoid", "hinge", "ipo" or "kto_pair", see `preference_losses`.
         args: `transformers.TrainingArguments`.
         data_collator: None: `DPODataCollatorWithPadding`.
-        label_pad_token_id: the label that the loss passes over.
-        padding_value: fills token ids; None: the tokenizer's padding token.
+        label_pad_token_id: the label that the loss ignores.
+        padding_value: pads token ids; None: the tokenizer's padding token.
         truncation_mode: "keep_end" or "keep_start" of a prompt that is too long.
         train_dataset, eval_dataset: rows with the texts `prompt`, `chosen`, `rejected`. `eval_dataset` may be a
             dictionary of several.
-        tokenizer: writes the rows.
+        tokenizer: tokenizes the rows.
         model_init, callbacks, optimizers, preprocess_logits_for_metrics, compute_metrics: of `transformers.Trainer`.
-        max_length: most tokens of prompt and answer; None: 512.
-        max_prompt_length: tokens that are kept of the prompt where that is exceeded; None: 128.
-        max_target_length: most tokens of an encoder-decoder's answer; None: 128.
-        peft_config: train a new adapter. An adapter that the model has is merged into it first.
+        max_length: maximum tokens of prompt and answer; None: 512.
+        max_prompt_length: tokens of the prompt that are kept if `max_length` is exceeded; None: 128.
+        max_target_length: maximum tokens of an encoder-decoder's answer; None: 128.
+        peft_config: train a new adapter. An existing adapter of the model is merged into it first.
         is_encoder_decoder: only with `model_init` in place of a model.
         disable_dropout: set dropout to 0 in both models.
         generate_during_eval: write answers of both models to a few prompts at each evaluation, as a table in wandb.
-        precompute_ref_log_probs: compute the reference's log-probs once, before the training; then it needs no memory.
+        precompute_ref_log_probs: compute the reference's log-probs once, before training; it then needs no memory.
         dataset_num_proc: processes that tokenize.
         model_init_kwargs, ref_model_init_kwargs: for models given by name.
         model_adapter_name, ref_adapter_name: names of the trained adapter and of the reference one in a PeftModel.
-        reference_free: the loss takes both answers as equally likely in the reference.
+        reference_free: the loss treats both answers as equally likely in the reference.
         processing_class: the newer name of `tokenizer`.
 
     Raises:
@@ -118,7 +118,7 @@ class DPOTrainer(ReferenceTrainer):
         if model is not None:
             is_encoder_decoder = model.config.is_encoder_decoder
         if is_encoder_decoder is None:
-            raise ValueError("without a model, say whether model_init makes an encoder-decoder: is_encoder_decoder=")
+            raise ValueError("without a model, say whether model_init builds an encoder-decoder: is_encoder_decoder=")
 
         self.is_encoder_decoder = is_encoder_decoder
         self.is_peft_model = is_peft_model(model)
@@ -146,7 +146,7 @@ class DPOTrainer(ReferenceTrainer):
         self.generate_during_eval = generate_during_eval
         self.dataset_num_proc = dataset_num_proc
         self._stored_metrics: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-        # rows are tokenized before the trainer holds a model: datasets hashes whatever a row function refers to
+        # tokenize before the trainer holds a model: datasets hashes everything that a row function refers to
         self.processing_class = tokenizer
         train_dataset, eval_dataset = prepared(
             lambda rows: rows.map(self.tokenize_row, num_proc=dataset_num_proc), train_dataset, eval_dataset
@@ -178,7 +178,7 @@ class DPOTrainer(ReferenceTrainer):
 
         Args:
             feature: the row.
-            model: an encoder-decoder that writes its own `decoder_input_ids`.
+            model: an encoder-decoder that builds its own `decoder_input_ids`.
 
         Raises:
             ValueError: one of the three is not a text.
@@ -208,9 +208,9 @@ class DPOTrainer(ReferenceTrainer):
         padding_value: int = 0,
         device: Any = None,
     ) -> dict[str, torch.Tensor]:
-        """Chosen above rejected: `concatenated_input_ids`, `_attention_mask`, `_labels`, int64 [2B, T], for one pass.
+        """Chosen, then rejected: `concatenated_input_ids`, `_attention_mask`, `_labels`, int64 [2B, T], for one pass.
 
-        An encoder gets the prompts twice. Other columns that begin with `chosen_` are joined the same way.
+        An encoder gets the prompts twice. Other columns that begin with `chosen_` are concatenated the same way.
         """
         joined = chosen_above_rejected(batch, is_encoder_decoder, label_pad_token_id, padding_value)
         return {name: tensor.to(device) for name, tensor in joined.items()}
@@ -268,9 +268,9 @@ class DPOTrainer(ReferenceTrainer):
 
         Args:
             policy_chosen_logps: log-probs [B], with a gradient.
-            policy_rejected_logps: the same of the rejected answers.
+            policy_rejected_logps: the same for the rejected answers.
             reference_chosen_logps: the reference's, without one.
-            reference_rejected_logps: the same of the rejected answers.
+            reference_rejected_logps: the same for the rejected answers.
         """
         device = self.accelerator.device
         policy = Logps(policy_chosen_logps.to(device), policy_rejected_logps.to(device))
@@ -309,7 +309,7 @@ class DPOTrainer(ReferenceTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The batch's mean loss; with `return_outputs` its metrics too. The metrics wait for the next log."""
+        """The batch's mean loss; with `return_outputs` also its metrics. The metrics are stored for the next log."""
         with self._autocast():
             loss, metrics = self.get_batch_loss_metrics(model, inputs, "train")
         self.store_metrics(metrics, "train")
@@ -341,7 +341,7 @@ class DPOTrainer(ReferenceTrainer):
             self._stored_metrics[train_eval][name].append(value)
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """That of `transformers.Trainer`, with the means of what was stored since the last log, over all processes."""
+        """As in `transformers.Trainer`, with the means of the metrics stored since the last log, over all processes."""
         stored = self._stored_metrics.pop("train" if "loss" in logs else "eval", {})
         if stored:
             device = self.accelerator.device
@@ -353,10 +353,10 @@ class DPOTrainer(ReferenceTrainer):
         super().log(logs, start_time)
 
     def get_batch_samples(self, model: Any, batch: Any, device: Any = None) -> Any:
-        """Answers of the policy and of the reference to the batch's prompts, sampled: two lists of texts.
+        """Sampled answers of the policy and of the reference to the batch's prompts: two lists of texts.
 
-        `transformers.Trainer` has a method of this name for another purpose; its own call, which passes a `device`,
-        goes there.
+        `transformers.Trainer` has a method of this name for another purpose; a call with a `device` is forwarded to
+        it.
 
         Args:
             model: the policy.
@@ -380,7 +380,7 @@ class DPOTrainer(ReferenceTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """That of `transformers.Trainer`; before it, where asked for, answers to one random batch go to wandb."""
+        """As in `transformers.Trainer`; first, if requested, logs answers to one random batch to wandb."""
         if self.generate_during_eval:
 
             def answers_to(rows: list[Any]) -> Any:
@@ -396,7 +396,7 @@ class DPOTrainer(ReferenceTrainer):
 
 def _check_arguments(tokenizer: Any, generate_during_eval: bool, loss_type: str, label_smoothing: float) -> None:
     if tokenizer is None:
-        raise ValueError("DPOTrainer writes its rows with a tokenizer: pass tokenizer=")
+        raise ValueError("DPOTrainer needs a tokenizer for its rows: pass tokenizer=")
     if generate_during_eval and not is_wandb_available():
         raise ImportError("generate_during_eval logs a table with wandb: pip install wandb")
     if loss_type not in LOSS_TYPES:

@@ -21,7 +21,7 @@ TRUNCATION_SIDES = {"keep_end": "left", "keep_start": "right"}
 
 
 class IterativeSFTTrainer(TextTrainer):
-    """Optimizer steps on whatever texts the caller has chosen: `trainer.step(texts=...)` or `step(input_ids, ...)`.
+    """Optimizer steps on texts that the caller chooses: `trainer.step(texts=...)` or `step(input_ids, ...)`.
 
     Args:
         model: a causal or encoder-decoder transformers model, or a PeftModel.
@@ -30,14 +30,14 @@ class IterativeSFTTrainer(TextTrainer):
         optimizers: optimizer and scheduler; None: those of `args`.
         data_collator: None: for language modeling, which pads on the right, or `DataCollatorForSeq2Seq`.
         eval_dataset: evaluated every `args.eval_steps`.
-        max_length: most tokens of a text; None: no limit.
+        max_length: maximum tokens of a text; None: no limit.
         truncation_mode: "keep_end" or "keep_start".
         preprocess_logits_for_metrics, compute_metrics: of `transformers.Trainer`.
-        optimize_device_cache: free the accelerator's cached memory behind each step.
+        optimize_device_cache: free the accelerator's cached memory after each step.
         processing_class: the newer name of `tokenizer`.
 
     Raises:
-        ValueError: there is no tokenizer or model, no length of the schedule, or the mode is unknown.
+        ValueError: there is no tokenizer or model, the schedule has no length, or the mode is unknown.
     """
 
     _tag_names = ("trl", "iterative-sft")
@@ -77,7 +77,7 @@ class IterativeSFTTrainer(TextTrainer):
         if data_collator is None and self.is_encoder_decoder:
             data_collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8)
         elif data_collator is None:
-            # differs from v0.7: on the right whatever the tokenizer says
+            # differs from v0.7: on the right whatever the tokenizer's side
             data_collator = DataCollatorForLanguageModeling(padding_on_the_right(tokenizer), mlm=False)
         super().__init__(
             tokenizer,
@@ -101,13 +101,13 @@ class IterativeSFTTrainer(TextTrainer):
         attention_mask: Sequence[torch.Tensor] | None,
         labels: Sequence[torch.Tensor] | None,
     ) -> dict[str, torch.Tensor]:
-        """Ragged rows, each cut to `max_length`, to padded `input_ids`, `attention_mask`, `labels`, int64 [B, T].
+        """Padded `input_ids`, `attention_mask`, `labels`, int64 [B, T], from ragged rows, each cut to `max_length`.
 
         Args:
             input_ids: the rows, each int64 [T].
             attention_mask: None: every token is seen.
-            labels: None, for a decoder: the rows themselves, without tokens that are the padding token. A decoder's
-                are as long as their rows.
+            labels: None, for a decoder: the rows themselves, except padding tokens. A decoder's labels are as long as
+                their rows.
         """
         kept = self._kept()
         masks = [torch.ones_like(ids) for ids in input_ids] if attention_mask is None else attention_mask
@@ -120,10 +120,10 @@ class IterativeSFTTrainer(TextTrainer):
                 row["labels"] = row_labels[kept]
         batch = dict(self.data_collator(rows))
         if self.is_encoder_decoder:
-            batch.pop("decoder_input_ids", None)  # the model makes them from the labels
+            batch.pop("decoder_input_ids", None)  # the model derives them from the labels
             batch["labels"][batch["labels"] == self.tokenizer.pad_token_id] = IGNORED
         elif labels is not None:
-            # differs from v0.7: labels that a decoder is given are trained on, there they were dropped
+            # differs from v0.7: labels given for a decoder are trained on, there they were dropped
             batch["labels"] = torch.full_like(batch["labels"], IGNORED)
             pads = getattr(self.data_collator, "tokenizer", self.tokenizer)
             for padded, row_labels in zip(batch["labels"], labels, strict=True):
@@ -145,21 +145,21 @@ class IterativeSFTTrainer(TextTrainer):
         Args:
             input_ids: rows, each int64 [T].
             attention_mask: their masks; None: every token is seen.
-            labels: their labels, -100 where the loss passes over, as long as the rows of a decoder; None: the rows
+            labels: their labels, with -100 ignored by the loss, for a decoder as long as the rows; None: the rows
                 themselves.
             texts: in place of `input_ids`.
             texts_labels: in place of `labels`; an encoder-decoder's answers.
 
         Returns:
-            `loss`, the mean of the batches, and `learning_rate` behind them.
+            `loss`, the mean of the batches, and `learning_rate` after them.
 
         Raises:
-            ValueError: there are no rows, or no labels for an encoder-decoder, a list holds something else or does not
-                fit the rows, or a row has nothing to learn. No weight has moved.
+            ValueError: there are no rows, or no labels for an encoder-decoder, a list has entries of the wrong type or
+                does not match the rows, or a row has nothing to learn. No weight has changed.
         """
         if texts is not None:
             if input_ids is not None:
-                warn_user("both input_ids and texts are given: the texts are trained on")
+                warn_user("both input_ids and texts are given: training uses the texts")
             tokens = self._tokenize(texts, "texts")
             input_ids, attention_mask = tokens["input_ids"], tokens["attention_mask"]
         if texts_labels is not None:
@@ -168,14 +168,14 @@ class IterativeSFTTrainer(TextTrainer):
         if input_ids is None:
             raise ValueError("step needs input_ids or texts")
         if labels is None and self.is_encoder_decoder:
-            raise ValueError("an encoder-decoder needs labels or texts_labels: the answers that it learns")
+            raise ValueError("an encoder-decoder needs labels or texts_labels: the answers to learn")
         _check_rows(input_ids, "input_ids" if texts is None else "texts")
         _check_rows(attention_mask, "attention_mask", input_ids, same_lengths=True)
         _check_rows(labels, "labels", input_ids, same_lengths=not self.is_encoder_decoder)
         batch = self.prepare_model_inputs(input_ids, attention_mask, labels)
         learned = batch["labels"] if self.is_encoder_decoder else batch["labels"][:, 1:]
         if idle := [row for row, counts in enumerate((learned != IGNORED).any(dim=1).tolist()) if not counts]:
-            raise ValueError(f"rows {idle} have no label that the loss counts: leave them out")
+            raise ValueError(f"rows {idle} have no label that counts in the loss: leave them out")
 
         self.model.train()
         losses = [
@@ -207,7 +207,7 @@ class IterativeSFTTrainer(TextTrainer):
         }
 
     def _update(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Forward, backward, every `gradient_accumulation_steps` batches an optimizer step; the loss, 0-d."""
+        """Forward and backward, with an optimizer step every `gradient_accumulation_steps` batches; the loss, 0-d."""
         with self.accelerator.accumulate(self.model):
             loss = self.compute_loss(self.model, batch)
             self.accelerator.backward(loss)
@@ -237,7 +237,7 @@ class IterativeSFTTrainer(TextTrainer):
 
 
 def _check_rows(rows: Any, name: str, beside: list[torch.Tensor] | None = None, same_lengths: bool = False) -> None:
-    """Raise ValueError unless `rows` is None, or a list of tensors [T], T > 0: one for each of `beside`, as long."""
+    """Raise ValueError unless `rows` is None or a list of non-empty tensors [T], one per entry of `beside`, as long."""
     if rows is None:
         return
     if not isinstance(rows, list) or not rows:

@@ -1,4 +1,4 @@
-"""What a training script asks on its command line: which model and how it is loaded, which data."""
+"""Command-line settings of a training script: which model, how it is loaded, which data."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class ModelConfig:
     """Which model is loaded and how, for `transformers.HfArgumentParser` or tyro.
 
     `dtype` and `torch_dtype` are two names of one setting, and so are `use_bnb_nested_quant` and
-    `bnb_4bit_use_double_quant`: give either, read either.
+    `bnb_4bit_use_double_quant`: set either, read either.
 
     Raises:
-        ValueError: both 4 and 8 bits are asked for, or two names of one setting disagree.
+        ValueError: both 4 and 8 bits are requested, or two names of one setting disagree.
     """
 
     model_name_or_path: Optional[str] = field(default=None, metadata={"help": "Folder or hub name of the model."})
@@ -26,11 +26,11 @@ class ModelConfig:
     torch_dtype: Optional[str] = field(
         default=None, metadata={"help": "Older name of dtype.", "choices": DTYPES}
     )  # fmt: skip
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the repository holds."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code in the repository."})
     attn_implementation: Optional[str] = field(
         default=None, metadata={"help": "sdpa, eager, flash_attention_2 or a kernel's hub name."}
     )
-    use_peft: bool = field(default=False, metadata={"help": "Train an adapter in place of the whole model."})
+    use_peft: bool = field(default=False, metadata={"help": "Train an adapter instead of the whole model."})
     lora_r: Optional[int] = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: Optional[int] = field(default=32, metadata={"help": "Scale of the adapter, times its rank."})
     lora_dropout: Optional[float] = field(default=0.05, metadata={"help": "Dropout before the adapter."})
@@ -38,7 +38,7 @@ class ModelConfig:
         default=None, metadata={"help": "Names of the layers that get an adapter; peft knows those of common models."}
     )
     lora_modules_to_save: Optional[list[str]] = field(
-        default=None, metadata={"help": "Names of layers that are trained whole, and saved with the adapter."}
+        default=None, metadata={"help": "Names of layers that are trained fully, and saved with the adapter."}
     )
     load_in_8bit: bool = field(default=False, metadata={"help": "Base weights in 8 bits; train with an adapter."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Base weights in 4 bits; train with an adapter."})
@@ -46,7 +46,7 @@ class ModelConfig:
     use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantize the 4-bit constants too."})
     dtype: Optional[str] = field(
         default=None,
-        metadata={"help": "Dtype of the loaded weights; auto takes that of the file.", "choices": DTYPES},
+        metadata={"help": "Dtype of the loaded weights; auto uses that of the file.", "choices": DTYPES},
     )
     lora_target_parameters: Optional[list[str]] = field(
         default=None, metadata={"help": "Names of parameters, not layers, that get an adapter: experts, for example."}
@@ -56,7 +56,7 @@ class ModelConfig:
     use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed adapters (DoRA)."})
     bnb_4bit_use_double_quant: bool = field(default=False, metadata={"help": "Other name of use_bnb_nested_quant."})
     bnb_4bit_quant_storage: Optional[str] = field(
-        default=None, metadata={"help": "Dtype that 4-bit weights are stored in; FSDP needs that of the rest."}
+        default=None, metadata={"help": "Dtype that 4-bit weights are stored in; FSDP needs that of the other weights."}
     )
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class ScriptArguments:
         default="train", metadata={"help": "Split to train on.", "aliases": ["--dataset_split"]}
     )
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read the dataset while it is trained on."})
+    dataset_streaming: bool = field(default=False, metadata={"help": "Stream the dataset during training."})
     ignore_bias_buffers: bool = field(
-        default=False, metadata={"help": "Leave boolean buffers out of what several processes keep equal."}
+        default=False, metadata={"help": "Do not synchronize boolean buffers between processes."}
     )

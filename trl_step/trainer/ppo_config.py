@@ -1,4 +1,4 @@
-"""`PPOConfig`: every setting of the step, checked when it is made."""
+"""`PPOConfig`: every setting of the step, validated on construction."""
 
 from __future__ import annotations
 
@@ -85,19 +85,19 @@ _WHOLE_NUMBERS = (
 
 @dataclass
 class PPOConfig:
-    """Settings of `PPOTrainer`. Names and defaults are those of release 0.7.11; new ones stand at the end.
+    """Settings of `PPOTrainer`. Names and defaults are those of release 0.7.11; new ones are at the end.
 
     Works by hand, with `tyro.cli(PPOConfig)` and with `transformers.HfArgumentParser(PPOConfig)`.
 
     Raises:
         ValueError: a value is out of range; the message names the field, the value and what is allowed.
-        ImportError: a tracker or device is asked for whose package is missing.
+        ImportError: the package of a requested tracker or device is missing.
     """
 
     exp_name: str = field(default_factory=lambda: os.path.basename(sys.argv[0]).removesuffix(".py"))
     """name of this experiment; the running script's name by default"""
     seed: Optional[int] = 0
-    """seeds python, NumPy and torch when a trainer is built; None leaves the process's random state alone"""
+    """seeds python, NumPy and torch when a trainer is built; None leaves the process's random state unchanged"""
     log_with: Optional[Literal["wandb", "tensorboard"]] = None
     """tracker that `log_stats` writes to; a script may give a list of several"""
     task_name: Optional[str] = None
@@ -105,7 +105,7 @@ class PPOConfig:
     model_name: Optional[str] = "gpt2"
     """name or folder of the model, for scripts and the tracker"""
     query_dataset: Optional[str] = "imdb"
-    """name of the query data set, for scripts and the tracker"""
+    """name of the query dataset, for scripts and the tracker"""
     reward_model: Optional[str] = "sentiment-analysis:lvwerra/distilbert-imdb"
     """name of the reward model, for scripts and the tracker"""
     remove_unused_columns: bool = True
@@ -122,9 +122,9 @@ class PPOConfig:
     """when not empty, passed to `push_to_hub` each time the mean score is the best so far; needs "repo_id" """
 
     steps: int = 20000
-    """samples to train on in all; `total_ppo_epochs` follows from it"""
+    """total number of samples to train on; `total_ppo_epochs` follows from it"""
     learning_rate: float = 1.41e-5
-    """of the Adam optimizer that is made when none is given"""
+    """of the Adam optimizer that the trainer creates if none is given"""
     adap_kl_ctrl: bool = True
     """adapt the KL coefficient towards `target`; False keeps `init_kl_coef`"""
     init_kl_coef: Optional[float] = 0.2
@@ -146,15 +146,15 @@ class PPOConfig:
     vf_coef: float = 0.1
     """weight of the value loss"""
     batch_size: int = 128
-    """samples per step and process: shapes the dataloader; `step` itself takes any number"""
+    """samples per step and process, for the dataloader; `step` itself takes any number"""
     forward_batch_size: Optional[int] = None
-    """deprecated, use `mini_batch_size`, which it overwrites"""
+    """deprecated, use `mini_batch_size`, which it overrides"""
     mini_batch_size: int = 128
-    """samples per forward and backward"""
+    """samples per forward and backward pass"""
     gradient_accumulation_steps: int = 1
     """mini-batches per optimizer step"""
     world_size: tyro.conf.Suppress[Optional[int]] = None
-    """number of processes; filled by the trainer"""
+    """number of processes; set by the trainer"""
     ppo_epochs: int = 4
     """passes over the batch per step"""
     max_grad_norm: Optional[float] = None
@@ -162,13 +162,13 @@ class PPOConfig:
     optimize_cuda_cache: Optional[bool] = None
     """deprecated, use `optimize_device_cache`"""
     optimize_device_cache: Optional[bool] = False
-    """give cached accelerator memory back after each step: slower, a little smaller"""
+    """release cached accelerator memory after each step: slower, uses slightly less memory"""
     early_stopping: bool = False
-    """leave the remaining PPO epochs out once the policy moved too far"""
+    """skip the remaining PPO epochs once the policy has moved too far"""
     target_kl: float = 1
     """early stopping at a mean of old_logprob - logprob above 1.5 times this"""
     compare_steps: int = 1
-    """steps between two looks at the best score, for `push_to_hub_if_best_kwargs`"""
+    """steps between two checks for a best score, for `push_to_hub_if_best_kwargs`"""
     ratio_threshold: float = 10.0
     """a mini-batch whose mean ratio exceeds this is skipped"""
     use_score_scaling: bool = False
@@ -176,35 +176,35 @@ class PPOConfig:
     use_score_norm: bool = False
     """subtract the running mean as well; implies the scaling"""
     score_clip: Optional[float] = None
-    """limit the scores to ± this, after scaling; of a vector of token scores, each"""
+    """limit the scores to ± this, after scaling; with token scores, each of them"""
     whiten_rewards: bool = False
     """scale the per-token rewards to unit variance before the advantages"""
 
     is_encoder_decoder: Optional[tyro.conf.Suppress[bool]] = None
-    """filled by the trainer"""
+    """set by the trainer"""
     is_peft_model: Optional[tyro.conf.Suppress[bool]] = None
-    """filled by the trainer"""
+    """set by the trainer"""
     backward_batch_size: tyro.conf.Suppress[Optional[int]] = None
     """samples per optimizer step: mini_batch_size * gradient_accumulation_steps; computed"""
     global_backward_batch_size: tyro.conf.Suppress[Optional[int]] = None
-    """the same over all processes; filled by the trainer"""
+    """the same over all processes; set by the trainer"""
     global_batch_size: tyro.conf.Suppress[Optional[int]] = None
-    """samples per step over all processes; filled by the trainer"""
+    """samples per step over all processes; set by the trainer"""
 
     gradient_checkpointing: bool = False
-    """recompute the layers' activations in the backward pass: slower, much smaller"""
+    """recompute the layers' activations in the backward pass: slower, uses much less memory"""
     dataset_num_proc: Optional[int] = None
-    """processes for preparing a data set, for scripts"""
+    """processes for preparing a dataset, for scripts"""
     exact_v07: bool = False
-    """reproduce the numbers of release 0.7.11, its known quirks included"""
+    """reproduce the numbers of release 0.7.11, including its known quirks"""
     loss_normalization: LossNormalization = "mini_batch"
     """`mini_batch`: the mean of the mini-batches' token means; `tokens`: one mean over all tokens of an update"""
     temperature: float = 1.0
     """sampling temperature; every log-prob is taken under it"""
     forward_tokens: Optional[int] = None
-    """most tokens of one forward pass, padding included; larger mini-batches run in parts, with the same gradients"""
+    """maximum tokens per forward pass, with padding; larger mini-batches run in parts, with the same gradients"""
     generation_tokens: int = 16384
-    """`generate` batches prompts together up to this many tokens, padding and new tokens included"""
+    """`generate` batches prompts together up to this many tokens, including padding and new tokens"""
     pad_for_acceleration: bool = False
     """pad every batch to `pad_max_len`, for accelerators that compile by shape"""
     pad_max_len: Optional[int] = None
@@ -212,19 +212,19 @@ class PPOConfig:
     use_habana: bool = False
     """train on an `hpu` device; needs the package habana_frameworks"""
     log_arrays: bool = False
-    """`log_stats` writes the statistics with a value per token as well, as histograms"""
+    """`log_stats` also writes the statistics with a value per token, as histograms"""
     progress_bar: bool = False
-    """show the steps with reward, KL, entropy and tokens per second"""
+    """show a progress bar with reward, KL, entropy and tokens per second"""
     num_sample_generations: int = 0
-    """how many tables of samples are printed in the course of `steps`, at even distances; needs the package rich. One
-    every n steps: `trainer.on_step(SampleTable(every=n))`"""
+    """number of tables of samples printed over `steps`, evenly spaced; needs the package rich. For one every n steps:
+    `trainer.on_step(SampleTable(every=n))`"""
 
     save_every: Optional[int] = None
     """steps between two automatic `save_state`s into `save_dir`; on Ctrl-C the run is saved as well"""
     save_dir: Optional[str] = None
     """folder of the automatic states; `load_state("latest")` looks there"""
     keep_last: Optional[int] = None
-    """automatic states that are kept, older ones are removed; None keeps all"""
+    """number of automatic states to keep, older ones are removed; None keeps all"""
 
     def __post_init__(self) -> None:
         self._take_json()
@@ -254,7 +254,7 @@ class PPOConfig:
     def _take_deprecated(self) -> None:
         if self.forward_batch_size is not None:
             warnings.warn(
-                "forward_batch_size is deprecated and overwrites mini_batch_size; set mini_batch_size. "
+                "forward_batch_size is deprecated and overrides mini_batch_size; set mini_batch_size. "
                 "It will be removed in trl_step 1.0.",
                 FutureWarning,
                 stacklevel=4,

@@ -10,18 +10,18 @@ from trl_step.trainer.text.training_arguments import TrainingArguments
 
 @dataclass(init=False)
 class RewardConfig(TrainingArguments):
-    """`TrainingArguments` (old names are taken too) and `max_length`.
+    """`TrainingArguments` (old names work too) and `max_length`.
 
     Args:
-        output_dir: where checkpoints go.
-        max_length: most tokens of a text; None: 512.
-        exact_v07: take each margin from every pair's difference, as release 0.7.11 does.
-        arguments: every other one of `transformers.TrainingArguments`, of release 4 or 5.
+        output_dir: folder of the checkpoints.
+        max_length: maximum tokens of a text; None: 512.
+        exact_v07: subtract each margin from every pair's difference, as release 0.7.11 does.
+        arguments: the other arguments of `transformers.TrainingArguments`, of release 4 or 5.
     """
 
-    max_length: Optional[int] = field(default=None, metadata={"help": "Most tokens of a text; 512 where not given."})
+    max_length: Optional[int] = field(default=None, metadata={"help": "Maximum tokens of a text; 512 if not given."})
 
-    exact_v07: bool = field(default=False, metadata={"help": "Margins as in release 0.7.11: each on every pair."})
+    exact_v07: bool = field(default=False, metadata={"help": "Margins as in 0.7.11: each applies to every pair."})
 
     def __init__(
         self,

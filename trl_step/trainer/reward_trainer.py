@@ -1,4 +1,4 @@
-"""`RewardTrainer`: a model that scores texts, from pairs of a better and a worse one."""
+"""`RewardTrainer`: trains a model to score texts, from pairs of a better and a worse one."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ DEFAULT_LENGTH = 512
 
 
 def compute_accuracy(eval_pred: Any) -> dict[str, float]:
-    """Share of pairs whose chosen text got the higher score.
+    """Fraction of pairs whose chosen text got the higher score.
 
     Args:
         eval_pred: `transformers.EvalPrediction` or a tuple: predictions [N, 2], chosen first, and labels [N], 0 where
             the first one should win.
 
     Returns:
-        `accuracy`. A tie counts for the chosen text and is warned of.
+        `accuracy`. A tie counts for the chosen text, with a warning.
     """
     predictions, labels = eval_pred
     predictions = np.asarray(predictions)
     ties = int((predictions[:, 0] == predictions[:, 1]).sum())
     if ties:
-        warn_user(f"{ties} of {len(predictions)} pairs have the same score twice: the accuracy counts them as right")
+        warn_user(f"{ties} of {len(predictions)} pairs have two equal scores: the accuracy counts them as right")
     return {"accuracy": float((predictions.argmax(axis=1) == np.asarray(labels)).mean())}
 
 
@@ -50,11 +50,11 @@ class RewardTrainer(TextTrainer):
         data_collator: None: `RewardDataCollatorWithPadding`.
         train_dataset, eval_dataset: rows with `input_ids_chosen`, `attention_mask_chosen`, `input_ids_rejected`,
             `attention_mask_rejected`; or with the texts (or lists of messages) `chosen` and `rejected`, and `prompt`
-            where it goes before both. `margin`, a number, is optional. `eval_dataset` may be a dictionary of several.
+            if it precedes both. `margin`, a number, is optional. `eval_dataset` may be a dictionary of several.
         tokenizer: pads, and tokenizes texts.
         model_init, callbacks, optimizers, preprocess_logits_for_metrics: of `transformers.Trainer`.
         compute_metrics: None: `compute_accuracy`. It gets the pairs' softmaxed scores [N, 2] and zeros [N].
-        max_length: most tokens of a text. None: `args.max_length`, or 512.
+        max_length: maximum tokens of a text. None: `args.max_length`, or 512.
         peft_config: `peft.PeftConfig` with task_type "SEQ_CLS": train an adapter.
         processing_class: the newer name of `tokenizer`.
 
@@ -155,7 +155,7 @@ class RewardTrainer(TextTrainer):
 
 
 def _tokenized(dataset: Any, tokenizer: Any, max_length: int) -> Any:
-    """`dataset` with token columns; one that has them already comes back as it is."""
+    """`dataset` with token columns; one that has them already is returned unchanged."""
     columns = getattr(dataset, "column_names", None)
     if columns is None or set(PAIR_COLUMNS) <= set(columns) or not {"chosen", "rejected"} <= set(columns):
         return dataset
@@ -167,7 +167,7 @@ def _tokenized(dataset: Any, tokenizer: Any, max_length: int) -> Any:
 
 
 def _set_pad_token(model: Any, tokenizer: Any) -> None:
-    """A classifier of a batch looks for the last token before the padding: it must know what padding is."""
+    """A classifier reads the last token before the padding, so it must know the padding token."""
     config = model.config.get_text_config()
     if config.pad_token_id is None and tokenizer is not None:
         config.pad_token_id = tokenizer.pad_token_id

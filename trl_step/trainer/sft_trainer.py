@@ -1,4 +1,4 @@
-"""`SFTTrainer`: a language model on texts, whole or packed, or on their responses alone."""
+"""`SFTTrainer`: trains a language model on texts, whole or packed, or only on their responses."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class SFTTrainer(TextTrainer):
             `DataCollatorForCompletionOnlyLM`.
         train_dataset, eval_dataset: rows of text; rows of `messages`, `conversations`, or `prompt` and `completion`,
             which the tokenizer's chat template turns into texts; they may be streamed. A torch dataset, such as
-            `ConstantLengthDataset`, is taken as it is. `eval_dataset` may be a dictionary of several.
+            `ConstantLengthDataset`, is used unchanged. `eval_dataset` may be a dictionary of several.
         tokenizer: None: that of the model's folder.
         model_init, compute_metrics, callbacks, optimizers, preprocess_logits_for_metrics: of `transformers.Trainer`.
         peft_config: `peft.PeftConfig`: train an adapter.
         dataset_text_field: the column with the text.
-        packing: lay the texts end to end and cut rows of `max_seq_length` tokens, whose order comes from `args.seed`.
+        packing: join the texts and cut rows of `max_seq_length` tokens, whose order comes from `args.seed`.
         formatting_func: from a row to its text with `packing`, else from a batch of rows (columns as lists) to a list
             of texts.
-        max_seq_length: most tokens of a text, tokens of a packed row; None: the tokenizer's limit, at most 1024.
-        infinite: without effect: set `max_steps`.
+        max_seq_length: maximum tokens of a text, tokens of a packed row; None: the tokenizer's limit, at most 1024.
+        infinite: has no effect; set `max_steps`.
         num_of_sequences, chars_per_token: of `ConstantLengthDataset`.
-        dataset_num_proc, dataset_batch_size: processes and rows at a time of the tokenization.
-        neftune_noise_alpha: noise on the embeddings (Jain et al. 2023, arXiv:2310.05914); goes before that of `args`.
+        dataset_num_proc, dataset_batch_size: processes and batch size of the tokenization.
+        neftune_noise_alpha: noise on the embeddings (Jain et al. 2023, arXiv:2310.05914); overrides that of `args`.
         model_init_kwargs: for a model given by name.
         dataset_kwargs: `add_special_tokens`, and with packing `append_concat_token`, see `ConstantLengthDataset`.
         processing_class: the newer name of `tokenizer`.
 
     Raises:
-        ValueError: it is not said where the text is; completions alone are asked for with packing; `formatting_func`
-            gives one text for a batch; the texts are too short for one packed row; there is neither tokenizer nor
-            model.
+        ValueError: neither a text column nor a `formatting_func` is known; completion-only batches are requested with
+            packing; `formatting_func` returns one text for a batch; the texts are too short for one packed row; there
+            is neither tokenizer nor model.
     """
 
     _tag_names = ("trl", "sft")
@@ -95,11 +95,11 @@ class SFTTrainer(TextTrainer):
             max_seq_length = min(tokenizer.model_max_length, 1024)
             warn_user(f"max_seq_length is not given: it is {max_seq_length}")
         if data_collator is not None and tokenizer.padding_side != "right":
-            warn_user("the tokenizer pads on the left: if data_collator does so, too, absolute positions are moved")
+            warn_user("the tokenizer pads on the left: if data_collator does so too, absolute positions are shifted")
         if formatting_func is None and dataset_text_field is None:
             formatting_func = get_formatting_func_from_dataset(train_dataset, tokenizer)
         if data_collator is None and not packing:
-            # differs from v0.7: on the right whatever the tokenizer says
+            # differs from v0.7: on the right whatever the tokenizer's side
             data_collator = DataCollatorForLanguageModeling(padding_on_the_right(tokenizer), mlm=False)
 
         prepare = partial(
@@ -161,7 +161,7 @@ def prepare_texts(
     _require_text(dataset_text_field, formatting_func)
 
     def tokenize(rows: Any) -> dict[str, Any]:
-        # the column goes before the function, where both are given
+        # the column takes precedence if both are given
         texts = rows[dataset_text_field] if formatting_func is None or dataset_text_field else formatting_func(rows)
         if not isinstance(texts, list):
             raise ValueError(
@@ -176,7 +176,7 @@ def prepare_texts(
         batched=True,
         batch_size=batch_size,
         remove_columns=dataset.column_names if remove_unused_columns else None,
-        **({} if num_proc is None else {"num_proc": num_proc}),  # a streamed dataset takes no num_proc
+        **({} if num_proc is None else {"num_proc": num_proc}),  # a streamed dataset does not accept num_proc
     )
 
 
@@ -191,8 +191,8 @@ def prepare_packed(
 ) -> Any:
     """Rows of `max_seq_length` tokens, see `ConstantLengthDataset`, which gets the `options`.
 
-    They are a dataset on disk, or packed on the way for a streamed `dataset`. Their order comes from `seed` alone: it
-    is the same on every process, and in a run that goes on from a checkpoint.
+    They are a dataset on disk, or packed on the fly for a streamed `dataset`. Their order comes from `seed` alone: it
+    is the same on every process, and in a run that resumes from a checkpoint.
     """
     from datasets import Dataset, IterableDataset
     from datasets.fingerprint import generate_random_fingerprint
@@ -209,12 +209,12 @@ def prepare_packed(
     first = next(rows, None)
     if first is None:
         raise ValueError(f"all texts together are shorter than one row of max_seq_length={max_seq_length} tokens")
-    # a generator has no contents to find a cached file by
+    # a generator has no contents to identify a cached file
     return Dataset.from_generator(lambda: chain((first,), rows), fingerprint=generate_random_fingerprint())
 
 
 def _has_texts(dataset: Any, text_is_named: bool) -> bool:
-    """A torch dataset has tokens; a stream of which it is not said where its text is may have them, too."""
+    """A torch dataset has tokens; a stream without a known text column may have them too."""
     from datasets import IterableDataset
 
     if isinstance(dataset, IterableDataset):  # datasets makes it a torch dataset as well
@@ -224,15 +224,13 @@ def _has_texts(dataset: Any, text_is_named: bool) -> bool:
 
 def _require_text(dataset_text_field: str | None, formatting_func: Callable | None) -> None:
     if dataset_text_field is None and formatting_func is None:
-        raise ValueError(
-            "it is not said where the text is: pass dataset_text_field, the name of a column, or formatting_func"
-        )
+        raise ValueError("the column with the text is unknown: pass dataset_text_field, its name, or formatting_func")
 
 
 def _tokenizer_beside(model: Any) -> Any:
     """The tokenizer of the folder or repository that the model was loaded from."""
     if model is None:
-        raise ValueError("without a model there is no folder to take the tokenizer from: pass tokenizer")
+        raise ValueError("without a model there is no folder to load the tokenizer from: pass tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

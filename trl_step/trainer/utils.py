@@ -1,4 +1,4 @@
-"""Legacy import path: most of its names live elsewhere."""
+"""Legacy import path: most of its names are defined elsewhere."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def exact_div(a: int, b: int, a_str: str, b_str: str, custom_error_message: str = "") -> int:
-    """a / b where that is a whole number.
+    """a / b if that is a whole number.
 
     Raises:
         ValueError: there is a remainder; `a_str` and `b_str` name the two in the message.
@@ -69,7 +69,7 @@ def exact_div(a: int, b: int, a_str: str, b_str: str, custom_error_message: str 
 def get_global_statistics(
     accelerator: Any, xs: torch.Tensor, mask: torch.Tensor | None = None, device: str | torch.device = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean, biased variance and count of `xs` over all processes, where `mask` is 1: three 0-d tensors."""
+    """Mean, biased variance and count of the `xs` whose `mask` is 1, over all processes: three 0-d tensors."""
     xs, mask = xs.to(accelerator.device), None if mask is None else mask.to(accelerator.device)
     count, mean, squares = count_mean_squares(xs, mask, sum_over_processes(accelerator))
     return mean.to(device), (squares / count).to(device), count.to(device)

@@ -117,7 +117,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         ours.step(texts="w5")
     with pytest.raises(ValueError, match=r"input_ids\[1\] must be a tensor, not list"):
         ours.step(input_ids=[torch.tensor([5]), [6]])
-    with pytest.warns(UserWarning, match="the texts are trained on"):
+    with pytest.warns(UserWarning, match="training uses the texts"):
         ours.step(input_ids=ids(TEXTS), texts=TEXTS)
     with pytest.raises(ValueError, match=r"args.max_steps"):
         trainer(tmp_path, config={"max_steps": -1})

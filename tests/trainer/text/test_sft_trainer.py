@@ -135,7 +135,7 @@ def test_a_model_by_name_brings_its_tokenizer(tmp_path: Path) -> None:
 
 
 def test_what_is_not_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not said where the text is"):
+    with pytest.raises(ValueError, match="the column with the text is unknown"):
         trainer(tmp_path, dataset_text_field=None)
     with pytest.warns(UserWarning, match="max_seq_length is not given: it is 1024"):
         trainer(tmp_path, max_seq_length=None)

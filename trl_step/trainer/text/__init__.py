@@ -1,1 +1,1 @@
-"""What the SFT, reward and DPO trainers share."""
+"""Shared code of the SFT, reward and DPO trainers."""

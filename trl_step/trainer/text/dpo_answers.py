@@ -1,4 +1,4 @@
-"""Answers that a `DPOTrainer` samples from policy and reference while it is evaluated."""
+"""Answers that a `DPOTrainer` samples from policy and reference during evaluation."""
 
 from __future__ import annotations
 

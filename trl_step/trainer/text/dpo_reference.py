@@ -1,4 +1,4 @@
-"""What the policy of a `DPOTrainer` is held against: a model of its own, or the policy with another adapter."""
+"""The reference of a `DPOTrainer`: a separate model, or the policy with another adapter."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ REFERENCE_COLUMNS = ("reference_chosen_logps", "reference_rejected_logps")
 
 
 class ReferenceTrainer(TextTrainer):
-    """A `TextTrainer` with a reference, whose log-probs are computed with each batch or once before the training.
+    """A `TextTrainer` with a reference, whose log-probs are computed with each batch or once before training.
 
     A subclass sets the attributes below, and has `concatenated_forward`, as `DPOTrainer` does.
 
     Args:
         tokenizer: becomes `processing_class`.
-        reference: what `_reference_of` gave.
-        arguments: every other one of `transformers.Trainer`.
+        reference: the result of `_reference_of`.
+        arguments: the other arguments of `transformers.Trainer`.
     """
 
     train_dataset: Any
@@ -43,12 +43,12 @@ class ReferenceTrainer(TextTrainer):
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     def _reference_of(self, model: Any, ref_model: Any) -> Any:
-        """A model of its own as the reference, or None where it is the policy with another adapter, or precomputed."""
+        """A separate reference model, or None if it is the policy with another adapter, or precomputed."""
         if ref_model is not None:
             return ref_model.eval()
         if self.is_peft_model:
             if self.ref_adapter_name is None and not is_fresh(model):
-                # differs from v0.7: what a trained adapter is held against is that adapter, not the bare base model
+                # differs from v0.7: the reference of a trained adapter is that adapter, not the base model without it
                 self.ref_adapter_name = freeze_reference(model)
             return None
         if model is None or self.precompute_ref_log_probs:
@@ -57,7 +57,7 @@ class ReferenceTrainer(TextTrainer):
 
     @contextmanager
     def null_ref_context(self) -> Iterator[None]:
-        """In the block `self.model` is the reference: another adapter, or none, is in force."""
+        """Inside, `self.model` is the reference: another adapter, or none, is active."""
         model = self.accelerator.unwrap_model(self.model)
         switched: AbstractContextManager = nullcontext()
         if self.ref_adapter_name is not None:
@@ -74,7 +74,7 @@ class ReferenceTrainer(TextTrainer):
             yield self.model if self.ref_model is None else self.ref_model
 
     def _autocast(self) -> AbstractContextManager:
-        """For passes outside of the trainer's own autocast, where an adapter was cast to bfloat16."""
+        """For passes outside the trainer's own autocast, if an adapter was cast to bfloat16."""
         device = self.accelerator.device.type
         return torch.autocast(device, torch.bfloat16) if self._peft_has_been_casted_to_bf16 else nullcontext()
 
@@ -85,15 +85,15 @@ class ReferenceTrainer(TextTrainer):
         return chosen, rejected
 
     def get_train_dataloader(self) -> DataLoader:
-        """That of `transformers.Trainer`; first of all the reference's log-probs, where they are to be precomputed."""
+        """As in `transformers.Trainer`; first computes the reference's log-probs if they are to be precomputed."""
         if self.precompute_ref_log_probs:
             self.train_dataset = self._with_reference(self.train_dataset, self.args.per_device_train_batch_size)
-            # differs from v0.7: those of the evaluation rows too, before any weight moves
+            # differs from v0.7: those of the evaluation rows too, before any weight changes
             self.eval_dataset = self._with_reference(self.eval_dataset, self.args.per_device_eval_batch_size)
         return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """That of `transformers.Trainer`, with the reference's log-probs where they are to be precomputed.
+        """As in `transformers.Trainer`, with the reference's log-probs if they are to be precomputed.
 
         Args:
             eval_dataset: rows, or the name of one of the trainer's; None: the trainer's.
@@ -110,7 +110,7 @@ class ReferenceTrainer(TextTrainer):
         return super().get_eval_dataloader(eval_dataset)
 
     def _with_reference(self, dataset: Any, batch_size: int) -> Any:
-        """`dataset` with the two columns `REFERENCE_COLUMNS`; one that has them, or None, comes back as it is."""
+        """`dataset` with the two columns `REFERENCE_COLUMNS`; one that has them, or None, is returned unchanged."""
         return each(dataset, lambda one: self._with_columns(one, batch_size))
 
     def _with_columns(self, dataset: Any, batch_size: int) -> Any:

@@ -14,10 +14,10 @@ from trl_step.trainer.model_config import ModelConfig
 
 
 def get_peft_config(model_config: ModelConfig) -> Any:
-    """A `peft.LoraConfig` of the settings, or None where `use_peft` is False.
+    """A `peft.LoraConfig` of the settings, or None if `use_peft` is False.
 
     Raises:
-        ImportError: peft is asked for and not installed.
+        ImportError: peft is requested and not installed.
     """
     if not model_config.use_peft:
         return None
@@ -39,7 +39,7 @@ def get_peft_config(model_config: ModelConfig) -> Any:
 
 
 def get_quantization_config(model_config: ModelConfig) -> Any:
-    """A `transformers.BitsAndBytesConfig` of the settings, or None where no quantization is asked for."""
+    """A `transformers.BitsAndBytesConfig` of the settings, or None if no quantization is requested."""
     from transformers import BitsAndBytesConfig
 
     if model_config.load_in_8bit:
@@ -57,7 +57,7 @@ def get_quantization_config(model_config: ModelConfig) -> Any:
 
 
 def get_kbit_device_map() -> dict[str, int | str] | None:
-    """The whole model on the accelerator of this process, as a `device_map`; None where there is no accelerator."""
+    """The whole model on the accelerator of this process, as a `device_map`; None if there is no accelerator."""
     from accelerate import PartialState
 
     if is_xpu_available():
@@ -68,15 +68,15 @@ def get_kbit_device_map() -> dict[str, int | str] | None:
 
 
 def prepare_for_training(model: Any, peft_config: Any, args: Any) -> tuple[Any, bool]:
-    """Put an adapter on a model that has none, and let gradients reach it through checkpointing.
+    """Add an adapter to a model that has none, and let gradients reach it through checkpointing.
 
     Args:
-        model: a transformers model or a PeftModel, which keeps the adapter that it has; None stays None.
+        model: a transformers model or a PeftModel, which keeps its adapter; None stays None.
         peft_config: `peft.PeftConfig`, or None for no new adapter.
         args: `transformers.TrainingArguments`.
 
     Returns:
-        The model, and whether its adapter was cast to bfloat16: then forward passes outside of the trainer's own need
+        The model, and whether its adapter was cast to bfloat16: then forward passes outside the trainer's own need
         autocast.
 
     Raises:
@@ -103,7 +103,7 @@ def prepare_for_training(model: Any, peft_config: Any, args: Any) -> tuple[Any, 
 
 
 def peft_module_casting_to_bf16(model: torch.nn.Module) -> None:
-    """Adapter layers and float32 embeddings to bfloat16; norms to float32, where they are more exact.
+    """Cast adapter layers and float32 embeddings to bfloat16, and norms to float32 for precision.
 
     Args:
         model: PeftModel; changed in place.

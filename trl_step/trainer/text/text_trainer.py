@@ -1,4 +1,4 @@
-"""What the trainers of texts share: a model given by name, a tokenizer under two names, tags on the hub."""
+"""Shared parts of the text trainers: a model given by name, a tokenizer under two names, tags on the hub."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trl_step.models.notices import warn_user
 
 
 class TextTrainer(transformers.Trainer):
-    """`transformers.Trainer` whose tokenizer is called `tokenizer` as well, and whose models are tagged on the hub.
+    """`transformers.Trainer` that also accepts its tokenizer as `tokenizer`, and tags its models on the hub.
 
     Args:
         tokenizer: becomes `processing_class`.
-        arguments: every other one of `transformers.Trainer`.
+        arguments: the other arguments of `transformers.Trainer`.
     """
 
     _tag_names: tuple[str, ...] = ("trl",)
@@ -35,7 +35,7 @@ class TextTrainer(transformers.Trainer):
         return self.processing_class
 
     def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
-        """As that of `transformers.Trainer`, with the tags of this trainer."""
+        """As in `transformers.Trainer`, with the tags of this trainer."""
         tagged = trl_sanitze_kwargs_for_tagging(self.model, list(self._tag_names), kwargs) or {}
         return super().push_to_hub(commit_message=commit_message, blocking=blocking, **tagged)
 
@@ -61,7 +61,7 @@ def model_of(model: Any, init_kwargs: Mapping[str, Any] | None, name: str = "mod
     Args:
         model: a module, None, or a folder or hub name.
         init_kwargs: for `from_pretrained`; weights are float32 unless it says otherwise.
-        name: what the argument is called.
+        name: the argument's name, for the error message.
 
     Raises:
         ValueError: there are `init_kwargs` for a model that is already built.
@@ -74,7 +74,7 @@ def model_of(model: Any, init_kwargs: Mapping[str, Any] | None, name: str = "mod
 
 
 def tokenizer_of(tokenizer: Any, processing_class: Any) -> Any:
-    """The one that is given, under its name of transformers 4 or 5.
+    """The tokenizer, given under its name of transformers 4 or 5.
 
     Raises:
         TypeError: both are given, and are not the same.
@@ -85,7 +85,7 @@ def tokenizer_of(tokenizer: Any, processing_class: Any) -> Any:
 
 
 def arguments_of(args: Any, **changes: Any) -> Any:
-    """A copy of `args` with `changes`, or default ones where there are none: the caller's object stays as it is."""
+    """A copy of `args`, or of the defaults if None, with `changes`: the caller's object is not modified."""
     args = copy.copy(transformers.TrainingArguments(output_dir="tmp_trainer") if args is None else args)
     for name, value in changes.items():
         setattr(args, name, value)
@@ -93,14 +93,14 @@ def arguments_of(args: Any, **changes: Any) -> Any:
 
 
 def each(dataset: Any, change: Callable[[Any], Any]) -> Any:
-    """`change` of a data set, or of every one in a dictionary of them; None stays None."""
+    """`change` applied to a dataset, or to every one in a dictionary of them; None stays None."""
     if isinstance(dataset, dict):
         return {name: each(one, change) for name, one in dataset.items()}
     return None if dataset is None else change(dataset)
 
 
 def prepared(prepare: Callable[[Any], Any], *datasets: Any) -> list[Any]:
-    """`prepare` of `each`; the first process of a machine goes ahead, and the others find its files."""
+    """`prepare` of `each`; the first process of a machine runs first, and the others find its files."""
     with PartialState().local_main_process_first():
         return [each(dataset, prepare) for dataset in datasets]
 

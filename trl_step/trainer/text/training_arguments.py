@@ -1,4 +1,4 @@
-"""transformers' `TrainingArguments` under the names that they had in its releases 4 as well."""
+"""transformers' `TrainingArguments`, which also accepts the names of release 4."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RENAMED = {
     "push_to_hub_model_id": "hub_model_id",
     "torchdynamo": "torch_compile_backend",
 }
-"""Old name -> the one that transformers 5 takes."""
+"""Old name -> the name in transformers 5."""
 
 WITHOUT_EFFECT = (
     "overwrite_output_dir", "logging_dir", "save_safetensors", "use_mps_device", "jit_mode_eval", "use_ipex",
@@ -26,7 +26,7 @@ WITHOUT_EFFECT = (
     "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap", "use_legacy_prediction_loop",
     "push_to_hub_organization", "mp_parameters", "ray_scope", "include_tokens_per_second",
 )  # fmt: skip
-"""Arguments of transformers 4 that release 5 has no place for."""
+"""Arguments of transformers 4 that release 5 has removed."""
 
 WHAT_TO_DO = {
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
@@ -38,7 +38,7 @@ WHAT_TO_DO = {
 
 
 def translate_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of transformers 4's `TrainingArguments` as those of release 5; each change warns once.
+    """Keyword arguments of transformers 4's `TrainingArguments` translated to release 5; each change warns once.
 
     Raises:
         TypeError: one setting is given under its old and its new name.
@@ -54,7 +54,7 @@ def translate_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     if translated.pop("include_inputs_for_metrics", False):
         _put(translated, "include_for_metrics", ["inputs"], "include_inputs_for_metrics")
     ratio = translated.pop("warmup_ratio", None)
-    if ratio and not translated.get("warmup_steps"):  # steps went before the ratio
+    if ratio and not translated.get("warmup_steps"):  # steps took precedence over the ratio
         translated.pop("warmup_steps", None)
         _put(translated, "warmup_steps", ratio, "warmup_ratio")
     of_accelerator = {
@@ -78,7 +78,7 @@ def _put(arguments: dict[str, Any], new: str, value: Any, old: str) -> None:
         return
     arguments[new] = value
     warnings.warn(
-        f"{old} is called {new} since transformers 5; the old name is taken until trl_step 1.0",
+        f"{old} is called {new} since transformers 5; the old name works until trl_step 1.0",
         FutureWarning,
         stacklevel=5,
     )
@@ -97,11 +97,11 @@ WARMUP_STEPS = _with_flag("warmup_steps", "warmup_ratio")
 
 @dataclass(init=False)
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' `TrainingArguments`, which takes old names too: `evaluation_strategy`, `no_cuda`, and so on.
+    """transformers' `TrainingArguments`, which also accepts old names: `evaluation_strategy`, `no_cuda`, and so on.
 
     Args:
-        output_dir: where checkpoints go.
-        arguments: every other one of `transformers.TrainingArguments`, of release 4 or 5.
+        output_dir: folder of the checkpoints.
+        arguments: the other arguments of `transformers.TrainingArguments`, of release 4 or 5.
     """
 
     eval_strategy: IntervalStrategy | str = EVAL_STRATEGY

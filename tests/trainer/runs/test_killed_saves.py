@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG
 from tests.trainer.runs import killed_saves
 from tests.trainer.runs.resumed_runs import ROOT
 
@@ -25,7 +26,7 @@ def test_twenty_saves_that_are_killed(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]

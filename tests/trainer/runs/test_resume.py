@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.limits import HANG
 from tests.trainer.runs import resumed_runs
 from tests.trainer.runs.resumed_runs import CASES, ROOT, build, outcome, train
 from tests.trainer.runs.state_tools import changed
@@ -30,7 +31,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, resumed_runs.__file__, str(folder)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"},
         check=True,
-        timeout=300,
+        timeout=HANG,
     )
     return folder
 

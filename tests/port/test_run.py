@@ -266,8 +266,9 @@ def test_tools_are_loaded_from_folders_alone(tmp_path: Path) -> None:
         load_tool(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_module_runs_a_script_with_its_arguments_and_its_neighbours(tmp_path: Path) -> None:
-    """A process of its own, because the interpreter's own start is part of it."""
+    """Slow: a process of its own, which imports torch, because the interpreter's own start is part of it."""
     (tmp_path / "neighbour.py").write_text("from trl.core import LengthSampler as Sampler\n")
     (tmp_path / "old.py").write_text(
         "import sys, pickle\nfrom dataclasses import dataclass\nfrom neighbour import Sampler\nimport trl\n"

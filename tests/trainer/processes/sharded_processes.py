@@ -122,12 +122,13 @@ def own_optimizer(rank: int, folder: Path) -> dict[str, Any]:
 def resumed(folder: Path) -> dict[str, Any]:
     """Runs in one go, and runs that were saved and loaded on the way: what differs."""
     differ: dict[str, Any] = {}
+    options = {"accelerator_kwargs": {}, "ppo_epochs": 1}
     for name in ("plain", "scheduler"):
         case = resumed_runs.CASES[name]
-        whole = resumed_runs.build(case, accelerator_kwargs={})
+        whole = resumed_runs.build(case, **options)
         seen = resumed_runs.train(whole, case)
-        resumed_runs.train(resumed_runs.build(case, accelerator_kwargs={}), case, save_to=folder / name)
-        again = resumed_runs.build(case, accelerator_kwargs={}, seed=5)
+        resumed_runs.train(resumed_runs.build(case, **options), case, save_to=folder / name)
+        again = resumed_runs.build(case, **options, seed=5)
         again.load_state(folder / name, may_differ=("seed",))
         rest = resumed_runs.train(again, case)
         one, two = own_part(whole.optimizer.state_dict()["state"]), own_part(again.optimizer.state_dict()["state"])

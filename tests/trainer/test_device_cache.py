@@ -54,3 +54,37 @@ def test_a_trainer_that_is_built_or_stepped_in_between_changes_nothing(
         freed.clear()
         ours.step(*tiny.batch())
         assert bool(freed) == frees
+
+
+class Collecting(tiny.PPOTrainer):
+    """A script's own trainer, with the decorator on a method of its own."""
+
+    @core.PPODecorators.empty_device_cache()
+    def collect(self) -> str:
+        return "collected"
+
+
+@pytest.mark.parametrize("frees", [True, False])
+def test_a_method_of_a_script_goes_by_its_own_trainer(frees: bool, freed: list[str], tmp_path: Path) -> None:
+    ours, other, iterative = build(frees, Collecting), build(not frees), build_iterative(not frees, tmp_path)
+    for stepped in (lambda: None, lambda: other.step(*tiny.batch()), lambda: iterative.step(texts=["w4 w5"])):
+        stepped()
+        freed.clear()
+        assert ours.collect() == "collected"
+        assert bool(freed) == frees
+
+
+@pytest.mark.parametrize("frees", [True, False])
+def test_a_step_inside_of_another_trainer_s_step_changes_nothing(frees: bool, freed: list[str]) -> None:
+    ours, inner = build(frees), build(not frees)
+    seen: list[bool] = []
+
+    def step_inside(_: Any) -> None:
+        inner.step(*tiny.batch())
+        seen.append(bool(freed))
+        freed.clear()
+
+    ours.on_step(step_inside)
+    ours.step(*tiny.batch())
+    assert seen == [not frees]
+    assert bool(freed) == frees

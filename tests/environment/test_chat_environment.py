@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.environment.chat_tools import FORMATS, chat_tokenizer
 from tests.environment.environment_tools import EOS, ScriptedModel
+from tests.limits import HANG
 from trl_step.environment import ChatEnvironment, ParsedCall, RewardError, turns
 
 
@@ -136,7 +137,7 @@ def test_several_calls_in_a_turn(name: str) -> None:
 
 
 def test_calls_of_all_episodes_run_side_by_side() -> None:
-    barrier = threading.Barrier(4, timeout=5)
+    barrier = threading.Barrier(4, timeout=HANG)
 
     def meet(text: str) -> str:
         barrier.wait()

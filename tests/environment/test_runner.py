@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.environment.chat_tools import FORMATS, chat_tokenizer
-from tests.environment.environment_tools import BOS, EOS, ScriptedModel, byte_tokenizer
+from tests.environment.environment_tools import BOS, EOS, Clock, ScriptedModel, byte_tokenizer
+from tests.limits import HANG
 from tests.tiny import tokenizer, trainer
-from trl_step.environment import EnvironmentRunner, Episodes
+from trl_step.environment import EnvironmentRunner, Episodes, side_by_side
 
 
 class Countdown:
@@ -163,14 +164,21 @@ def test_a_text_observation_forges_no_message() -> None:
     assert run.writer.tokenizer.decode(response).count("<|im_start|>") == 2
 
 
-def test_environments_step_side_by_side_in_time() -> None:
-    barrier, release = threading.Barrier(3, timeout=5), threading.Event()
+def test_environments_step_side_by_side_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    barrier, release, clock = threading.Barrier(3, timeout=HANG), threading.Event(), Clock()
+    monkeypatch.setattr(side_by_side, "time", clock)
+    quick: list[threading.Thread] = []
 
     class Slow(Countdown):
         def step(self, action_text: str) -> Any:
+            if self.left != 7:
+                quick.append(threading.current_thread())
             barrier.wait()
             if self.left == 7:
-                release.wait(20)
+                for thread in quick:
+                    thread.join(HANG)
+                clock.go_on(0.3)
+                release.wait(HANG)
             return super().step(action_text)
 
     run = runner(Slow, "x", step_workers=4, step_timeout=0.3)

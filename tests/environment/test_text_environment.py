@@ -17,6 +17,7 @@ from tests.environment.environment_tools import (
     text_of,
     tiny_gpt2,
 )
+from tests.limits import HANG
 from trl_step.environment import RewardError, TextEnvironment, TextHistory
 
 CALL = "<request><echo>hi<call>"
@@ -135,7 +136,7 @@ def test_a_reply_does_not_submit_whoever_wrote_it() -> None:
 
 
 def test_tools_of_one_turn_run_side_by_side() -> None:
-    barrier = threading.Barrier(3, timeout=5)
+    barrier = threading.Barrier(3, timeout=HANG)
 
     def meet(query: str) -> str:
         barrier.wait()

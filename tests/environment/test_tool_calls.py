@@ -8,6 +8,8 @@ from functools import partial
 
 import pytest
 
+from tests.environment.environment_tools import Clock
+from tests.limits import HANG
 from trl_step.environment import side_by_side
 from trl_step.environment.side_by_side import SideBySide
 from trl_step.environment.tool_calls import (
@@ -83,6 +85,14 @@ def test_shorten(most: int, want: str) -> None:
     assert shorten("0123456789", most) == want
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """That of the time limits."""
+    clock = Clock()
+    monkeypatch.setattr(side_by_side, "time", clock)
+    return clock
+
+
 def call_all(runner: SideBySide, tool, *queries: str) -> list[str]:
     return tool_replies(runner, [partial(tool, query) for query in queries])
 
@@ -97,17 +107,20 @@ def test_replies_keep_the_order_of_the_calls() -> None:
 
 
 def test_calls_run_side_by_side() -> None:
-    barrier = threading.Barrier(4, timeout=5)
+    barrier = threading.Barrier(4, timeout=HANG)
     assert call_all(SideBySide(workers=4), lambda _: barrier.wait() >= 0, "a", "b", "c", "d") == ["True"] * 4
 
 
 def test_no_more_calls_than_workers_at_once() -> None:
-    lock, running, most = threading.Lock(), [0], [0]
+    lock, running, most, two = threading.Lock(), [0], [0], threading.Event()
 
     def tool(query: str) -> str:
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
+            if running[0] == 2:
+                two.set()
+        two.wait(HANG)
         time.sleep(0.01)
         with lock:
             running[0] -= 1
@@ -117,13 +130,14 @@ def test_no_more_calls_than_workers_at_once() -> None:
     assert most[0] == 2
 
 
-def test_late_calls_give_their_place_to_the_next() -> None:
+def test_late_calls_give_their_place_to_the_next(clock: Clock) -> None:
     """One worker: the clock of a call starts with the call, not while it waits for a place."""
     release = threading.Event()
 
     def tool(query: str) -> str:
         if query == "hang":
-            release.wait(20)
+            clock.go_on(0.1)
+            release.wait(HANG)
         return query
 
     replies = call_all(SideBySide(workers=1, timeout=0.1), tool, "a", "hang", "b", "hang", "c")
@@ -132,29 +146,32 @@ def test_late_calls_give_their_place_to_the_next() -> None:
     assert replies == ["a", late, "b", late, "c"]
 
 
-def test_a_late_reply_is_not_taken_for_another() -> None:
+def test_a_late_reply_is_not_taken_for_another(clock: Clock) -> None:
     first_done, second_started = threading.Event(), threading.Event()
 
     def tool(query: str) -> str:
         if query == "slow":
-            second_started.wait(5)
+            clock.go_on(0.1)
+            second_started.wait(HANG)
             first_done.set()
             return "too late"
         second_started.set()
-        first_done.wait(5)
+        first_done.wait(HANG)
         time.sleep(0.02)
         return query
 
-    assert call_all(SideBySide(workers=1, timeout=0.3), tool, "slow", "next")[1] == "next"
+    assert call_all(SideBySide(workers=1, timeout=0.1), tool, "slow", "next")[1] == "next"
 
 
-def test_calls_that_hang_are_bounded(monkeypatch) -> None:
+def test_calls_that_hang_are_bounded(monkeypatch, clock: Clock) -> None:
     monkeypatch.setattr(side_by_side, "MOST_ABANDONED", 2)
     release, started = threading.Event(), []
 
     def tool(query: str) -> str:
         started.append(query)
-        release.wait(20)
+        if not release.is_set():
+            clock.go_on(0.05)
+        release.wait(HANG)
         return query
 
     runner = SideBySide(workers=1, timeout=0.05)
@@ -163,7 +180,7 @@ def test_calls_that_hang_are_bounded(monkeypatch) -> None:
     assert "2 earlier calls hang" in replies[2]
     release.set()
     for thread in runner._abandoned:
-        thread.join(5)
+        thread.join(HANG)
     assert call_all(runner, tool, "d") == ["d"]
 
 
@@ -201,7 +218,7 @@ def test_even_an_interrupt_inside_a_tool_is_a_reply() -> None:
     def tool(query: str) -> str:
         raise KeyboardInterrupt("stop")
 
-    assert call_all(SideBySide(timeout=5), tool, "a") == ["Tool error: stop"]
+    assert call_all(SideBySide(timeout=HANG), tool, "a") == ["Tool error: stop"]
 
 
 def test_a_tool_sees_the_callers_context() -> None:

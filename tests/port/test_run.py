@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import trl_step
+from tests.limits import HANG
 from tests.markdown_pages import ROOT, write_tiny_models
 from trl_step.extras.all_scores import AllScoresPipeline
 from trl_step.port.aliases import trl_is_trl_step
@@ -265,8 +266,9 @@ def test_tools_are_loaded_from_folders_alone(tmp_path: Path) -> None:
         load_tool(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_module_runs_a_script_with_its_arguments_and_its_neighbours(tmp_path: Path) -> None:
-    """A process of its own, because the interpreter's own start is part of it."""
+    """Slow: a process of its own, which imports torch, because the interpreter's own start is part of it."""
     (tmp_path / "neighbour.py").write_text("from trl.core import LengthSampler as Sampler\n")
     (tmp_path / "old.py").write_text(
         "import sys, pickle\nfrom dataclasses import dataclass\nfrom neighbour import Sampler\nimport trl\n"
@@ -276,7 +278,7 @@ def test_module_runs_a_script_with_its_arguments_and_its_neighbours(tmp_path: Pa
     )
     done = subprocess.run(
         [sys.executable, "-m", "trl_step.port", str(tmp_path / "old.py"), "--check", "-x"],
-        capture_output=True, text=True, cwd=ROOT,
+        capture_output=True, text=True, cwd=ROOT, timeout=HANG,
     )  # fmt: skip
     assert done.stdout.strip() == f"{[str(tmp_path / 'old.py'), '--check', '-x']} True trl_step"
     assert done.returncode == 3

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from peft import LoraConfig
 
+from tests.limits import HANG
 from tests.tiny import batch as samples
 from tests.tiny import config, tokenizer, weights, with_value_head
 from trl_step import PPOTrainer, create_reference_model
@@ -249,7 +250,7 @@ def launch(folder: Path, configuration: str, script: str = __file__) -> None:
         start_new_session=True,
     )
     try:
-        output = process.communicate(timeout=150)[0]
+        output = process.communicate(timeout=HANG)[0]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

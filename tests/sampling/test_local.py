@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
+from tests.environment.environment_tools import byte_tokenizer
 from tests.sampling.generation_tools import (
     EOS,
     PAD,
@@ -231,20 +231,34 @@ def test_no_queries_no_answers() -> None:
     assert answer(tiny_gpt2(), []) == []
 
 
-@pytest.mark.parametrize("place", ["argument", "config"])
-def test_stop_strings_of_transformers_leave_no_padding(monkeypatch, place: str) -> None:
+@pytest.mark.parametrize("place", ["argument", "a single string", "config"])
+def test_stop_strings_of_transformers_leave_no_padding(place: str) -> None:
     """They end rows inside `generate`; what follows there is padding, even where no end id is configured."""
-    queries = [torch.tensor([2, 3, 4]), torch.tensor([9])]
-    made = SimpleNamespace(asked=None)
-
-    def criterion(tokenizer, stop_strings):
-        made.asked = (tokenizer, stop_strings)
-        return StopAt(6)
-
-    monkeypatch.setattr("transformers.StopStringCriteria", criterion)
-    settings = {"stop_strings": ["x"]}
+    queries, tokenizer = [torch.tensor([2, 3, 4]), torch.tensor([9])], byte_tokenizer(bos=False)
+    stop = tokenizer.decode([5, 6])
+    settings = {"stop_strings": stop if place == "a single string" else [stop]}
     if place == "config":
         settings = {"generation_config": GenerationConfig(**settings)}
-    got = count_up(tiny_gpt2(), queries, tokenizer="tok", max_new_tokens=4, **settings)
-    assert made.asked == ("tok", ["x"])
+    got = count_up(tiny_gpt2(), queries, tokenizer=tokenizer, max_new_tokens=4, **settings)
     assert [row.tolist() for row in got] == [[5, 6], [10, 11, 12, 13]]
+
+
+def test_a_stop_string_that_begins_in_the_prompt_does_not_count() -> None:
+    tokenizer = byte_tokenizer(bos=False)
+    settings = {"stop_strings": [tokenizer.decode([4, 5])], "tokenizer": tokenizer, "max_new_tokens": 3}
+    assert count_up(tiny_gpt2(), [torch.tensor([2, 3, 4])], **settings)[0].tolist() == [5, 6, 7]
+
+
+def test_stop_strings_in_beam_search_are_those_of_transformers() -> None:
+    """Beams change places, and several follow one: what each has written goes with it."""
+    tokenizer, ended = byte_tokenizer(bos=False), 0
+    queries = [torch.cat((query, torch.tensor([2]))) for query in ragged_queries(3, 6, 2, 4)]
+    pairs = [tokenizer.decode([first, second]) for first in range(3, 23, 2) for second in range(3, 23, 3)]
+    settings = {"num_beams": 3, "eos_token_ids": []}
+    for seed in range(4):
+        model = tiny_gpt2(seed)
+        got = answer(model, queries, stop_strings=pairs, tokenizer=tokenizer, **settings)
+        expected = answer(model, queries, stopping_criteria=[StopStringCriteria(tokenizer, pairs)], **settings)
+        assert same(got, expected)
+        ended += sum(len(row) < 8 for row in got)
+    assert ended > 8

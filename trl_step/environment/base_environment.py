@@ -12,7 +12,6 @@ import torch
 
 from trl_step.environment.rewards import RewardError, set_rewards
 from trl_step.environment.side_by_side import SideBySide
-from trl_step.environment.stop_strings import StringStoppingCriteria
 from trl_step.environment.text_history import TextHistory
 from trl_step.environment.tool_calls import (
     Tool,
@@ -26,6 +25,7 @@ from trl_step.environment.tool_calls import (
     tools_by_name,
 )
 from trl_step.environment.turns import TurnWriter, device_of, inner_model, is_encoder_decoder
+from trl_step.sampling.stop_strings import StringStoppingCriteria
 
 __all__ = ["RewardError", "StringStoppingCriteria", "TextEnvironment", "TextHistory"]
 

@@ -58,7 +58,8 @@ class SideBySide:
                 if self._still_hanging() >= MOST_ABANDONED:
                     outcomes[i] = Outcome(error=f"{MOST_ABANDONED} earlier calls hang, no further call is started")
                 else:
-                    running[i] = (_start(i, job, finished), time.monotonic() + (self.timeout or math.inf))
+                    deadline = time.monotonic() + (self.timeout or math.inf)
+                    running[i] = (_start(i, job, finished), deadline)
             for i, outcome in self._next(running, finished):
                 outcomes[i] = outcome
                 del running[i]

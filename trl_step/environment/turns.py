@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 
-from trl_step.environment.stop_strings import StringStoppingCriteria
 from trl_step.environment.text_history import TextHistory
 from trl_step.sampling.local import all_eos_ids, generate_batched, padding_id
+from trl_step.sampling.stop_strings import StringStoppingCriteria
 
 
 def inner_model(model: Any) -> Any:

@@ -20,6 +20,7 @@ from trl_step.models.sharding import gathered
 from trl_step.models.shortcuts.fast_linear import fast_dense_layers
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.row_ends import Criterion, RowEnds
+from trl_step.sampling.stop_strings import StringStoppingCriteria
 
 DEFAULT_NEW_TOKENS = 20
 """New tokens that transformers generates if no length is given; used to estimate the size of a batch."""
@@ -291,12 +292,10 @@ def _as_ids(*sources: Any) -> list[int]:
 
 
 def _stop_string_criterion(stop_strings: Any, tokenizer: Any) -> Criterion:
-    """transformers' own criterion, built here so that the end of a row is recorded and its padding removed."""
+    """In place of the one that transformers would make, so that the end of a row is recorded and its padding removed."""
     if tokenizer is None:
         raise ValueError("stop_strings need the tokenizer: pass tokenizer=... as well")
-    from transformers import StopStringCriteria
-
-    return StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
+    return StringStoppingCriteria([stop_strings] if isinstance(stop_strings, str) else stop_strings, tokenizer)
 
 
 def _check_arguments(

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,13 @@ from trl_step.trainer.engine.memory_budget import MemoryBudget
 def test_split_by_hand():
     assert [p.tolist() for p in MemoryBudget(10).split([4, 5, 3, 10, 11, 1])] == [[0, 1], [2], [3], [4], [5]]
     assert [p.tolist() for p in MemoryBudget().split([4, 5, 3])] == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2, 3])
+def test_as_many_parts_as_the_process_with_the_most(gap):
+    parts = ForwardSize(10).split_alike([4, 5, 3], lambda own: own + gap)
+    assert [p.tolist() for p in parts] == [[0, 1], [2], *([[]] * gap)]
+    assert {p.dtype for p in parts} == {np.dtype(np.int64)}, "they are used as indices"
 
 
 def test_halving():

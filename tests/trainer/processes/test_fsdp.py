@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
+from tests.once import started_once
 from tests.regressions.two_processes import CASES, Case, alone, build, launch
 from tests.tiny import batch, weights
 from tests.trainer.processes.sharded_processes import GREEDY, SCRIPT, SHARDED_CASES
@@ -23,12 +24,11 @@ Seen = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fsdp")
+    return started_once(tmp_path_factory, "fsdp", lambda folder: launch(folder, "fsdp2", SCRIPT))
 
 
 @pytest.fixture(scope="module")
 def both(folder: Path) -> Seen:
-    launch(folder, "fsdp2", SCRIPT)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.limits import HANG
+
 BLOCK, FILE_HEADER, CHUNK_HEADER = 32768, 7, struct.Struct("<IHB")
 FULL, LAST = 1, 4
 
@@ -33,12 +35,13 @@ def records(path: Path) -> Iterator[Any]:
 def finished_run(folder: Path) -> list[Any]:
     """All messages of the one run under `folder`; wandb's own process writes the last of them a moment later."""
     (path,) = folder.rglob("*.wandb")
-    for _ in range(200):
+    began = time.monotonic()
+    while time.monotonic() - began < HANG:
         found = list(records(path))
         if found and found[-1].HasField("exit"):
             return found
         time.sleep(0.1)
-    raise TimeoutError(f"{path} has no end after 20 seconds")
+    raise TimeoutError(f"{path} has no end after {HANG} seconds")
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""The runs of `resumed_runs` on two processes, which `launch` of `tests.regressions.two_processes` starts twice.
+"""The runs of `resumed_runs` on two processes, which `launch` of `tests.regressions.two_processes` starts.
 
-The first start plays every case in one go, and its first part up to the save; the second goes on from there. Each
-process writes what it saw to FOLDER.
+Each of the two forks twice. The first forked processes play every case in one go, and its first part up to the save;
+when they have ended, the second ones go on from there. Each writes what it saw to FOLDER.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from tests.tiny import weights
+from tests.trainer.runs.forks import fork, wait
 from tests.trainer.runs.resumed_runs import CASES, build, outcome, step, train
 from trl_step import PPOTrainer
 
@@ -116,13 +118,24 @@ def told(work: Any) -> str:
     return ""
 
 
+def join(rank: int, name: str) -> None:
+    """Meet the other process as process `rank` of the group `name`, through the launcher's store."""
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.PrefixStore(name, dist.TCPStore(*place, is_master=False))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+
+
 def main(folder: Path) -> None:
-    rank = int(os.environ["RANK"])
-    begun = folder / f"begun-{rank}.pt"
-    if not begun.exists():
-        torch.save(begin(rank, folder), begun)
-    else:
-        torch.save(go_on(rank, folder), folder / f"went-on-{rank}.pt")
+    """In the second half the processes change places, as their hash seeds differ: the order of a set may not count."""
+    own = int(os.environ["RANK"])
+    for name, rank, play in (("begun", own, begin), ("went-on", 1 - own, go_on)):
+
+        def work(name: str = name, rank: int = rank, play: Any = play) -> None:
+            join(rank, name)
+            torch.save(play(rank, folder), folder / f"{name}-{rank}.pt")
+
+        wait(fork(work))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Runs that are played in one go, and in two parts with a save between them.
 
-`python resumed_runs.py FOLDER` plays the first part of every case in this process and saves it to FOLDER.
+`main(FOLDER)` plays the first part of every case and saves it to FOLDER.
 """
 
 from __future__ import annotations
 
 import random
-import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +137,3 @@ def outcome(ours: PPOTrainer) -> dict[str, Any]:
 def main(folder: Path) -> None:
     for name, case in CASES.items():
         train(build(case), case, save_to=folder / name)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.limits import HANG
 from tests.tiny import batch, trainer
 from tests.trainer.runs import resumed_runs
 from tests.trainer.runs.resumed_runs import CASES, build, outcome, train
@@ -189,7 +190,7 @@ def test_in_a_thread_states_are_saved_and_the_handler_is_left_alone(tmp_path: Pa
     ours = saving(tmp_path)
     thread = threading.Thread(target=lambda: ours.step(*batch()))
     thread.start()
-    thread.join()
+    thread.join(HANG)
     assert states(tmp_path) == ["1"]
     assert signal.getsignal(signal.SIGINT) is handler
 

@@ -1,6 +1,6 @@
 """A run on two processes that is saved and goes on in new ones equals the run in one go, bit for bit.
 
-Slow, as two processes are started twice, and each imports torch and transformers.
+Slow, as two processes are started, and each imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.once import started_once
 from tests.regressions.two_processes import launch
 from tests.tiny import config, tokenizer, with_value_head
 from tests.trainer.runs.resumed_processes import NAMES, SCRIPT
@@ -23,10 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    launch(folder, "ddp", SCRIPT)
-    launch(folder, "ddp", SCRIPT)
-    return folder
+    return started_once(tmp_path_factory, "resumed_processes", lambda folder: launch(folder, "ddp", SCRIPT))
 
 
 @pytest.fixture(scope="module")

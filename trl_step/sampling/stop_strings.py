@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +20,10 @@ MOST_HELD_TOKENS = 8
 
 @dataclass
 class _Row:
-    """The end of a row's text, and the few tokens that still decide how the next ones are spelled."""
+    """The end of a row's new text, and the few tokens that still decide how the next ones are spelled."""
 
     window: list[int] = field(default_factory=list)
-    read: int = 0  # tokens at the start of `window` whose text is already in `tail`
+    read: int = 0  # tokens at the start of `window` whose text is in `tail`, or in the prompt
     tail: str = ""
     done: bool = False
 
@@ -31,7 +32,11 @@ class StringStoppingCriteria(BatchCriterion):
     """Ends each row by itself once what it generated contains one of `stop_strings`.
 
     Every token is decoded once, beside one neighbour that its spelling may depend on: the cost of a row is linear in
-    its new tokens.
+    its new tokens. Rows may change places, as those of a beam search do.
+
+    transformers' `StopStringCriteria` knows each token's text beforehand. It cannot be made for a tokenizer without the
+    letters a to f, nor see a character that is several tokens of a tokenizer in Python, as those of ByT5; and a stop
+    string may begin in the prompt there.
 
     Args:
         stop_strings: plain strings; they may span several tokens.
@@ -55,29 +60,38 @@ class StringStoppingCriteria(BatchCriterion):
     def start_batch(self) -> None:
         """The next call brings the first new token of a new batch."""
         self._rows: list[_Row] = []
-        self._width = 0
-        self._last: list[int] = []
+        self._seen: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Bools [n], true where the new text of a row of `input_ids` [n, W] contains a stop string.
 
         # differs from v0.7: that answered with one bool for all rows, and rows went on until the last was done
         """
-        if not self._continues(input_ids):
-            self._rows = [_Row() for _ in range(input_ids.shape[0])]
+        begun = self._begun(input_ids)
+        if not begun:
+            begun = input_ids.shape[1] - 1
+            neighbours = input_ids[:, max(0, begun - 1) : begun].tolist()
+            self._rows = [_Row(window=neighbour, read=len(neighbour)) for neighbour in neighbours]
             self.generated_tokens = [0] * len(self._rows)
-            self._width = input_ids.shape[1] - 1
-        for column in input_ids[:, self._width :].T.tolist():
+        for column in input_ids[:, begun:].T.tolist():
             self._read(column)
-            self._last = column
-        self._width = input_ids.shape[1]
+        self._seen = input_ids
         return torch.tensor([row.done for row in self._rows], dtype=torch.bool, device=input_ids.device)
 
-    def _continues(self, input_ids: torch.Tensor) -> bool:
-        """Whether these are the rows of the call before, grown by new tokens."""
-        if len(self._rows) != input_ids.shape[0] or input_ids.shape[1] <= self._width:
-            return False
-        return input_ids[:, self._width - 1].tolist() == self._last
+    def _begun(self, input_ids: torch.Tensor) -> int:
+        """The width of the call before if these are its rows, grown by new tokens; else 0."""
+        if self._seen is None or input_ids.shape[1] <= self._seen.shape[1]:
+            return 0
+        width = self._seen.shape[1]
+        begins = input_ids[:, :width]
+        if not torch.equal(begins, self._seen):
+            places = {tuple(row): i for i, row in enumerate(self._seen.tolist())}
+            rows = [places.get(tuple(row), -1) for row in begins.tolist()]
+            if min(rows) < 0:
+                return 0
+            self._rows = [copy.deepcopy(self._rows[i]) for i in rows]
+            self.generated_tokens = [self.generated_tokens[i] for i in rows]
+        return width
 
     def _read(self, column: Sequence[int]) -> None:
         """Take one new token per row."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, StopStringCriteria
 
 from tests.environment.environment_tools import PAD, byte_tokenizer
+from tests.tiny import tokenizer as word_tokenizer
 from trl_step.environment import EnvironmentRunner, StringStoppingCriteria
 
 TOKENIZER = byte_tokenizer(bos=False)
@@ -117,6 +120,42 @@ def test_finished_rows_are_not_read_any_more() -> None:
 
     feed(StringStoppingCriteria(["!"], Counter()), ids_of("?!bcdefgh", "?abcdefgh"), 1)
     assert decoded == [2, 2] + [1] * 14
+
+
+def test_text_that_the_first_token_owes_to_its_place() -> None:
+    """Llama's decoder takes the space from in front of a text; the new text begins inside of one."""
+    words = {word: i for i, word in enumerate(["▁a", "▁b", "c"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="c"))
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert tokenizer.decode([1, 2]) == "bc"
+    assert first_stops(feed(StringStoppingCriteria([" b"], tokenizer), torch.tensor([[0, 1, 2]]), 1)) == [1]
+
+
+def test_rows_that_change_places() -> None:
+    criterion = StringStoppingCriteria(["ab", "cd"], TOKENIZER)
+    for rows, want in (
+        (("?a", "?c", "?x"), [False, False, False]),
+        (("?ca", "?ab", "?ad"), [False, True, False]),
+        (("?adb", "?abx", "?cab"), [False, True, True]),
+        (("?cabx", "?adbc", "?abxx"), [True, False, True]),
+    ):
+        assert criterion(ids_of(*rows), None).tolist() == want
+    assert criterion.generated_tokens == [3, 4, 2]
+
+
+def test_where_the_criterion_of_transformers_falls_short() -> None:
+    """The reasons for one of our own. If this fails, see whether they are still true."""
+    words, characters = word_tokenizer(), ByT5Tokenizer()
+    two_words, byte_by_byte = torch.tensor([[4, 5, 6, 7]]), torch.tensor([characters("xé!y").input_ids])
+    assert first_stops(feed(StringStoppingCriteria(["w5 w6"], words), two_words, 1)) == [2]
+    with pytest.raises(ValueError, match="substring not found"):
+        StopStringCriteria(words, ["w5 w6"])
+    assert first_stops(feed(StringStoppingCriteria(["é!"], characters), byte_by_byte, 1)) == [3]
+    assert first_stops(feed(StopStringCriteria(characters, ["é!"]), byte_by_byte, 1)) == [None]
+    in_the_prompt = ids_of("<call>")
+    assert first_stops(feed(StringStoppingCriteria(["<call>"], TOKENIZER), in_the_prompt, 3)) == [None]
+    assert first_stops(feed(StopStringCriteria(TOKENIZER, ["<call>"]), in_the_prompt, 3)) == [3]
 
 
 def test_a_single_string_is_no_list_of_letters() -> None:

@@ -292,7 +292,7 @@ def _as_ids(*sources: Any) -> list[int]:
 
 
 def _stop_string_criterion(stop_strings: Any, tokenizer: Any) -> Criterion:
-    """In place of the one that transformers would make, so that the end of a row is recorded and its padding removed."""
+    """In place of transformers' own criterion, so that the end of a row is recorded and its padding removed."""
     if tokenizer is None:
         raise ValueError("stop_strings need the tokenizer: pass tokenizer=... as well")
     return StringStoppingCriteria([stop_strings] if isinstance(stop_strings, str) else stop_strings, tokenizer)

@@ -17,7 +17,7 @@ def test_split_by_hand():
 
 @pytest.mark.parametrize("gap", [0, 1, 2, 3])
 def test_as_many_parts_as_the_process_with_the_most(gap):
-    parts = ForwardSize(10).split_alike([4, 5, 3], lambda own: own + gap)
+    parts = MemoryBudget(10).split_alike([4, 5, 3], lambda own: own + gap)
     assert [p.tolist() for p in parts] == [[0, 1], [2], *([[]] * gap)]
     assert {p.dtype for p in parts} == {np.dtype(np.int64)}, "they are used as indices"
 

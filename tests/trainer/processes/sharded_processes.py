@@ -33,8 +33,8 @@ SHARDED_CASES = {name: CASES[name] for name in CASES if name not in ("tokens", "
     })),
     "given head": Case((4, 4), {"mini_batch_size": 4}, model="llama"),
 }  # fmt: skip
-"""`parts`: the processes cut their mini-batches into different numbers of parts. The cases after it: process 0 into three
-or four, process 1 into one. `given head`: untied embeddings."""
+"""`parts`: the processes cut their mini-batches into different numbers of parts. The cases after it: process 0 into
+three or four, process 1 into one. `given head`: untied embeddings."""
 DEEPSPEED_CASES = {
     name: case for name, case in SHARDED_CASES.items() if "forward_tokens" not in case.options and name != "skip"
 }

@@ -6,7 +6,7 @@ from trl_step.algorithms.objective import policy_loss_gradient, policy_losses
 from trl_step.head import tiles as vocabulary
 from trl_step.head.logprobs import exact_divergence, logprobs_of_logits, token_logprobs
 from trl_step.head.policy_gradient import policy_gradient_rows
-from trl_step.head.tiles import ChunkBuffers, OutputHead
+from trl_step.head.tiles import OutputHead
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -31,33 +31,6 @@ def test_entropy_where_it_is_small_and_the_logits_are_large():
     log_p = torch.log_softmax(hidden.double() @ weight.double().T, dim=-1)
     rows = policy_gradient_rows(hidden, torch.tensor([1, 0]), OutputHead(weight), lambda rows, chunk: chunk)
     torch.testing.assert_close(rows.entropy, -(log_p.exp() * log_p).sum(-1).float(), rtol=0, atol=2e-4)
-
-
-def test_the_gradient_has_the_last_ones_memory_once_nobody_holds_that():
-    hidden, labels, head = make("plain")
-    buffers = ChunkBuffers()
-
-    def gradient():
-        head.weight.grad = None
-        rows = policy_gradient_rows(hidden, labels, head, lambda rows, chunk: chunk, buffers=buffers)
-        rows.anchor.backward()
-        return head.weight.grad
-
-    with buffers.kept():
-        first = gradient()
-        address, value = first.data_ptr(), first.clone()
-        second = gradient()
-        assert second.data_ptr() != address, "the first is still held"
-        assert torch.equal(first, value)
-        address = second.data_ptr()
-        del second
-        assert gradient().data_ptr() == address
-        view = head.weight.grad[:2]
-        assert gradient().data_ptr() != address, "a view holds it"
-        assert torch.equal(view, value[:2])
-        policy_gradient_rows(hidden, labels, head, lambda rows, chunk: chunk, buffers=buffers).anchor.backward()
-        torch.testing.assert_close(head.weight.grad, 2 * value)
-    assert buffers._gradient is None
 
 
 @pytest.mark.parametrize("more", [0, 3], ids=["", "padded"])

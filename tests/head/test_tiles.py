@@ -107,13 +107,3 @@ def test_buffers_are_used_again_and_given_back():
         address("policy", 7, torch.float64)
     one, other = (buffers.numbers("policy", 7, torch.float32, CPU) for _ in range(2))
     assert one.data_ptr() != other.data_ptr()
-
-
-def test_an_accelerators_gradient_is_left_to_its_allocator():
-    """A copy on another stream may still read one that no tensor holds any more."""
-    buffers = ChunkBuffers()
-    with buffers.kept():
-        assert buffers.gradient(torch.empty(3, 2, device="meta"), torch.float32).shape == (3, 2)
-        assert buffers._gradient is None
-        buffers.gradient(torch.empty(3, 2), torch.float32)
-        assert buffers._gradient is not None

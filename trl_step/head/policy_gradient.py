@@ -152,7 +152,7 @@ class _PolicyGradientRows(torch.autograd.Function):
         logprobs = torch.empty(labels.shape, dtype=wide(dtype), device=hidden.device)
         entropy = torch.empty_like(logprobs)
         d_hidden = torch.empty_like(rows_in, dtype=wide(dtype))
-        d_weight = buffers.gradient(weight, wide(dtype)) if ctx.needs_input_grad[1] else None
+        d_weight = torch.empty_like(weight, dtype=wide(dtype)) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=wide(dtype)) if bias is not None and ctx.needs_input_grad[2] else None
         if d_weight is not None and len(labels) == 0:
             d_weight.zero_()

@@ -40,7 +40,7 @@ class OutputHead(NamedTuple):
 
 
 class ChunkBuffers:
-    """The memory that the tiles of one chunk are kept in, and that of the head's gradient.
+    """The memory that the tiles of one chunk are kept in.
 
     Inside `kept` one call hands it to the next: on a CPU the pages of a fresh buffer cost as much as a pass over it.
     """
@@ -48,7 +48,6 @@ class ChunkBuffers:
     def __init__(self) -> None:
         self._keep = False
         self._buffers: dict[str, torch.Tensor] = {}
-        self._gradient: torch.Tensor | None = None
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -59,7 +58,6 @@ class ChunkBuffers:
         finally:
             self._keep = False
             self._buffers.clear()
-            self._gradient = None
 
     def numbers(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Uninitialised [count]; `name` tells buffers apart that are in use at the same time."""
@@ -69,25 +67,6 @@ class ChunkBuffers:
         if self._keep:
             self._buffers[name] = buffer
         return buffer[:count]
-
-    def gradient(self, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Uninitialised, in the shape of `like`: on a CPU the last one's memory if nobody holds that any more.
-
-        An accelerator's own allocator has memory as fast, and knows of streams that still read what nobody holds.
-        """
-        last = self._gradient
-        fits = last is not None and (last.shape, last.dtype, last.device) == (like.shape, dtype, like.device)
-        if last is None or not fits or _holders(last) > 1:
-            last = torch.empty_like(like, dtype=dtype)
-        if self._keep and last.device.type == "cpu":
-            self._gradient = last
-        return last.detach()  # a tensor of its own: autograd copies one that somebody else holds
-
-
-def _holders(tensor: torch.Tensor) -> int:
-    """How many tensors lie in this one's memory."""
-    storage = tensor.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata) - 1  # `storage` holds it as well
 
 
 class RowChunk(NamedTuple):

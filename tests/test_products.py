@@ -89,18 +89,6 @@ def test_only_the_gradients_that_are_asked_for(calls):
     torch.testing.assert_close(trained.grad, frozen.sum(0).expand(3, 5))
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_that_are_added_up(always, first, dtype):
-    left, right = torch.randn(6, 9, dtype=dtype), torch.randn(6, 4, dtype=dtype)
-    total = torch.full((9, 4), float("nan")) if first else torch.ones(9, 4)
-    expected = left.double().t() @ right.double() + (0 if first else 1)
-    products.add_product(total, left.t(), right, first)
-    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    torch.testing.assert_close(total.double(), expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(products.product(left, left.t()), left @ left.t())
-
-
 def test_few_sizes_are_compiled_for_many_numbers_of_rows(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)

@@ -63,26 +63,6 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return _onednn(left, right.t()) if takes_onednn(left, right) else torch.mm(left, right)
 
 
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
-    """total [N, M] += left [N, K] @ right [K, M]; the `first` product is written over what was there.
-
-    Fastest for a `left` that is a transposed view of contiguous rows. The operands may be of a narrower dtype.
-    """
-    if takes_onednn(right.t(), left.t()):
-        # (right.T @ left.T).T: the operand that is copied to lie in rows is the narrow one
-        addend = _onednn(right.t(), left).t()
-        addend = addend if first else addend.contiguous()  # to add a transposed view takes twice as long
-    elif left.dtype == total.dtype:
-        total.addmm_(left, right, beta=0 if first else 1)
-        return
-    else:
-        addend = torch.mm(left, right)
-    if first:
-        total.copy_(addend)
-    else:
-        total.add_(addend)
-
-
 def linear(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, transposed: bool = False
 ) -> torch.Tensor:

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from trl_step.products import padded_rows, product
-
 CHUNK_ELEMENTS = 1 << 25
 """Numbers of one chunk: 32 Mi, 128 MiB in float32."""
 MIN_CHUNK_ROWS = 128
@@ -70,29 +68,19 @@ class ChunkBuffers:
 
 
 class RowChunk(NamedTuple):
-    """Some of N rows; behind them rows of 0 with label 0, where a product is better off with them."""
+    """Some of N rows."""
 
     rows: slice
     hidden: torch.Tensor
-    """[n, D], n at least as long as `rows`"""
+    """[n, D]"""
     labels: torch.Tensor
-    """[n]"""
-
-    def own(self, values: torch.Tensor) -> torch.Tensor:
-        """[n, ...] -> those of `rows`."""
-        return values[: self.rows.stop - self.rows.start]
-
-    def padded(self, values: torch.Tensor) -> torch.Tensor:
-        """[those of `rows`] -> [n], with 0 behind them."""
-        return F.pad(values, (0, len(self.labels) - len(values)))
+    """[n] int64"""
 
 
 def row_chunks(hidden: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> Iterator[RowChunk]:
     """All of hidden [N, D] and labels [N], in chunks of about equal size."""
     for rows in _even_slices(len(labels), max(CHUNK_ELEMENTS // vocabulary, MIN_CHUNK_ROWS)):
-        count = rows.stop - rows.start
-        more = padded_rows(count, hidden.device) - count
-        yield RowChunk(rows, F.pad(hidden[rows], (0, 0, 0, more)), F.pad(labels[rows], (0, more)))
+        yield RowChunk(rows, hidden[rows], labels[rows])
 
 
 def column_tiles(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
@@ -101,7 +89,7 @@ def column_tiles(rows: int, vocabulary: int, device: torch.device) -> list[slice
 
 
 def tile_of(buffer: torch.Tensor, rows: int, columns: slice) -> torch.Tensor:
-    """The tile's place [n, v] in a buffer [n * V] that holds one tile behind the other."""
+    """The tile's place [n, v] in a buffer [n * V] that holds one tile after the other."""
     return buffer[rows * columns.start : rows * columns.stop].view(rows, columns.stop - columns.start)
 
 
@@ -126,10 +114,10 @@ def tile_logits(
     """The logits of some columns.
 
     Args:
-        hidden, weight: [n, D] and [V, D] in the dtype of the product; everything behind it is float32 at least
+        hidden, weight: [n, D] and [V, D] in the dtype of the product; all that follows it is float32 at least
         head: what else there is about the logits
     """
-    logits = product(hidden, weight[columns].t())
+    logits = torch.mm(hidden, weight[columns].t())
     if head.bias is not None:
         logits.add_(head.bias[columns])
     logits = logits.to(wide(logits.dtype))

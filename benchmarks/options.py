@@ -3,8 +3,7 @@
     python benchmarks/options.py
     python benchmarks/options.py --quick    # only to see that it works
 
-`mkldnn` is `torch.backends.mkldnn`: without it torch's own float32 products serve, see `trl_step/products.py`. `bf16`
-is `mixed_precision: bf16`: it is faster than float32 on processors that have products in bfloat16.
+`bf16` is `mixed_precision: bf16`: it is faster than float32 on processors that have products in bfloat16.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ size says nothing."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "kl_penalty='full'": {"config": {"kl_penalty": "full"}},
-    "mkldnn.enabled=False": {"mkldnn": False},
     "mixed_precision='bf16'": {"accelerator": {"mixed_precision": "bf16"}},
     "gradient_checkpointing=True": {"config": {"gradient_checkpointing": True}},
     "forward_tokens=512": {"config": {"forward_tokens": 512}},

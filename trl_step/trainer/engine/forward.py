@@ -28,7 +28,6 @@ from trl_step.models.modeling_value_head import (
     AutoModelForSeq2SeqLMWithValueHead,
 )
 from trl_step.models.output_head import describe_output_head
-from trl_step.models.shortcuts.fast_linear import fast_dense_layers
 from trl_step.models.shortcuts.tied_embedding import JoinedGradient, joined_where_tied
 from trl_step.trainer.batches.layout import Inputs, Layout
 from trl_step.trainer.batches.positions import Chosen
@@ -115,8 +114,7 @@ class TokenForward:
         return kwargs
 
     def _run(self, model: Any, inputs: Inputs, left_padded: bool, **options: Any) -> Any:
-        with fast_dense_layers(self.unwrap(model).pretrained_model):
-            return model(**self.model_kwargs(model, inputs, left_padded), **options)
+        return model(**self.model_kwargs(model, inputs, left_padded), **options)
 
     def everything(
         self, model: Any, inputs: Inputs, left_padded: bool

@@ -3,7 +3,6 @@
     python benchmarks/options.py
     python benchmarks/options.py --quick    # only to see that it works
 
-`mkldnn` is `torch.backends.mkldnn`: without it torch's own float32 products are used, see `trl_step/products.py`.
 `bf16` is `mixed_precision: bf16`: it is faster than float32 on processors that have bfloat16 products.
 """
 
@@ -36,7 +35,6 @@ the size of the mean itself says nothing."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "kl_penalty='full'": {"config": {"kl_penalty": "full"}},
-    "mkldnn.enabled=False": {"mkldnn": False},
     "mixed_precision='bf16'": {"accelerator": {"mixed_precision": "bf16"}},
     "gradient_checkpointing=True": {"config": {"gradient_checkpointing": True}},
     "forward_tokens=512": {"config": {"forward_tokens": 512}},

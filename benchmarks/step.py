@@ -68,11 +68,7 @@ def measure(case: Case, peers: list[str], pythons: dict[str, str], args: argpars
 
 
 def summary(case: Case, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median and minimum over all steps of all runs.
-
-    The limit is computed with the rate of torch's own product, the same for every library, and also with that of the
-    library's own product, which may be faster.
-    """
+    """Median and minimum over all steps of all runs."""
     seconds = [s for result in results for s in result["seconds"]]
     rate = max(rate for result in results for rate in result["rate"])
     limit = case.flops() / rate
@@ -83,15 +79,14 @@ def summary(case: Case, results: list[dict[str, Any]]) -> dict[str, Any]:
         "peak_mb": statistics.median([result["peak_mb"] for result in results]),
         "gflops": rate / 1e9,
         "limit_seconds": limit,
-        "ratio_to_limit": ratio(case, results, "rate"),
-        "ratio_to_own_limit": ratio(case, results, "own_rate"),
+        "ratio_to_limit": ratio(case, results),
         "versions": results[0]["versions"],
     }
 
 
-def ratio(case: Case, results: list[dict[str, Any]], rate: str) -> float:
-    """Median time of a step divided by that of its products alone, at the best `rate` of the same process."""
-    return statistics.median([s * max(result[rate]) / case.flops() for result in results for s in result["seconds"]])
+def ratio(case: Case, results: list[dict[str, Any]]) -> float:
+    """Median time of a step divided by that of its products alone, at the best rate of the same process."""
+    return statistics.median([s * max(result["rate"]) / case.flops() for result in results for s in result["seconds"]])
 
 
 def table(found: dict[str, dict[str, Any]], peers: list[str]) -> list[list[str]]:
@@ -107,7 +102,7 @@ def table(found: dict[str, dict[str, Any]], peers: list[str]) -> list[list[str]]
             ]
             rows.append(
                 [f"{case}: {peer}", f"{r['seconds']:.2f}", f"{r['seconds_min']:.2f}", relative[0], relative[1],
-                 f"{r['ratio_to_limit']:.2f}", f"{r['ratio_to_own_limit']:.2f}", f"{r['peak_mb']:.0f}", relative[2]]
+                 f"{r['ratio_to_limit']:.2f}", f"{r['peak_mb']:.0f}", relative[2]]
             )  # fmt: skip
     return rows
 
@@ -120,7 +115,7 @@ def main() -> None:
     found = {}
     for name in args.cases:
         found[name] = measure(quick(CASES[name]) if args.quick else CASES[name], args.peers, pythons, args)
-        header = ["case: library", "s/step", "min", "time /0.7.11", "CPU /0.7.11", "/limit", "/own limit", "peak MB",
+        header = ["case: library", "s/step", "min", "time /0.7.11", "CPU /0.7.11", "/limit", "peak MB",
                   "peak /0.7.11"]  # fmt: skip
         show("one PPO step, float32", header, table(found, args.peers))
         if not args.quick:

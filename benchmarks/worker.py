@@ -54,12 +54,7 @@ class PeakMemory:
         return self.peak - self.start
 
 
-def own_product(library: str):
-    """The library's matrix product."""
-    return importlib.import_module("trl_step.products").product if library == "trl_step" else torch.mm
-
-
-def matrix_rate(case: Case, product) -> float:
+def matrix_rate(case: Case) -> float:
     """Best flop/s of float32 products at the model's own shapes."""
     rows = case.mini_batch * (case.query[1] + case.response[1])
     best = 0.0
@@ -70,14 +65,9 @@ def matrix_rate(case: Case, product) -> float:
         left, right = torch.randn(m, k), torch.randn(n, k)
         for _ in range(5):
             start = time.perf_counter()
-            product(left, right.t())
+            torch.mm(left, right.t())
             best = max(best, 2 * m * k * n / (time.perf_counter() - start))
     return best
-
-
-def rates(case: Case, library: str) -> dict[str, list[float]]:
-    """Of torch's product, the same for every library, and of the library's own."""
-    return {"rate": [matrix_rate(case, torch.mm)], "own_rate": [matrix_rate(case, own_product(library))]}
 
 
 def tokenizer():
@@ -163,7 +153,6 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in job["case"].items()})
     torch.set_num_threads(job.get("threads", 2))
-    torch.backends.mkldnn.enabled = job.get("mkldnn", True)
     library = importlib.import_module(job["library"])
     options = {"batch_size": case.samples, "mini_batch_size": case.mini_batch, "learning_rate": 1e-4}
     accelerator = {"cpu": True, **job.get("accelerator", {})}
@@ -178,7 +167,7 @@ def main() -> None:
         "weights": {
             n: [float(p.detach().double().sum()), float(p.detach().double().norm())] for n, p in sorted(trained)
         },
-        **rates(case, job["library"]),
+        "rate": [matrix_rate(case)],
         "seconds": [],
         "cpu_seconds": [],
     }
@@ -192,8 +181,7 @@ def main() -> None:
             result["seconds"].append(time.perf_counter() - wall)
             result["cpu_seconds"].append(time.process_time() - cpu)
     result["peak_mb"] = memory.growth
-    for name, (rate,) in rates(case, job["library"]).items():
-        result[name].append(rate)
+    result["rate"].append(matrix_rate(case))
     result["versions"] = {
         name: importlib.import_module(name).__version__ for name in (job["library"], "torch", "transformers")
     }

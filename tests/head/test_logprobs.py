@@ -2,18 +2,15 @@ import pytest
 import torch
 
 from tests.head.heads import HEADS, D, N, V, make, plain_logits
-from trl_step.head import tiles as vocabulary
 from trl_step.head.logprobs import exact_divergence
 from trl_step.head.tiles import OutputHead
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
-@pytest.mark.parametrize("more", [0, 3], ids=["", "padded"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("kind", HEADS)
-def test_exact_divergence_against_the_definition(kind, temperature, more, monkeypatch):
-    monkeypatch.setattr(vocabulary, "padded_rows", lambda rows, device: rows + more)
+def test_exact_divergence_against_the_definition(kind, temperature):
     hidden, labels, head = make(kind)
     ref_hidden, ref_head = torch.randn(N, D), OutputHead(torch.randn(V, D))
     ours, theirs = (

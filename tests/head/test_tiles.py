@@ -17,9 +17,9 @@ def test_chunks_and_tiles_cover_everything_once(rows, vocabulary_size, monkeypat
     hidden, labels = torch.randn(rows, 2), torch.arange(rows)
     chunks = list(row_chunks(hidden, labels, vocabulary_size))
     assert [i for c in chunks for i in range(c.rows.start, c.rows.stop)] == list(range(rows))
-    assert torch.equal(torch.cat([c.own(c.hidden) for c in chunks]), hidden)
-    assert torch.equal(torch.cat([c.own(c.labels) for c in chunks]), labels)
-    sizes = {len(c.own(c.labels)) for c in chunks}
+    assert torch.equal(torch.cat([c.hidden for c in chunks]), hidden)
+    assert torch.equal(torch.cat([c.labels for c in chunks]), labels)
+    sizes = {len(c.labels) for c in chunks}
     assert max(sizes) * vocabulary_size <= max(230, vocabulary_size)
     for count in sizes:
         tiles = column_tiles(count, vocabulary_size, CPU)
@@ -28,16 +28,7 @@ def test_chunks_and_tiles_cover_everything_once(rows, vocabulary_size, monkeypat
     assert column_tiles(rows, vocabulary_size, torch.device("meta")) == [slice(0, vocabulary_size)]
 
 
-def test_a_chunk_has_the_rows_that_a_product_likes(monkeypatch):
-    monkeypatch.setattr(vocabulary, "padded_rows", lambda rows, device: rows + 3)
-    (chunk,) = row_chunks(torch.ones(5, 2), torch.ones(5, dtype=torch.long), 7)
-    assert chunk.hidden.sum(dim=1).tolist() == [2, 2, 2, 2, 2, 0, 0, 0]
-    assert chunk.labels.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert chunk.own(chunk.labels).tolist() == [1] * 5
-    assert chunk.padded(torch.full((5,), 9.0)).tolist() == [9, 9, 9, 9, 9, 0, 0, 0]
-
-
-def test_tiles_lie_one_behind_the_other():
+def test_tiles_lie_one_after_the_other():
     buffer = torch.arange(12)
     tiles = [tile_of(buffer, 2, columns) for columns in (slice(0, 4), slice(4, 6))]
     assert tiles[0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -107,13 +98,3 @@ def test_buffers_are_used_again_and_given_back():
         address("policy", 7, torch.float64)
     one, other = (buffers.numbers("policy", 7, torch.float32, CPU) for _ in range(2))
     assert one.data_ptr() != other.data_ptr()
-
-
-def test_an_accelerators_gradient_is_left_to_its_allocator():
-    """A copy on another stream may still read one that no tensor holds any more."""
-    buffers = ChunkBuffers()
-    with buffers.kept():
-        assert buffers.gradient(torch.empty(3, 2, device="meta"), torch.float32).shape == (3, 2)
-        assert buffers._gradient is None
-        buffers.gradient(torch.empty(3, 2), torch.float32)
-        assert buffers._gradient is not None

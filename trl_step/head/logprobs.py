@@ -45,7 +45,7 @@ def token_logprobs(
             softmax = RowSoftmax(chunk.labels)
             for columns in column_tiles(len(chunk.labels), vocabulary, hidden.device):
                 softmax.see(tile_logits(chunk.hidden, weight, head, columns, temperature).values, columns)
-            logprobs[chunk.rows] = chunk.own(softmax.result().logprobs.squeeze(1))
+            logprobs[chunk.rows] = softmax.result().logprobs.squeeze(1)
     return logprobs
 
 
@@ -89,12 +89,12 @@ def exact_divergence(
                 _kept_logits(chunk, *side[1:], temperature, buffers) for chunk, side in zip(pair, sides, strict=True)
             )
             chunk = pair[0]
-            logprobs[chunk.rows] = chunk.own(ours.logprobs.squeeze(1))
-            ref_logprobs[chunk.rows] = chunk.own(theirs.logprobs.squeeze(1))
+            logprobs[chunk.rows] = ours.logprobs.squeeze(1)
+            ref_logprobs[chunk.rows] = theirs.logprobs.squeeze(1)
             for mine, yours in zip(our_tiles, their_tiles, strict=True):
                 mine.sub_(ours.peak).sub_(ours.log_total)
                 yours.sub_(theirs.peak).sub_(theirs.log_total)
-                divergence[chunk.rows] += chunk.own(kl_penalty(mine, yours, "full"))
+                divergence[chunk.rows] += kl_penalty(mine, yours, "full")
     return Divergence(*columns)
 
 

@@ -26,7 +26,6 @@ from trl_step.head.tiles import (
     tile_of,
     wide,
 )
-from trl_step.products import add_product, product
 
 LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]
 """(rows, their log-probs [n]) -> d loss / d log-prob [n]."""
@@ -53,17 +52,23 @@ class _Errors(NamedTuple):
         """e @ weight [V, D] -> [n, D], in the dtype of the softmax."""
         total = self.of_labels * weight[self.labels]
         for k, (columns, tile) in enumerate(self.tiles):
-            total.addcmul_(product(tile, weight[columns]), self.softmax.factors[:, k : k + 1])
+            total.addcmul_(torch.mm(tile, weight[columns]), self.softmax.factors[:, k : k + 1])
         return total
 
     def add_outer(self, total: torch.Tensor, rows: torch.Tensor, first: bool) -> None:
         """total [V, D] += e.T @ rows [n, D]; over what was there if it is the `first`."""
         for k, (columns, tile) in enumerate(self.tiles):
             scaled = rows * self.softmax.factors[:, k : k + 1]
-            if tile.dtype == torch.float16:
-                _add_half_product(total[columns], tile.t(), scaled, first)
+            place = total[columns]
+            if tile.dtype == total.dtype:
+                place.addmm_(tile.t(), scaled, beta=0 if first else 1)
+                continue
+            half = tile.dtype == torch.float16
+            addend = _half_product(tile.t(), scaled) if half else torch.mm(tile.t(), scaled.to(tile.dtype))
+            if first:
+                place.copy_(addend)
             else:
-                add_product(total[columns], tile.t(), scaled.to(tile.dtype), first)
+                place.add_(addend)
         of_labels = rows * self.of_labels
         if total.device.type == "cpu":  # on either device, the one that adds in a fixed order
             total.index_add_(0, self.labels, of_labels)
@@ -71,19 +76,15 @@ class _Errors(NamedTuple):
             total.index_put_((self.labels,), of_labels, accumulate=True)
 
 
-def _add_half_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
-    """As `add_product`, with `left` [V, n] of float16 numbers in 0..1 and `right` [n, D] in float32.
+def _half_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [V, n] of float16 numbers in 0..1 times `right` [n, D] in float32 -> [V, D] float32.
 
     Slopes divided by the size of the vocabulary lie below the smallest float16. A power of two, which loses nothing,
     brings the largest of `right` to a place where n of them can be summed up.
     """
     highest = right.abs().amax().clamp(min=torch.finfo(right.dtype).tiny)
     exponent = torch.floor(torch.log2(2.0**15 / len(right) / highest)).clamp(max=100)
-    addend = torch.mm(left, (right * torch.exp2(exponent)).to(left.dtype)).to(total.dtype) * torch.exp2(-exponent)
-    if first:
-        total.copy_(addend)
-    else:
-        total.add_(addend)
+    return torch.mm(left, (right * torch.exp2(exponent)).to(left.dtype)).to(right.dtype) * torch.exp2(-exponent)
 
 
 def _errors(
@@ -152,7 +153,7 @@ class _PolicyGradientRows(torch.autograd.Function):
         logprobs = torch.empty(labels.shape, dtype=wide(dtype), device=hidden.device)
         entropy = torch.empty_like(logprobs)
         d_hidden = torch.empty_like(rows_in, dtype=wide(dtype))
-        d_weight = buffers.gradient(weight, wide(dtype)) if ctx.needs_input_grad[1] else None
+        d_weight = torch.empty_like(weight, dtype=wide(dtype)) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=wide(dtype)) if bias is not None and ctx.needs_input_grad[2] else None
         if d_weight is not None and len(labels) == 0:
             d_weight.zero_()
@@ -163,11 +164,11 @@ class _PolicyGradientRows(torch.autograd.Function):
             surplus = 0.0 if errors.surplus is None else errors.surplus.squeeze(1)
             if head.softcap is None:
                 surplus = surplus + factor * torch.linalg.vecdot(states, times_weight)
-            logprobs[rows] = chunk.own(of_labels)
+            logprobs[rows] = of_labels
             # the expected logit over that of the label is what the entropy has over -log p(label)
-            entropy[rows] = chunk.own(-of_labels - surplus).clamp(min=0)  # a rounding may lie below
-            slope = -factor * chunk.padded(gradient_of(rows, logprobs[rows])).unsqueeze(1)
-            d_hidden[rows] = chunk.own(times_weight.mul_(slope))
+            entropy[rows] = (-of_labels - surplus).clamp(min=0)  # a rounding may lie below
+            slope = -factor * gradient_of(rows, logprobs[rows]).unsqueeze(1)
+            d_hidden[rows] = times_weight.mul_(slope)
             if d_weight is not None:
                 errors.add_outer(d_weight, states * slope, first=rows.start == 0)
             if d_bias is not None:

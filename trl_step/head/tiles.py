@@ -13,8 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from trl_step.products import padded_rows, product
-
 CHUNK_ELEMENTS = 1 << 25
 """Numbers of one chunk: 32 Mi, 128 MiB in float32."""
 MIN_CHUNK_ROWS = 128
@@ -40,7 +38,7 @@ class OutputHead(NamedTuple):
 
 
 class ChunkBuffers:
-    """The memory that the tiles of one chunk are kept in, and that of the head's gradient.
+    """The memory that the tiles of one chunk are kept in.
 
     Inside `kept` one call hands it to the next: on a CPU the pages of a fresh buffer cost as much as a pass over it.
     """
@@ -48,7 +46,6 @@ class ChunkBuffers:
     def __init__(self) -> None:
         self._keep = False
         self._buffers: dict[str, torch.Tensor] = {}
-        self._gradient: torch.Tensor | None = None
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -59,7 +56,6 @@ class ChunkBuffers:
         finally:
             self._keep = False
             self._buffers.clear()
-            self._gradient = None
 
     def numbers(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Uninitialised [count]; `name` tells buffers apart that are in use at the same time."""
@@ -70,50 +66,21 @@ class ChunkBuffers:
             self._buffers[name] = buffer
         return buffer[:count]
 
-    def gradient(self, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Uninitialised, in the shape of `like`: on a CPU the last one's memory if nobody holds that any more.
-
-        An accelerator's own allocator has memory as fast, and knows of streams that still read what nobody holds.
-        """
-        last = self._gradient
-        fits = last is not None and (last.shape, last.dtype, last.device) == (like.shape, dtype, like.device)
-        if last is None or not fits or _holders(last) > 1:
-            last = torch.empty_like(like, dtype=dtype)
-        if self._keep and last.device.type == "cpu":
-            self._gradient = last
-        return last.detach()  # a tensor of its own: autograd copies one that somebody else holds
-
-
-def _holders(tensor: torch.Tensor) -> int:
-    """How many tensors lie in this one's memory."""
-    storage = tensor.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata) - 1  # `storage` holds it as well
-
 
 class RowChunk(NamedTuple):
-    """Some of N rows; behind them rows of 0 with label 0, where a product is better off with them."""
+    """Some of N rows."""
 
     rows: slice
     hidden: torch.Tensor
-    """[n, D], n at least as long as `rows`"""
+    """[n, D]"""
     labels: torch.Tensor
-    """[n]"""
-
-    def own(self, values: torch.Tensor) -> torch.Tensor:
-        """[n, ...] -> those of `rows`."""
-        return values[: self.rows.stop - self.rows.start]
-
-    def padded(self, values: torch.Tensor) -> torch.Tensor:
-        """[those of `rows`] -> [n], with 0 behind them."""
-        return F.pad(values, (0, len(self.labels) - len(values)))
+    """[n] int64"""
 
 
 def row_chunks(hidden: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> Iterator[RowChunk]:
     """All of hidden [N, D] and labels [N], in chunks of about equal size."""
     for rows in _even_slices(len(labels), max(CHUNK_ELEMENTS // vocabulary, MIN_CHUNK_ROWS)):
-        count = rows.stop - rows.start
-        more = padded_rows(count, hidden.device) - count
-        yield RowChunk(rows, F.pad(hidden[rows], (0, 0, 0, more)), F.pad(labels[rows], (0, more)))
+        yield RowChunk(rows, hidden[rows], labels[rows])
 
 
 def column_tiles(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
@@ -122,7 +89,7 @@ def column_tiles(rows: int, vocabulary: int, device: torch.device) -> list[slice
 
 
 def tile_of(buffer: torch.Tensor, rows: int, columns: slice) -> torch.Tensor:
-    """The tile's place [n, v] in a buffer [n * V] that holds one tile behind the other."""
+    """The tile's place [n, v] in a buffer [n * V] that holds one tile after the other."""
     return buffer[rows * columns.start : rows * columns.stop].view(rows, columns.stop - columns.start)
 
 
@@ -147,10 +114,10 @@ def tile_logits(
     """The logits of some columns.
 
     Args:
-        hidden, weight: [n, D] and [V, D] in the dtype of the product; everything behind it is float32 at least
+        hidden, weight: [n, D] and [V, D] in the dtype of the product; all that follows it is float32 at least
         head: what else there is about the logits
     """
-    logits = product(hidden, weight[columns].t())
+    logits = torch.mm(hidden, weight[columns].t())
     if head.bias is not None:
         logits.add_(head.bias[columns])
     logits = logits.to(wide(logits.dtype))

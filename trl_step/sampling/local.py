@@ -17,7 +17,6 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from trl_step.core import free_device_cache
 from trl_step.models.sharding import gathered
-from trl_step.models.shortcuts.fast_linear import fast_dense_layers
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.row_ends import Criterion, RowEnds
 from trl_step.sampling.stop_strings import StringStoppingCriteria
@@ -337,8 +336,7 @@ def _sample_batch(
     if options.criteria or (limits is not None and min(limits) < max(limits)):
         ends = RowEnds(limits, rows, batch.prompt_width, options.criteria, frame.device)
         arguments["stopping_criteria"] = StoppingCriteriaList([ends])
-    with fast_dense_layers(getattr(model, "pretrained_model", model)):
-        output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments)
+    output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments)
     sequences = getattr(output, "sequences", output)
     if sequences.shape[0] != rows:
         raise ValueError(

@@ -20,7 +20,6 @@ from trl_step.head.tiles import ChunkBuffers, OutputHead
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.inner_model import takes_argument
 from trl_step.models.output_head import describe_output_head
-from trl_step.models.shortcuts.fast_linear import fast_dense_layers
 from trl_step.models.shortcuts.tied_embedding import JoinedGradient, joined_where_tied
 from trl_step.trainer.batches.layout import Inputs, Layout
 from trl_step.trainer.batches.rollout import Piece
@@ -97,8 +96,7 @@ class TokenForward:
         # differs from v0.7: absolute positions counted the padding
         elif not looks_ahead and not self.layout.exact_v07 and takes_argument(inner, "position_ids"):
             arguments["position_ids"] = (arguments["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        with fast_dense_layers(inner):
-            return model(**arguments, **options)
+        return model(**arguments, **options)
 
     def everything(
         self, model: Any, inputs: Inputs, left_padded: bool, size: int

@@ -195,9 +195,9 @@ def _own_fields(cls: type) -> list[tuple[str, str, str, str]]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(tree, ast.ClassDef)
     rows = []
-    for node, behind in zip(tree.body, [*tree.body[1:], None], strict=True):
+    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            rows.append((node.target.id, ast.unparse(node.annotation), _default(node.value), _meaning(node, behind)))
+            rows.append((node.target.id, ast.unparse(node.annotation), _default(node.value), _meaning(node, after)))
     return rows
 
 
@@ -225,10 +225,10 @@ def _default(value: ast.expr | None) -> str:
     return ast.unparse(options["default"]) if "default" in options else ""
 
 
-def _meaning(node: ast.AnnAssign, behind: ast.stmt | None) -> str:
-    """The string behind a field, or the help in its metadata."""
-    if isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant) and isinstance(behind.value.value, str):
-        return behind.value.value
+def _meaning(node: ast.AnnAssign, after: ast.stmt | None) -> str:
+    """The string after a field, or the help in its metadata."""
+    if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+        return after.value.value
     helps = [
         value.value
         for part in ast.walk(node)

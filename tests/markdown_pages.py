@@ -32,7 +32,7 @@ DOCS = ROOT / "docs"
 
 
 def snippets(text: str) -> Iterator[tuple[int, str]]:
-    """Every Python snippet of a page, and the number of lines in front of it."""
+    """Every Python snippet of a page, and the number of lines before it."""
     for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         yield text.count("\n", 0, match.start(1)), match.group(1)
 

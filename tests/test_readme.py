@@ -95,7 +95,7 @@ def functions_of(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, in
 
 
 def test_every_difference_in_the_code_is_a_row_and_the_reverse() -> None:
-    """A place that is tagged, or that asks for `exact_v07`, stands in the last column of the porting tables."""
+    """A place that is tagged, or that asks for `exact_v07`, is in the last column of the porting tables."""
     named = Counter(re.findall(r"`([\w/]+\.py:[\w.]*)`", PORTING_TEXT))
     tagged = places_in_the_code(lambda line: "differs from v0.7:" in line)
     asking = places_in_the_code(lambda line: re.search(r"\b\w+\.exact_v07\b(?! =)", line) is not None)

@@ -151,7 +151,7 @@ def test_responses_of_other_weights() -> None:
     torch.manual_seed(0)
     responses = [torch.randint(4, VOCABULARY, (12,)) for _ in QUERIES]
     ours.tokenizer.padding_side = "left"
-    with told(NEGATIVE, r"another law in sampling: the responses are less likely than the policy's own"):
+    with told(NEGATIVE, r"another distribution in sampling: the responses are less likely than the policy's own"):
         ours.step(QUERIES, responses, SCORES)
 
 

@@ -1,4 +1,4 @@
-"""What the statistics of a run say is wrong with it, in words that name the setting to turn.
+"""What the statistics of a run say is wrong with it, in words that name the setting to change.
 
 `diagnose` looks at the steps so far as plain numbers, so it reads a running trainer and a saved run alike. The limits
 below leave a sound run alone; each diagnosis says what was seen, and what to do.
@@ -26,7 +26,7 @@ ENTROPY_FLOOR = 0.01
 CLIPPED_SHARE = 0.5
 """Of the tokens."""
 PATIENCE = 10
-"""Steps in a row before a sign that may pass by itself is told."""
+"""Steps in a row before a sign that may pass by itself is reported."""
 CRITIC_PATIENCE = 30
 """Steps in a row with an explained variance below 0; a fresh value head needs some to find the mean return."""
 CLIP_PATIENCE = 3
@@ -36,15 +36,16 @@ SCORE_PATIENCE = 3
 END_PATIENCE = 30
 """Steps in a row without an end token; a policy that is cut by `max_new_tokens` ends now and then."""
 LOST_END_PATIENCE = 3
-"""The same where responses of many lengths came from elsewhere: no limit cut them, so their ends were lost."""
-LAW_TOLERANCE = 0.2
-"""Relative difference of the responses' surprise and the policy's entropy, where they come from different laws."""
+"""The same if responses of many lengths came from elsewhere: no limit cut them, so their ends were lost."""
+SURPRISE_TOLERANCE = 0.2
+"""Relative difference of the responses' surprise and the policy's entropy, if they come from different
+distributions."""
 MEMORY = max(PATIENCE, CRITIC_PATIENCE, SCORE_PATIENCE, END_PATIENCE)
 """Steps that `diagnose` looks back."""
 
 
 class Signs(NamedTuple):
-    """The numbers of one step that diagnoses are made from; NaN where the statistics do not have them."""
+    """The numbers of one step that diagnoses are made from; NaN if the statistics do not have them."""
 
     kl: float
     surprise: float
@@ -87,7 +88,7 @@ class Circumstances(NamedTuple):
     sampled_by_trainer: bool = False
     """`PPOTrainer.generate` drew the responses"""
     sampling_settings: tuple[str, ...] = ()
-    """settings of that call under which tokens come from another law than the policy's, such as "top_k=50" """
+    """settings of that call under which tokens come from another distribution than the policy's, such as "top_k=50" """
     dropout: float = 0.0
     """highest dropout rate of a module in train mode when `step` was called"""
     pads_right: bool = False
@@ -111,7 +112,7 @@ class Diagnosis(NamedTuple):
     finding: str
     """what was seen, with its numbers"""
     advice: str
-    """the likely cause, and the setting to turn"""
+    """the likely cause, and the setting to change"""
 
     def __str__(self) -> str:
         return f"{self.finding}: {self.advice}"
@@ -158,13 +159,13 @@ class Checkup:
         self._recent = deque((Signs(*signs) for signs in state["recent"]), maxlen=MEMORY)
 
     def look(self, stats: Mapping[str, Any], circumstances: Circumstances = UNKNOWN) -> list[Diagnosis]:
-        """What is wrong in the next step of the run and was not told of an earlier one."""
+        """What is wrong in the next step of the run and was not reported for an earlier one."""
         signs = Signs.of(stats)
         self._first = self._first or signs
         self._recent.append(signs)
         self._steps += 1
-        told = {finding.diagnosis.name for finding in self.findings}
-        new = [d for d in diagnose(self._first, tuple(self._recent), circumstances) if d.name not in told]
+        known = {finding.diagnosis.name for finding in self.findings}
+        new = [d for d in diagnose(self._first, tuple(self._recent), circumstances) if d.name not in known]
         self.findings += [Finding(self._steps, diagnosis) for diagnosis in new]
         return new
 
@@ -200,8 +201,8 @@ def _kl(first: Signs, recent: Sequence[Signs], circumstances: Circumstances) -> 
 
 
 def _cause_of_negative_kl(first: Signs, now: Signs, seen: Circumstances) -> str:
-    sharper = now.surprise < (1 - LAW_TOLERANCE) * now.entropy
-    flatter = now.surprise > (1 + LAW_TOLERANCE) * now.entropy
+    sharper = now.surprise < (1 - SURPRISE_TOLERANCE) * now.entropy
+    flatter = now.surprise > (1 + SURPRISE_TOLERANCE) * now.entropy
     surprise = f"(surprise {now.surprise:.2f}, the policy's entropy {now.entropy:.2f} nats per token)"
     if abs(first.kl) > KL_AT_START:
         return (
@@ -234,7 +235,7 @@ def _cause_of_negative_kl(first: Signs, now: Signs, seen: Circumstances) -> str:
         )
     if flatter:
         return (
-            f"another law in sampling: the responses are less likely than the policy's own {surprise}. Look for a "
+            f"another distribution in sampling: the responses are less likely than the policy's own {surprise}. Look for a "
             "temperature above PPOConfig.temperature, dropout (model.eval() before sampling), prompts padded on the "
             "right, or responses of other or older weights, for which step takes old_logprobs"
         )
@@ -254,13 +255,13 @@ def _policy(first: Signs, recent: Sequence[Signs], seen: Circumstances) -> Itera
         yield Diagnosis(
             "first ratio",
             f"the ratio of policy and old policy is off by {now.ratio_error:.3f} on average in the first mini-batch, "
-            "before any update, where it should be 1",
+            "before any update; it should be 1",
             "the old_logprobs given to step are not those of this policy under PPOConfig.temperature; leave them out, "
             "or have the sampler use the current weights and return log-probs before any truncation"
             if seen.given_logprobs
             else "two passes of the same weights disagree. Look for randomness in an overridden batched_forward_pass "
             "or in a module that model.eval() does not switch off, and for a precision that is too low "
-            '(accelerator_kwargs={"mixed_precision": "no"} or float32 weights tell)',
+            '(accelerator_kwargs={"mixed_precision": "no"} or float32 weights show it)',
         )
     if now.entropy < ENTROPY_FLOOR or now.entropy < ENTROPY_SHARE * first.entropy:
         yield Diagnosis(

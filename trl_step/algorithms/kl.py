@@ -52,7 +52,7 @@ class AdaptiveKLController:
         self.horizon = horizon
 
     def update(self, current: float, n_steps: int) -> None:
-        """`current`: mean KL per sample, in nats; `n_steps`: samples behind that mean, over all processes."""
+        """`current`: mean KL per sample, in nats; `n_steps`: number of samples in that mean, over all processes."""
         error = min(max(float(current) / self.target - 1, -0.2), 0.2)
         self.value *= 1 + error * n_steps / self.horizon
 

@@ -96,7 +96,7 @@ class TokenRewards(NamedTuple):
 
 
 def last_counted(mask: torch.Tensor) -> torch.Tensor:
-    """Index of the last 1 in each row of `mask` [B, T] -> [B] int64; T - 1 where there is none."""
+    """Index of the last 1 in each row of `mask` [B, T] -> [B] int64; T - 1 if there is none."""
     return mask.shape[-1] - 1 - mask.flip(-1).to(torch.uint8).argmax(dim=-1)
 
 

@@ -36,7 +36,7 @@ STATS: tuple[Stat, ...] = (
     Stat("objective/kl_coef", "β, the KL coefficient that this step used"),
     Stat("objective/entropy", "mean over samples of Σ_t -old_logprob_t", reduction="samples"),
     Stat("objective/token_surprise",
-         "mean over tokens of -old_logprob; near `ppo/policy/entropy` where the policy itself sampled",
+         "mean over tokens of -old_logprob; near `ppo/policy/entropy` if the policy itself sampled",
          reduction="tokens"),
     Stat("ppo/mean_non_score_reward", "mean over tokens of -β kl_t", reduction="tokens"),
     Stat("ppo/mean_scores", "mean of the scores after scaling, norm and clip (of token scores each sample's sum)",
@@ -64,7 +64,7 @@ STATS: tuple[Stat, ...] = (
     Stat("ppo/val/clipfrac", "share of tokens where the value clip decided", reduction="tokens"),
     Stat("ppo/val/mean", "mean of v_old", reduction="tokens"),
     Stat("ppo/val/var", "unbiased variance of v_old", reduction="variance"),
-    Stat("ppo/val/var_explained", "1 - val/error / returns/var (0 where the returns do not vary)"),
+    Stat("ppo/val/var_explained", "1 - val/error / returns/var (0 if the returns do not vary)"),
     Stat("ppo/learning_rate", "learning rate that this step used"),
     Stat("tokens/queries_len_mean", "mean query length", reduction="samples"),
     Stat("tokens/queries_len_std", "its unbiased standard deviation", reduction="samples"),
@@ -91,7 +91,7 @@ LOGGED_BY_LOG_STATS: tuple[Stat, ...] = (
 PER_TOKEN = ("objective/logprobs", "objective/ref_logprobs", "ppo/policy/advantages", "ppo/policy/ratio")
 """Keys with a value per token. `step` returns them as tensors; they are logged on request only."""
 LOGGED_ARRAYS = frozenset(stat.key for stat in STATS if stat.shape != "scalar")
-"""Keys that are no scalars, also where there is one sample."""
+"""Keys that are no scalars, even for a single sample."""
 
 
 def explain(key: str) -> str:

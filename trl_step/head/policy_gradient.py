@@ -34,8 +34,8 @@ LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]
 class _Errors(NamedTuple):
     """The rows e = (p - onehot(label)) (1 - tanh²) of one chunk, in tiles; without a soft cap, e = p - onehot(label).
 
-    A label's own entry is 0 in the tiles and stands in `of_labels`, in float32 at least: where p is near 1, the
-    difference would be lost in the dtype of the product.
+    A label's own entry is 0 in the tiles; it is in `of_labels`, in float32 at least: if p is near 1, the difference
+    would be lost in the dtype of the product.
     """
 
     labels: torch.Tensor
@@ -46,7 +46,7 @@ class _Errors(NamedTuple):
     of_labels: torch.Tensor
     """[n, 1]"""
     surplus: torch.Tensor | None
-    """[n, 1]: what the expected logit has over the label's, as far as no product with the weight can tell"""
+    """[n, 1]: what the expected logit has over the label's, as far as no product with the weight shows it"""
 
     def times(self, weight: torch.Tensor) -> torch.Tensor:
         """e @ weight [V, D] -> [n, D], in the dtype of the softmax."""
@@ -80,7 +80,7 @@ def _half_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left [V, n] of float16 numbers in 0..1 times `right` [n, D] in float32 -> [V, D] float32.
 
     Slopes divided by the size of the vocabulary lie below the smallest float16. A power of two, which loses nothing,
-    brings the largest of `right` to a place where n of them can be summed up.
+    brings the largest of `right` to a size at which n of them can be summed up.
     """
     highest = right.abs().amax().clamp(min=torch.finfo(right.dtype).tiny)
     exponent = torch.floor(torch.log2(2.0**15 / len(right) / highest)).clamp(max=100)
@@ -229,7 +229,7 @@ def policy_gradient_rows(
     be taken once, also with `retain_graph`: what it hands out is not kept.
 
     Raises:
-        RuntimeError: in a second backward pass, or where the gradient itself is to be differentiated
+        RuntimeError: in a second backward pass, or if the gradient itself is to be differentiated
     """
     settings = temperature, gradient_of, compute_dtype(head.weight), buffers or ChunkBuffers(), take_gradient
     with torch.autocast(hidden.device.type, enabled=False):

@@ -58,7 +58,7 @@ class ChunkBuffers:
             self._buffers.clear()
 
     def numbers(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Uninitialised [count]; `name` tells buffers apart that are in use at the same time."""
+        """Uninitialised [count]; `name` distinguishes buffers that are in use at the same time."""
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < count or (buffer.dtype, buffer.device) != (dtype, device):
             buffer = torch.empty(count, dtype=dtype, device=device)

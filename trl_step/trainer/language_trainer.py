@@ -243,12 +243,12 @@ class LanguageTrainer(StepTrainer):
             query_tensor: one query [Q] int64, or a list of them of any lengths
             length_sampler: called once per query, gives its number of new tokens
             batch_size: prompts that run together at least; more do while `config.generation_tokens` allows
-            return_prompt: keep the query in front of the response (decoder-only models)
+            return_prompt: put the query before the response (decoder-only models)
             generate_ref_response: sample from the reference as well
             generation_kwargs: for `model.generate`; `remove_padding=False` and `pad_to_multiple_of` are taken too
 
         Returns:
-            for a list: a list of responses [R_i] in the same order, each ending behind its first end-of-sequence
+            for a list: a list of responses [R_i] in the same order, each ending after its first end-of-sequence
             token; for a single query [1, R]. With `generate_ref_response` a pair of these.
 
         Raises:

@@ -142,7 +142,7 @@ class PPOTrainer(LanguageTrainer):
 
         Returns:
             statistics: scalars as floats, small arrays as NumPy arrays, arrays with a value per token as tensors.
-            Every key with its formula stands in `trl_step.algorithms.stats.STATS`.
+            Every key with its formula is in `trl_step.algorithms.stats.STATS`.
 
         Raises:
             ValueError: an input is wrong, the model gives a log-prob or value that is not finite, or the returns are
@@ -297,7 +297,7 @@ class PPOTrainer(LanguageTrainer):
         advantages: torch.Tensor,
         returns: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Backward of one mini-batch, and the optimizer's step where one is due.
+        """Backward of one mini-batch, and the optimizer's step if one is due.
 
         Args:
             logits: [b, T, V]; everything else [b, T]

@@ -18,7 +18,7 @@ class Advantages(NamedTuple):
 
 
 def gae(values: torch.Tensor, rewards: torch.Tensor, gamma: float, lam: float) -> torch.Tensor:
-    """Advantages where every column is a time step and the value behind the last one is 0.
+    """Advantages where every column is a time step and the value after the last one is 0.
 
     delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}
     (Schulman et al. 2015, https://arxiv.org/abs/1506.02438, eq. 16)

@@ -38,7 +38,7 @@ def preference_losses(
 
     Args:
         policy: with a gradient.
-        reference: without one; "kto_pair" uses it also where `reference_free`.
+        reference: without one; "kto_pair" uses it even if `reference_free`.
         loss_type: one of the four.
         beta: strength of the pull to the reference.
         label_smoothing: share of labels taken to be wrong, from 0 to 0.5; "sigmoid" alone uses it.

@@ -1,12 +1,12 @@
 """Hidden states below the first layer that trains, computed once and used again.
 
-Where the embeddings and the first layers of a model are frozen (shared with the reference, `requires_grad=False`, or
+If the embeddings and the first layers of a model are frozen (shared with the reference, `requires_grad=False`, or
 LoRA on the top layers only), the hidden states that enter the first trained layer are the same in every PPO epoch, and
-the same for a reference with the same bottom. They are recorded in the first pass; later passes put them in front of
-the first trained layer and let the layers below hand their input through.
+the same for a reference with the same bottom. They are recorded in the first pass; later passes feed them to
+the first trained layer and let the layers below return their input.
 
 Nothing here knows an architecture: which layers are frozen, what they return, and whether the shortcut gives the same
-numbers is asked of the running model. Where it does not fit, there is no cut, and every pass runs the whole model.
+numbers is asked of the running model. If it does not fit, there is no cut, and every pass runs the whole model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROBE_IDS = ((1, 2, 3),)
 
 
 class TrunkCut(NamedTuple):
-    """A model is cut in front of `layers[depth]`."""
+    """A model is cut just before `layers[depth]`."""
 
     layers: list[nn.Module]
     depth: int
@@ -38,7 +38,7 @@ class TrunkCut(NamedTuple):
 
 
 def find_cut(model: nn.Module) -> TrunkCut | None:
-    """Where the frozen bottom of a decoder-only model ends, or None where it has none that can be left out.
+    """Where the frozen bottom of a decoder-only model ends, or None if it has none that can be left out.
 
     Args:
         model: a transformers model, or a PeftModel around one; it is left as it was.
@@ -134,7 +134,7 @@ def _run(model: nn.Module) -> torch.Tensor:
 
 
 def _deepest_frozen(model: nn.Module, layers: list[nn.Module]) -> TrunkCut | None:
-    """The last layer whose input carries no gradient: everything in front of it is frozen."""
+    """The last layer whose input carries no gradient: everything before it is frozen."""
     frozen: dict[int, bool] = {}
     tuples: list[bool] = []
     with ExitStack() as stack:
@@ -178,8 +178,8 @@ class FrozenTrunk:
     """The recorded hidden states of one batch, for the policy and, if its bottom is the same, the reference.
 
     Args:
-        cut: where the policy is cut
-        reference_cut: where the reference is, if the same hidden states arrive there
+        cut: the cut of the policy
+        reference_cut: the cut of the reference, if the same hidden states arrive there
         size: [B, S] of the batch
     """
 

@@ -73,7 +73,7 @@ def _checkpoint_in_eval_mode(
 @contextmanager
 def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Inside, `module` runs `forward`; its hooks go on as before."""
-    own = module.__dict__.get("forward")  # where somebody replaced it already
+    own = module.__dict__.get("forward")  # if somebody replaced it already
     module.forward = forward  # type: ignore[method-assign]
     try:
         yield

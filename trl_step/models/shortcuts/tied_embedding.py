@@ -34,9 +34,9 @@ class JoinedGradient:
         self._waiting += 1
 
     def add(self, ids: torch.Tensor, rows: torch.Tensor) -> bool:
-        """Add rows [N, D] at ids [N]; False where autograd does not hold the gradient any more, and nothing was done.
+        """Add rows [N, D] at ids [N]; False if autograd does not hold the gradient any more, and nothing was done.
 
-        That is so where the weight has another use still: autograd has then added its gradient into a new tensor.
+        That is so if the weight has another use: autograd has then added its gradient into a new tensor.
         """
         gradient = self._gradient
         self._waiting -= 1

@@ -1,7 +1,7 @@
 """One container for a batch, from its checks to its statistics, and for mini-batches of it.
 
-A GPU works after the host, and to ask it for positions is to wait for all that is still queued. So it is asked once for
-a batch, and mini-batches are cut from the answer, `TokenPositions`.
+A GPU runs behind the host, and to read positions from it is to wait for all that is still queued. So they are read once
+for a batch, as `TokenPositions`, and those of mini-batches are cut from them.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class ProgressBar:
             self.close()
 
     def close(self) -> None:
-        """Leave the bar as it stands; the next step begins a new one."""
+        """Leave the bar as it is; the next step begins a new one."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -144,7 +144,7 @@ class SampleTable:
 
 
 def _cell(text: str) -> Any:
-    """Text of a model as it stands: no markup in it takes effect, and nothing that steers a terminal."""
+    """Text of a model as it is: no markup in it takes effect, and no control character of a terminal."""
     from rich.text import Text
 
     if len(text) > CELL_CHARACTERS:

@@ -115,7 +115,7 @@ def prepare(trainer: PPOTrainer) -> None:
         trainer.model, trainer.optimizer, trainer.dataloader, trainer.lr_scheduler
     )
     detach(accelerator, trainer.optimizer, trainer.lr_scheduler, trainer.dataloader)
-    trainer.dataloader = positioned(trainer.dataloader)
+    trainer.dataloader = positioned(trainer.dataloader, accelerator.non_blocking)
     if trainer.ref_model is not None:
         trainer.ref_model = place_reference(trainer.ref_model, trainer.current_device)
     if deepspeed.uses_deepspeed(accelerator):

@@ -131,7 +131,7 @@ def _apply(trainer: PPOTrainer, trees: dict[str, Any]) -> None:
     trainer.steps_done, trainer.current_step = run["steps_done"], run["current_step"]
     trainer._forward_size.most_samples = process["most_samples"]
     if process["data"] is not None:
-        trainer.dataloader.go_on_from(cloned(process["data"]))
+        trainer.dataloader.load_state_dict(cloned(process["data"]))
     trainer._autosave.forget()
     random_streams.restore(process["streams"])
     other = [f"{name} {was}" for name, was in run["packages"].items() if was != packages()[name]]
@@ -172,7 +172,7 @@ def _position(trainer: PPOTrainer) -> dict[str, Any] | None:
     loader = trainer.dataloader
     # a prepared loader says that it is of the class of what it wraps
     if isinstance(loader, PositionedLoader):
-        return loader.position()
+        return loader.state_dict()
     if loader is not None:
         warnings.warn(
             f"where trainer.dataloader stands is not saved: it is a {type(loader).__name__}, whose position is not "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 KL_PENALTIES = ("kl", "abs", "mse", "full")
@@ -50,9 +52,17 @@ class AdaptiveKLController:
         self.horizon = horizon
 
     def update(self, current: float, n_steps: int) -> None:
-        """`current`: mean KL per sample, in nats; `n_steps`: samples behind that mean, over all processes."""
+        """`current`: mean KL per sample, in nats; `n_steps`: samples in that mean, over all processes."""
         error = min(max(float(current) / self.target - 1, -0.2), 0.2)
         self.value *= 1 + error * n_steps / self.horizon
+
+    def state_dict(self) -> dict[str, float]:
+        """The coefficient; target and horizon are settings."""
+        return {"kl_coef": self.value}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over what `state_dict` gave."""
+        self.value = state["kl_coef"]
 
 
 class FixedKLController:
@@ -63,3 +73,11 @@ class FixedKLController:
 
     def update(self, current: float, n_steps: int) -> None:
         """Does nothing."""
+
+    def state_dict(self) -> dict[str, float]:
+        """The coefficient."""
+        return {"kl_coef": self.value}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over what `state_dict` gave."""
+        self.value = state["kl_coef"]

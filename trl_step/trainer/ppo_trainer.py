@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial, wraps
 from typing import Any, Optional, Union
 
 import datasets
@@ -46,12 +47,16 @@ from trl_step.trainer.engine.memory_budget import ForwardSize
 from trl_step.trainer.engine.sweeps import plain_sweep, sweep
 from trl_step.trainer.generation import GenerationMixin
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.reporting import ReportingMixin
 from trl_step.trainer.reports import hub
 from trl_step.trainer.reports.callbacks import StepReport, configured_callbacks
 from trl_step.trainer.reports.cost import StepFacts
 from trl_step.trainer.reports.watch import SamplingWatch, circumstances, end_tokens
-from trl_step.trainer.runs.autosave import AutoSave, saves_states
+from trl_step.trainer.runs.autosave import AutoSave
+from trl_step.trainer.runs.counters import BestScore, Counters
+from trl_step.trainer.runs.identity import identity
+from trl_step.trainer.runs.state import RunState
 from trl_step.trainer.saving import SavingMixin
 from trl_step.trainer.setup import (
     make_kl_controller,
@@ -64,6 +69,17 @@ from trl_step.trainer.setup import (
     without_unused_columns,
 )
 from trl_step.trainer.updates.epochs import run_epochs
+
+
+def _autosaved(step: Callable) -> Callable:
+    """`step` with `self._autosave` around it."""
+
+    @wraps(step)
+    def saving(self: PPOTrainer, *args: Any, **kwargs: Any) -> Any:
+        with self._autosave:
+            return step(self, *args, **kwargs)
+
+    return saving
 
 
 class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
@@ -156,19 +172,17 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
 
         self.kl_ctl = make_kl_controller(config)
         self.running = RunningMoments(self.accelerator)
-        self.current_step = 0
-        self.steps_done = 0
-        """calls of `step` that made an update, those of the run that `load_state` went on with included"""
+        self._counters = Counters()
         self._training = False
         self._last_step: Optional[StepFacts] = None
         self._sampling = SamplingWatch(config.temperature)
         self._failed_trackers: set[str] = set()
         self._callbacks = configured_callbacks(self)
-        self._autosave = AutoSave(self)
-        if config.push_to_hub_if_best_kwargs:
-            self.push_to_hub_kwargs = config.push_to_hub_if_best_kwargs
-            self.compare_step = 0
-            self.highest_reward = torch.tensor(-float("inf"))
+        self._best = BestScore() if config.push_to_hub_if_best_kwargs else None
+        self.push_to_hub_kwargs = config.push_to_hub_if_best_kwargs
+        self._processes = Processes(self.accelerator)
+        self._run_state = self._state_of_run()
+        self._autosave = AutoSave(self._run_state, self._processes, self._counters, config)
 
     # --- construction ----------------------------------------------------------------------------------------
 
@@ -186,6 +200,59 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
             drop_last=True,
         )
 
+    def _state_of_run(self) -> RunState:
+        policy = self.accelerator.unwrap_model(self.model)
+        parts = {
+            "policy": policy,
+            "optimizer": self.optimizer,
+            "counters": self._counters,
+            "kl_controller": self.kl_ctl,
+            "scheduler": self.lr_scheduler,
+            "scaler": self.accelerator.scaler,
+            "running": self.running,
+            "best": self._best,
+            "checkup": self._sampling.checkup,
+            "loader": self.dataloader,
+            "memory": self._forward_size,
+        }
+        of_run = partial(
+            identity,
+            processes=self._processes,
+            settings=vars(self.config),
+            policy=policy,
+            reference=None if self.ref_model is None else self.ref_model.pretrained_model,
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            kl_controller=self.kl_ctl,
+            dataset=self.dataset,
+            loader=self.dataloader,
+            mixed_precision=self.accelerator.mixed_precision,
+        )
+        return RunState(self._processes, parts, of_run, self.config)
+
+    @property
+    def steps_done(self) -> int:
+        """Calls of `step` that made an update, those of the run that `load_state` went on with included."""
+        return self._counters.steps_done
+
+    @steps_done.setter
+    def steps_done(self, steps: int) -> None:
+        self._counters.steps_done = steps
+
+    @property
+    def current_step(self) -> int:
+        """Number of the last step that was logged."""
+        return self._counters.current_step
+
+    @current_step.setter
+    def current_step(self, step: int) -> None:
+        self._counters.current_step = step
+
+    @property
+    def highest_reward(self) -> torch.Tensor:
+        """With `push_to_hub_if_best_kwargs`: the best mean score so far, 0-d."""
+        return self._best.highest_reward
+
     def _overrides(self, *methods: str) -> bool:
         """Whether a subclass replaced any of these methods, or a script replaced it on this object."""
         return any(name in vars(self) or getattr(type(self), name) is not getattr(PPOTrainer, name) for name in methods)
@@ -196,7 +263,7 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
 
     # --- the step --------------------------------------------------------------------------------------------
 
-    @saves_states
+    @_autosaved
     @PPODecorators.empty_device_cache()
     def step(
         self,
@@ -256,7 +323,7 @@ class PPOTrainer(GenerationMixin, ReportingMixin, SavingMixin, BaseTrainer):
         rolled = rolled._replace(distributions=None)
         rollout = Rollout.of(rolled, queries, responses, old_values, advantages, returns)
         self._raise_together(rollout.out_of_range())
-        self.running = moments
+        self.running.load_state_dict(moments.state_dict())
         hub.push_if_best(self, sample_totals(scored))
         # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
         train_stats, epochs_run = run_epochs(self, rollout)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Union, cast
+from typing import Any, Optional, Union
 
 from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.trainer.reports import hub
-from trl_step.trainer.runs import state as run_state
-
-if TYPE_CHECKING:
-    from trl_step.trainer.ppo_trainer import PPOTrainer
 
 
 class SavingMixin:
@@ -47,13 +43,13 @@ class SavingMixin:
             TypeError: the optimizer or scheduler keeps something that these formats do not hold.
             OSError: the files could not be written; `folder` is as it was.
         """
-        run_state.save(cast("PPOTrainer", self), Path(folder))
+        self._run_state.save(Path(folder))
 
     def load_state(self, folder: Union[str, Path], *, may_differ: Sequence[str] = ()) -> int:
         """Go on, bit for bit on a CPU, from what `save_state` wrote; every process calls it.
 
-        Build the trainer as it was built for the run that was saved, then call this in front of the loop. The next
-        pass over `trainer.dataloader` is the rest of the one that was under way.
+        Build the trainer as it was built for the run that was saved, then call this before the loop. The next
+        pass over `trainer.dataloader` is the rest of the one that had begun.
 
         Args:
             folder: of the state; "latest" takes the newest complete state in `config.save_dir`, and does nothing if
@@ -69,7 +65,9 @@ class SavingMixin:
             ValueError: the state is incomplete or damaged, or it is of a run of another model, optimizer, data set,
                 configuration or number of processes. All differences are named, and nothing was changed.
         """
-        return run_state.load(cast("PPOTrainer", self), folder, may_differ)
+        steps = self._run_state.load(folder, may_differ)
+        self._autosave.forget()
+        return steps
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload what `save_pretrained` writes; the address of the commit. `kwargs`: see `hub.push`."""

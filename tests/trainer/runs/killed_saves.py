@@ -1,4 +1,4 @@
-"""Saves that are killed at random moments: `python killed_saves.py FOLDER` prints as JSON what was found behind each.
+"""Saves that are killed at random moments: `python killed_saves.py FOLDER` prints as JSON what was found after each.
 
 The trainer is built once. Each save runs in a process that was forked from this one, in which every weight and every
 number of the optimizer's state is the number of the step, so that a mixture of two states would show.
@@ -22,7 +22,7 @@ from trl_step.trainer.runs import folder as state_folder
 
 KILLS = 20
 MOST_LATE = 50
-"""kills in a row of saves that may come behind the save's end"""
+"""kills in a row that may come after the end of the save"""
 
 
 def become(ours: Any, steps: int) -> None:
@@ -50,7 +50,7 @@ def save_in_a_fork(ours: Any, kept: str, steps: int, kill_after: float | None) -
         if kept == "in one folder":
             ours.save_state(Path(ours.config.save_dir) / "step-00000000")
         else:
-            ours._autosave._save(ours)
+            ours._autosave._save()
         os.write(write, b" end")
         os._exit(0)
     os.close(write)

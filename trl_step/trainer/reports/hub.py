@@ -116,15 +116,16 @@ def push_if_best(trainer: Any, scores: torch.Tensor) -> None:
     Args:
         scores: [B]
     """
-    if not hasattr(trainer, "highest_reward"):
+    best = trainer._best
+    if best is None:
         return
-    if trainer.compare_step % trainer.config.compare_steps == 0:
+    if best.compare_step % trainer.config.compare_steps == 0:
         total, count = trainer._reduce_sum(torch.stack((scores.sum(), scores.new_tensor(len(scores)))))
         mean = (total / count).cpu()
-        if mean > trainer.highest_reward:
-            trainer.highest_reward = mean
+        if mean > best.highest_reward:
+            best.highest_reward = mean
             push_without_failing(trainer)
-    trainer.compare_step += 1
+    best.compare_step += 1
 
 
 def push_without_failing(trainer: Any) -> None:

@@ -8,6 +8,7 @@ pages use are small models (`write_tiny_models`). A page may open with lines tha
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,12 @@ def run_snippets(page: Path, names: dict[str, Any] | None = None) -> dict[str, A
     """
     names = {"__name__": page.stem} | (names or {})
     torch.manual_seed(0)
-    for lines_before, code in snippets(page.read_text(encoding="utf-8")):
-        exec(compile("\n" * lines_before + code, str(page), "exec"), names)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        for lines_before, code in snippets(page.read_text(encoding="utf-8")):
+            exec(compile("\n" * lines_before + code, str(page), "exec"), names)
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # a page may set a handler
     return names
 
 

@@ -56,3 +56,12 @@ def test_fixed_controller_stays():
     controller = FixedKLController(0.3)
     controller.update(100.0, 1000)
     assert controller.value == 0.3
+
+
+@pytest.mark.parametrize("make", [FixedKLController, lambda value: AdaptiveKLController(value, target=6, horizon=100)])
+def test_a_controller_goes_on_from_its_state(make):
+    one, two = make(0.3), make(0.7)
+    one.update(current=12, n_steps=8)
+    two.load_state_dict(one.state_dict())
+    assert one.state_dict() == {"kl_coef": one.value}
+    assert two.value == one.value

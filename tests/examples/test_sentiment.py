@@ -206,7 +206,7 @@ def test_the_same_seed_gives_the_same_numbers(example, cache: Path, tmp_path: Pa
 
 def test_a_run_in_two_parts_gives_the_same_numbers(example, cache: Path, tmp_path: Path) -> None:
     whole = run(example, cache, tmp_path / "whole", "--log_with=None")
-    with pytest.MonkeyPatch.context() as patch:  # the second step is interrupted, and saved
+    with pytest.MonkeyPatch.context() as patch:  # stopped before the second step
         step = example["ppo_sentiment"].PPOTrainer.step
         patch.setattr(
             example["ppo_sentiment"].PPOTrainer,
@@ -214,9 +214,9 @@ def test_a_run_in_two_parts_gives_the_same_numbers(example, cache: Path, tmp_pat
             lambda trainer, *batch: signal.raise_signal(signal.SIGINT) if trainer.steps_done else step(trainer, *batch),
         )
         with pytest.raises(KeyboardInterrupt):
-            run(example, cache, tmp_path / "parts", "--log_with=None", "--save_every=10", "--resume_from=latest")
-    parts = run(example, cache, tmp_path / "parts", "--log_with=None", "--save_every=10", "--resume_from=latest")
+            run(example, cache, tmp_path / "parts", "--log_with=None", "--save_every=1", "--resume_from=latest")
     assert [path.name for path in (tmp_path / "parts" / "states").iterdir()] == ["step-00000001"]
+    parts = run(example, cache, tmp_path / "parts", "--log_with=None", "--save_every=1", "--resume_from=latest")
     assert {**parts, "seconds": 0} == {**whole, "seconds": 0}
     assert len((tmp_path / "parts" / "history.jsonl").read_text().splitlines()) == 2
 

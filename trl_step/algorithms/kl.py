@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,6 +57,14 @@ class AdaptiveKLController:
         error = min(max(float(current) / self.target - 1, -0.2), 0.2)
         self.value *= 1 + error * n_steps / self.horizon
 
+    def state_dict(self) -> dict[str, float]:
+        """The coefficient; target and horizon are settings."""
+        return {"kl_coef": self.value}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over what `state_dict` gave."""
+        self.value = state["kl_coef"]
+
 
 class FixedKLController:
     """A coefficient that never changes."""
@@ -65,6 +74,14 @@ class FixedKLController:
 
     def update(self, current: float, n_steps: int) -> None:
         """Does nothing."""
+
+    def state_dict(self) -> dict[str, float]:
+        """The coefficient."""
+        return {"kl_coef": self.value}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over what `state_dict` gave."""
+        self.value = state["kl_coef"]
 
 
 def make_kl_controller(

@@ -36,6 +36,7 @@ from trl_step.trainer.processes.accelerate_state import detach
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.reports.watch import SamplingWatch, active_dropout
 from trl_step.trainer.runs.data_loader import positioned
+from trl_step.trainer.runs.identity import identity
 from trl_step.trainer.step_trainer import StepTrainer
 from trl_step.trainer.updates.optimizers import make_optimizer, make_updater
 
@@ -108,11 +109,37 @@ class LanguageTrainer(StepTrainer):
         self.lr_scheduler: Any = prepared.lr_scheduler
         self.model_params = prepared.parameters
         detach(self.accelerator, self.optimizer, self.lr_scheduler, prepared.dataloader)
-        self.dataloader: Any = positioned(prepared.dataloader)
+        self.dataloader: Any = positioned(prepared.dataloader, self.accelerator.non_blocking)
         self._updater = make_updater(self._processes, self.model, self.optimizer, self.model_params, config)
 
         self._sampling = SamplingWatch(config.temperature)
         self._last_step: Optional[StepFacts] = None
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            **super()._parts(),
+            "policy": self.accelerator.unwrap_model(self.model),
+            "optimizer": self.optimizer,
+            "scheduler": self.lr_scheduler,
+            "checkup": self._sampling.checkup,
+            "loader": self.dataloader,
+            "memory": self._budget,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        parts = self._parts()
+        return identity(
+            processes=self._processes,
+            settings=vars(self.config),
+            policy=parts["policy"],
+            reference=None if self.ref_model is None else self.ref_model.pretrained_model,
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            kl_controller=parts["kl_controller"],
+            dataset=self.dataset,
+            loader=self.dataloader,
+            mixed_precision=self.accelerator.mixed_precision,
+        )
 
     def prepare_dataloader(
         self, dataset: Union[torch.utils.data.Dataset, datasets.Dataset], data_collator: Optional[Callable] = None

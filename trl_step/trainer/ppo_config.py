@@ -220,7 +220,7 @@ class PPOConfig:
     `trainer.on_step(SampleTable(every=n))`"""
 
     save_every: Optional[int] = None
-    """steps between two automatic `save_state`s into `save_dir`; on Ctrl-C the run is saved as well"""
+    """steps between two automatic `save_state`s into `save_dir`; a step that Ctrl-C interrupts is saved as well"""
     save_dir: Optional[str] = None
     """folder of the automatic states; `load_state("latest")` looks there"""
     keep_last: Optional[int] = None

@@ -41,7 +41,6 @@ from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.reports.callbacks import StepReport, call_all
 from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
-from trl_step.trainer.runs.autosave import AutoSave, saves_states
 from trl_step.trainer.updates.epochs import Trained, run_epochs
 from trl_step.trainer.updates.updater import without_losses
 
@@ -106,7 +105,10 @@ class PPOTrainer(LanguageTrainer):
         )
         self.kl_ctl = make_kl_controller(config.adap_kl_ctrl, config.init_kl_coef, config.target, config.horizon)
         self.running = RunningMoments(self.accelerator)
-        self._autosave = AutoSave(self)
+        self._start_run()
+
+    def _parts(self) -> dict[str, Any]:
+        return {**super()._parts(), "kl_controller": self.kl_ctl, "running": self.running}
 
     def _overrides(self, *methods: str) -> bool:
         """Whether a subclass replaced any of these methods, or a script replaced it on this object."""
@@ -114,7 +116,6 @@ class PPOTrainer(LanguageTrainer):
 
     # --- the step ------------------------------------------------------------------------------------------------
 
-    @saves_states
     @PPODecorators.empty_device_cache()
     def step(
         self,
@@ -149,42 +150,43 @@ class PPOTrainer(LanguageTrainer):
                 too large for a loss in float32. The message names the list and the sample; weights, optimizer, KL
                 coefficient and random streams are untouched.
         """
-        clock, config = Clock(), self.config
-        # 1. check and place the inputs
-        precomputed = Precomputed(old_logprobs, ref_logprobs, values)
-        given = self._checked(queries, responses, scores, response_masks, precomputed)
-        rollout, engine = self._batch(given), self._engine(given.response_masks)
-        raw_scores = sample_totals(rollout.scores)
-        # 2. scores: scale, normalise, clip
-        moments = copy.copy(self.running)
-        rollout = self._with_shaped_scores(rollout, moments)
-        # 3. roll forward: log-probs and values of policy and reference on the response tokens
-        with clock("forward_pass"):
-            rollout = engine.evaluate(rollout)
-        # 4. per-token rewards, then advantages and returns
-        with torch.no_grad(), clock("compute_rewards"):
-            rollout = self._with_rewards(rollout)
-        with torch.no_grad(), clock("compute_advantages"):
-            rollout = self._with_advantages(rollout)
-        self._accept(rollout, moments)
-        # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
-        with clock("optimize_step"), training_without_dropout(self.model), self._forward.buffers.kept():
-            early_stop = self._early_stop if config.early_stopping else None
-            trained = run_epochs(rollout, engine.train, self._updater, self._processes, early_stop, config)
-        # 6. statistics, reduced over processes; KL controller; scheduler
-        with clock("calc_stats"):
-            stats = self._statistics(rollout, trained)
-        self.kl_ctl.update(stats["objective/kl"], int(self._processes.sum(torch.tensor(float(len(queries))))))
-        if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
-        self._counters.steps_done += 1
+        with self._autosave:  # which saves the run if it is time, and holds Ctrl-C until the step is done
+            clock, config = Clock(), self.config
+            # 1. check and place the inputs
+            precomputed = Precomputed(old_logprobs, ref_logprobs, values)
+            given = self._checked(queries, responses, scores, response_masks, precomputed)
+            rollout, engine = self._batch(given), self._engine(given.response_masks)
+            raw_scores = sample_totals(rollout.scores)
+            # 2. scores: scale, normalise, clip
+            moments = copy.copy(self.running)
+            rollout = self._with_shaped_scores(rollout, moments)
+            # 3. roll forward: log-probs and values of policy and reference on the response tokens
+            with clock("forward_pass"):
+                rollout = engine.evaluate(rollout)
+            # 4. per-token rewards, then advantages and returns
+            with torch.no_grad(), clock("compute_rewards"):
+                rollout = self._with_rewards(rollout)
+            with torch.no_grad(), clock("compute_advantages"):
+                rollout = self._with_advantages(rollout)
+            self._accept(rollout, moments)
+            # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
+            with clock("optimize_step"), training_without_dropout(self.model), self._forward.buffers.kept():
+                early_stop = self._early_stop if config.early_stopping else None
+                trained = run_epochs(rollout, engine.train, self._updater, self._processes, early_stop, config)
+            # 6. statistics, reduced over processes; KL controller; scheduler
+            with clock("calc_stats"):
+                stats = self._statistics(rollout, trained)
+            self.kl_ctl.update(stats["objective/kl"], int(self._processes.sum(torch.tensor(float(len(queries))))))
+            if self.lr_scheduler is not None:
+                self.lr_scheduler.step()
+            self._counters.steps_done += 1
 
-        self._last_step = StepFacts.of(rollout, trained.epochs, clock.stop())
-        self._diagnose(stats, given)
-        stats |= clock.seconds
-        report = StepReport(self, self._counters.steps_done, stats, given.queries, given.responses, raw_scores)
-        call_all(self._callbacks, report, self._failed_callbacks)
-        return stats
+            self._last_step = StepFacts.of(rollout, trained.epochs, clock.stop())
+            self._diagnose(stats, given)
+            stats |= clock.seconds
+            report = StepReport(self, self._counters.steps_done, stats, given.queries, given.responses, raw_scores)
+            call_all(self._callbacks, report, self._failed_callbacks)
+            return stats
 
     def _engine(self, response_masks: Optional[list[torch.Tensor]]) -> Engine:
         """How this step's batch is evaluated and trained on: fast, or through the methods that a subclass overrides."""

@@ -16,8 +16,9 @@ from trl_step.trainer.reports import hub
 from trl_step.trainer.reports.callbacks import Callback, configured_callbacks
 from trl_step.trainer.reports.hub import BestScore
 from trl_step.trainer.reports.trackers import Trackers
-from trl_step.trainer.runs import state as run_state
+from trl_step.trainer.runs.autosave import AutoSave
 from trl_step.trainer.runs.counters import Counters
+from trl_step.trainer.runs.state import RunState
 
 
 class StepTrainer(BaseTrainer):
@@ -43,10 +44,28 @@ class StepTrainer(BaseTrainer):
         self._failed_callbacks: set[int] = set()
         self._best = BestScore()
 
+    def _parts(self) -> dict[str, Any]:
+        """What the next step depends on, by name, as it is now; see `runs.state.RunState`."""
+        best = self._best if self.config.push_to_hub_if_best_kwargs else None
+        return {"counters": self._counters, "best": best, "scaler": self.accelerator.scaler}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same if a saved run is loaded; see `runs.identity.identity`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement _identity")
+
+    def _start_run(self) -> None:
+        """The last act of a subclass's constructor: from here on the run can be saved."""
+        self._run_state = RunState(self._processes, self._parts, self._identity, self.config)
+        self._autosave = AutoSave(self._run_state, self._processes, self._counters, self.config)
+
     @property
     def steps_done(self) -> int:
         """Calls of `step` that made an update, those before `load_state` included."""
         return self._counters.steps_done
+
+    @steps_done.setter
+    def steps_done(self, steps: int) -> None:
+        self._counters.steps_done = steps
 
     @property
     def current_step(self) -> int:
@@ -128,13 +147,13 @@ class StepTrainer(BaseTrainer):
             TypeError: the optimizer or scheduler keeps something that these formats do not hold.
             OSError: the files could not be written; `folder` is as it was.
         """
-        run_state.save(self, Path(folder))
+        self._run_state.save(Path(folder))
 
     def load_state(self, folder: Union[str, Path], *, may_differ: Sequence[str] = ()) -> int:
         """Go on, bit for bit on a CPU, from what `save_state` wrote; every process calls it.
 
         Build the trainer as it was built for the run that was saved, then call this before the loop. The next pass
-        over `trainer.dataloader` is the rest of the one that was under way.
+        over `trainer.dataloader` is the rest of the one that had begun.
 
         Args:
             folder: of the state; "latest" takes the newest complete state in `config.save_dir`, and does nothing if
@@ -150,4 +169,6 @@ class StepTrainer(BaseTrainer):
             ValueError: the state is incomplete or damaged, or it is of a run of another model, optimizer, data set,
                 configuration or number of processes. All differences are named, and nothing was changed.
         """
-        return run_state.load(self, folder, may_differ)
+        steps = self._run_state.load(folder, may_differ)
+        self._autosave.forget()
+        return steps

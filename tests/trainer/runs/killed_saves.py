@@ -23,7 +23,7 @@ from trl_step.trainer.runs import folder as state_folder
 OUTCOMES = "outcomes.json"
 KILLS = 20
 MOST_LATE = 50
-"""kills in a row of saves that may come behind the save's end"""
+"""kills in a row that may come after the end of the save"""
 
 
 def become(ours: Any, steps: int) -> None:
@@ -55,7 +55,7 @@ def save_in_a_fork(ours: Any, kept: str, steps: int, kill_after: float | None) -
         if kept == "in one folder":
             ours.save_state(Path(ours.config.save_dir) / "step-00000000")
         else:
-            ours._autosave._save(ours)
+            ours._autosave._save()
         os.write(write, b" end")
         os._exit(0)
     os.close(write)

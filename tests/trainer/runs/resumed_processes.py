@@ -53,7 +53,7 @@ def go_on(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def interrupted(rank: int, folder: Path) -> Any:
-    """Ctrl-C between two steps reaches process 1 alone: both save behind the next step, and stop."""
+    """Ctrl-C reaches process 1 alone in its second step: both save after it, and stop."""
     case = CASES["plain"]
     ours = build(case, accelerator_kwargs={}, save_every=100, save_dir=str(folder / "interrupted"))
 
@@ -69,14 +69,14 @@ def interrupted(rank: int, folder: Path) -> Any:
 
 
 def failed(rank: int, folder: Path) -> Any:
-    """One process cannot write: both are told, and the state of before is still there."""
+    """One process cannot write: both raise, and the state from before is still there."""
     case = CASES["plain"]
     ours = build(case, accelerator_kwargs={})
     ours.save_state(folder / "failed")
     ours.steps_done = 7
     if rank == 1:
         ours._budget.most_samples = object()  # type: ignore[assignment]  # nothing that a state can hold
-    return told(lambda: ours.save_state(folder / "failed")), PPOTrainer.load_state(
+    return error_of(lambda: ours.save_state(folder / "failed")), PPOTrainer.load_state(
         build(case, accelerator_kwargs={}), folder / "failed"
     )
 
@@ -107,10 +107,10 @@ def damaged(rank: int, folder: Path) -> Any:
     if rank == 0:
         next((folder / "plain").glob("data-*/process-1.json")).write_text("{}")
     ours.accelerator.wait_for_everyone()
-    return told(lambda: ours.load_state(folder / "plain")), ours.steps_done
+    return error_of(lambda: ours.load_state(folder / "plain")), ours.steps_done
 
 
-def told(work: Any) -> str:
+def error_of(work: Any) -> str:
     try:
         work()
     except Exception as error:

@@ -28,7 +28,7 @@ ROWS = 20
 
 @dataclass
 class Case:
-    """`saved_after`: steps in front of the save, so many that it falls into the middle or onto the end of a pass"""
+    """`saved_after`: steps before the save, so many that it falls into the middle or onto the end of a pass"""
 
     options: dict[str, Any] = field(default_factory=dict)
     model: str = "gpt2"
@@ -37,7 +37,7 @@ class Case:
     scheduler: bool = False
     saved_after: int = 3
     between_passes: bool = False
-    """save behind the pass, not in the loop's body"""
+    """save after the pass, not in the loop's body"""
 
 
 CASES = {

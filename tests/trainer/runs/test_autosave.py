@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 import weakref
@@ -24,14 +25,11 @@ from trl_step.trainer.runs.folder import checked, folder_of_step
 
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[Any]:
-    """Python's own handler of the interrupt, which every test has to leave in place; a trainer of another test that is
-    still there may have put its own over it."""
-    before, own = signal.getsignal(signal.SIGINT), signal.default_int_handler
-    signal.signal(signal.SIGINT, own)
+    """Python's own handler of the interrupt, which every test has to leave in place."""
+    own = signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is own
     yield own
-    gc.collect()
-    after = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
+    after = signal.signal(signal.SIGINT, own)
     assert after is own
 
 
@@ -70,50 +68,74 @@ def test_all_are_kept_unless_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "everything"])
-@pytest.mark.parametrize("where", ["step", "reward"])
+@pytest.mark.parametrize("where", ["beginning", "end"])
 def test_an_interrupted_run_goes_on_where_it_was(
     where: str, name: str, tmp_path: Path, handler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """During the third step, which finishes; or between the third and the fourth, behind `generate`."""
+    """At the beginning or at the end of the third step, which finishes."""
     case = CASES[name]
     whole = build(case)
     seen = train(whole, case)
     interrupted = build(case, save_every=100, save_dir=str(tmp_path))
-    if where == "step":
+    if where == "end":
         interrupted.on_step(lambda report: report.step == 3 and interrupt())
     else:
-        gauss = resumed_runs.random.gauss
+        inputs = interrupted.prepare_model_inputs
         monkeypatch.setattr(
-            resumed_runs.random, "gauss", lambda *a: gauss(*a) if interrupted.steps_done < 3 else interrupt()
+            interrupted,
+            "prepare_model_inputs",
+            lambda *queries: (interrupted.steps_done == 2 and interrupt(), inputs(*queries))[1],
         )
     with pytest.raises(KeyboardInterrupt):
         train(interrupted, case)
     assert signal.getsignal(signal.SIGINT) is handler
     assert states(tmp_path) == ["3"]
-    monkeypatch.undo()
     resumed = build(case, save_every=100, save_dir=str(tmp_path))
     assert resumed.load_state("latest") == 3
     assert train(resumed, case) == seen[3:]
     assert changed(outcome(whole), outcome(resumed)) == []
 
 
-def test_the_handler_comes_back_with_the_next_step(tmp_path: Path, handler: Any) -> None:
+def test_the_handler_is_in_place_during_a_step_and_no_longer(tmp_path: Path, handler: Any) -> None:
     ours = saving(tmp_path, save_every=100)
-    for steps in ("1", "2"):
+    seen = []
+    ours.on_step(lambda _: seen.append(signal.getsignal(signal.SIGINT)))
+    for _ in range(2):
         ours.step(*batch())
-        assert signal.getsignal(signal.SIGINT) is not handler
-        with pytest.raises(KeyboardInterrupt):
-            interrupt()
         assert signal.getsignal(signal.SIGINT) is handler
-        assert states(tmp_path)[-1] == steps
+    assert handler not in seen
 
 
-def test_what_is_saved_already_is_not_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = saving(tmp_path)
-    ours.step(*batch())
-    monkeypatch.setattr(state_folder, "write", lambda *_: pytest.fail("saved again"))
+def test_between_two_steps_an_interrupt_is_pythons_own(tmp_path: Path) -> None:
+    ours = saving(tmp_path, save_every=2)
+    for _ in range(3):
+        ours.step(*batch())
     with pytest.raises(KeyboardInterrupt):
         interrupt()
+    assert states(tmp_path) == ["2"]
+
+
+def test_an_interrupted_step_that_is_saved_anyway_is_saved_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = saving(tmp_path)
+    written, write = [], state_folder.write
+    monkeypatch.setattr(state_folder, "write", lambda *state: (written.append(state[0].name), write(*state)))
+    ours.on_step(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ours.step(*batch())
+    assert written == ["step-00000001"]
+
+
+def test_an_interrupt_during_an_automatic_save_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = saving(tmp_path)
+    write = state_folder.write
+    monkeypatch.setattr(state_folder, "write", lambda *state: (interrupt(), write(*state)))
+    with pytest.raises(KeyboardInterrupt):
+        ours.step(*batch())
+    assert states(tmp_path) == ["1"]
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,23 +165,24 @@ def test_a_step_that_fails_and_was_interrupted_saves_nothing(tmp_path: Path) -> 
         raise RuntimeError("in mid-step")
 
     ours.on_step(fail)
-    with pytest.raises(KeyboardInterrupt) as told:
+    with pytest.raises(KeyboardInterrupt) as raised:
         ours.step(*batch())
-    assert isinstance(told.value.__context__, RuntimeError)
+    assert isinstance(raised.value.__context__, RuntimeError)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refused_step_leaves_the_one_before_to_be_saved(tmp_path: Path) -> None:
-    ours = saving(tmp_path, save_every=100)
+def test_a_refused_step_puts_the_handler_back_and_saves_nothing(tmp_path: Path, handler: Any) -> None:
+    ours = saving(tmp_path)
     ours.step(*batch())
+    ours.load_state(folder_of_step(tmp_path, 1))
+    (tmp_path / "step-00000001" / "manifest.json").unlink()
     with pytest.raises(ValueError, match="empty"):
         ours.step([], [], [])
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
-    assert states(tmp_path) == ["1"]
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (tmp_path / "step-00000001" / "manifest.json").exists()
 
 
-def test_a_step_that_broke_off_behind_an_update_leaves_nothing_to_be_saved(tmp_path: Path) -> None:
+def test_a_step_that_broke_off_after_an_update_leaves_nothing_to_be_saved(tmp_path: Path) -> None:
     ours = saving(tmp_path, save_every=100)
     ours.step(*batch())
     ours.on_step(lambda _: 1 / 0)
@@ -197,52 +220,75 @@ def test_in_a_thread_states_are_saved_and_the_handler_is_left_alone(tmp_path: Pa
 
 def test_the_handler_that_was_there_is_called(tmp_path: Path, handler: Any) -> None:
     called = []
-    signal.signal(signal.SIGINT, lambda number, _: called.append(number))
+    signal.signal(signal.SIGINT, lambda number, _: called.append((number, states(tmp_path))))
     own = signal.getsignal(signal.SIGINT)
     ours = saving(tmp_path, save_every=100)
+    ours.on_step(interrupt)
     ours.step(*batch())
-    interrupt()
-    assert called == [signal.SIGINT]
+    assert called == [(signal.SIGINT, ["1"])]
     assert signal.getsignal(signal.SIGINT) is own
-    assert states(tmp_path) == ["1"]
     signal.signal(signal.SIGINT, handler)
 
 
 def test_who_ignores_interrupts_goes_on_ignoring_them(tmp_path: Path, handler: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    saving(tmp_path, save_every=100).step(*batch())
+    ours = saving(tmp_path, save_every=100)
+    ours.on_step(interrupt)
+    ours.step(*batch())
     interrupt()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     signal.signal(signal.SIGINT, handler)
 
 
-def test_a_handler_that_was_put_over_ours_stays(tmp_path: Path, handler: Any) -> None:
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_handler_that_was_put_over_ours_stays(interrupted: bool, tmp_path: Path, handler: Any) -> None:
     ours = saving(tmp_path, save_every=100)
-    ours.step(*batch())
-    below = signal.getsignal(signal.SIGINT)
-    over = signal.signal(signal.SIGINT, lambda *seen: below(*seen)) and signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    over: list[Any] = []
+
+    def put_over(_: Any) -> None:
+        below = signal.getsignal(signal.SIGINT)
+        over.append(lambda *seen: below(*seen))
+        signal.signal(signal.SIGINT, over[0])
+        if interrupted:
+            interrupt()
+
+    ours.on_step(put_over)
+
+    def interrupt_during_or_after() -> None:
+        ours.step(*batch())
         interrupt()
-    assert states(tmp_path) == ["1"]
-    assert signal.getsignal(signal.SIGINT) is over
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_during_or_after()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"] * interrupted
+    assert signal.getsignal(signal.SIGINT) is over[0]
     signal.signal(signal.SIGINT, handler)
 
 
-def test_two_trainers_are_both_saved(tmp_path: Path) -> None:
-    both = [saving(tmp_path / name, save_every=100) for name in "ab"]
-    for ours in both:
-        ours.step(*batch())
+def test_two_trainers_one_in_a_step_of_the_other_are_both_saved(tmp_path: Path) -> None:
+    outer, inner = (saving(tmp_path / name, save_every=100) for name in "ab")
+    inner.on_step(interrupt)
+    outer.on_step(lambda _: inner.step(*batch()))
     with pytest.raises(KeyboardInterrupt):
-        interrupt()
+        outer.step(*batch())
     assert [states(tmp_path / name) for name in "ab"] == [["1"], ["1"]]
 
 
-def test_a_forked_worker_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_forked_in_a_step_works_on_and_saves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C reaches it as well, and the step may need what it does."""
     ours = saving(tmp_path, save_every=100)
+    ended = []
+
+    def fork(_: Any) -> None:
+        worker = os.fork()
+        if worker == 0:
+            interrupt()
+            os._exit(7)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
+
+    ours.on_step(fork)
     ours.step(*batch())
-    monkeypatch.setattr(autosave.os, "getpid", lambda: -1)
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
+    assert ended == [7]
     assert not list(tmp_path.iterdir())
 
 
@@ -259,7 +305,7 @@ def test_a_trainer_that_is_gone_takes_its_handler_along(tmp_path: Path, handler:
 def test_a_save_that_fails_does_not_lose_the_step(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ours = saving(tmp_path / "file")
-    with pytest.warns(UserWarning, match=r"could not be saved to .*step-00000001 behind step 1 and goes on: .*file"):
+    with pytest.warns(UserWarning, match=r"could not be saved to .*step-00000001 after step 1 and goes on: .*file"):
         stats = ours.step(*batch())
     assert "objective/kl" in stats
     ours.config.save_dir = str(tmp_path / "folder")

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.runs import folder as state_folder
 from trl_step.trainer.runs.folder import checked, folder_of_step, newest, prune, write
 
-ALONE: Any = SimpleNamespace(num_processes=1, is_main_process=True)
+ALONE: Any = Processes(SimpleNamespace(num_processes=1, is_main_process=True))
 
 
 def save(folder: Path, text: str) -> None:
@@ -91,9 +92,9 @@ DAMAGES = {
 def test_damage_is_named_with_the_folder_and_what_to_do(damage: Callable, tmp_path: Path) -> None:
     save(tmp_path / "mine", "old")
     damage(checked(tmp_path / "mine"))
-    with pytest.raises(ValueError, match=f"the state in {tmp_path / 'mine'} {DAMAGES[damage]}.*load") as told:
+    with pytest.raises(ValueError, match=f"the state in {tmp_path / 'mine'} {DAMAGES[damage]}.*load") as caught:
         checked(tmp_path / "mine")
-    assert "load" in str(told.value)
+    assert "load" in str(caught.value)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -108,9 +109,9 @@ def test_the_newest_whole_state_is_found(tmp_path: Path) -> None:
     assert newest(tmp_path) == checked(folder_of_step(tmp_path, 10))
     flip(checked(folder_of_step(tmp_path, 10)))
     no_manifest(checked(folder_of_step(tmp_path, 5)))
-    with pytest.warns(UserWarning, match="passed over") as told:
+    with pytest.warns(UserWarning, match="passed over") as caught:
         assert newest(tmp_path) == checked(folder_of_step(tmp_path, 20))
-    assert [str(warning.message).partition(" is ")[0][-2:] for warning in told] == ["05", "10"]
+    assert [str(warning.message).partition(" is ")[0][-2:] for warning in caught] == ["05", "10"]
     flip(checked(folder_of_step(tmp_path, 20)))
     with (
         pytest.warns(UserWarning, match="passed"),

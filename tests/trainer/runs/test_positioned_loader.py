@@ -93,9 +93,9 @@ def test_the_rest_of_a_pass_and_the_next_one(saved_at: int, name: str) -> None:
     for _ in range(3):
         for _ in steps(ours, seen):
             if len(seen) == saved_at:
-                position, streams = cloned(ours.position()), random_streams.capture()
+                position, streams = cloned(ours.state_dict()), random_streams.capture()
     again, rest = loader(name, seed=1), list[list[Any]]()
-    again.go_on_from(position)
+    again.load_state_dict(position)
     random_streams.restore(streams)
     for _ in range(3 - (saved_at - 1) // PASS):
         for _ in steps(again, rest):
@@ -110,9 +110,9 @@ def test_a_loop_that_is_left_early_ends_its_pass() -> None:
     for i, _ in enumerate(ours):
         if i == 1:
             break
-    assert ours.position()["given"] is None
+    assert ours.state_dict()["given"] is None
     next(iter(ours))  # a look at the first batch
-    assert ours.position()["given"] is None
+    assert ours.state_dict()["given"] is None
 
 
 def test_a_pass_that_was_given_up_does_not_end_the_next_one() -> None:
@@ -121,18 +121,18 @@ def test_a_pass_that_was_given_up_does_not_end_the_next_one() -> None:
     next(first)
     next(second), next(second)
     first.close()  # type: ignore[attr-defined]
-    assert ours.position()["given"] == 2
+    assert ours.state_dict()["given"] == 2
 
 
 def test_a_position_that_was_set_is_the_position() -> None:
     ours = loader("plain")
     passing = iter(ours)
     next(passing), next(passing)
-    position = ours.position()
+    position = ours.state_dict()
     again = loader("plain")
-    again.go_on_from(position)
-    assert again.position()["given"] == 2
-    assert again.position()["start"] is position["start"]
+    again.load_state_dict(position)
+    assert again.state_dict()["given"] == 2
+    assert again.state_dict()["start"] is position["start"]
 
 
 def test_it_is_still_a_prepared_loader() -> None:

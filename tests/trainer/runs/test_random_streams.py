@@ -25,7 +25,7 @@ def draw() -> list[float]:
     return [random.gauss(0, 1), float(np.random.randn()), float(torch.randn(()))]
 
 
-def test_all_streams_go_on_behind_a_file(tmp_path: Path) -> None:
+def test_all_streams_go_on_after_a_file(tmp_path: Path) -> None:
     draw()  # leaves the second number of a pair behind, in Python's stream and in NumPy's
     write_tree(tmp_path, "streams", random_streams.capture())
     expected = [draw() for _ in range(3)]
@@ -106,8 +106,8 @@ def test_a_state_moves_between_machines_with_and_without_devices(saved_on: int, 
         machine(machines[1 - saved_on]),
         mock.patch.object(OwnPrecision, "device", torch.device(DEVICES[1 - saved_on])),
     ):
-        told = f"saved on {DEVICES[saved_on]}, and the run goes on on {DEVICES[1 - saved_on]}: what is drawn there"
-        with pytest.warns(UserWarning, match=told):
+        message = f"saved on {DEVICES[saved_on]}, and the run goes on on {DEVICES[1 - saved_on]}: what is drawn there"
+        with pytest.warns(UserWarning, match=message):
             assert other.load_state(tmp_path) == 1
     assert draw() == expected
     assert changed(weights_and_optimizer(one), weights_and_optimizer(other)) == []

@@ -59,7 +59,7 @@ def test_an_interrupt_of_one_process_saves_the_run_of_both(
         assert parts["rest"] == whole["plain"][0][2:]
 
 
-def test_a_process_that_cannot_write_is_told_of_on_all_and_the_old_state_stays(begun: list[dict[str, Any]]) -> None:
+def test_a_process_that_cannot_write_is_reported_on_all_and_the_old_state_stays(begun: list[dict[str, Any]]) -> None:
     (one, loaded_one), (two, loaded_two) = (whole["failed"] for whole in begun)
     assert two == "TypeError: most_samples is a object, which JSON and safetensors do not hold"
     assert one == f"RuntimeError: process 1: {two}"
@@ -74,7 +74,7 @@ def test_memory_that_runs_out_on_one_process_changes_no_number(begun: list[dict[
         torch.testing.assert_close(weight, one["plenty"][name], rtol=0, atol=1e-5)
 
 
-def test_a_damaged_file_of_one_process_is_told_of_on_all(went_on: list[dict[str, Any]]) -> None:
+def test_a_damaged_file_of_one_process_is_reported_on_all(went_on: list[dict[str, Any]]) -> None:
     (one, steps_one), (two, steps_two) = (parts["damaged"] for parts in went_on)
     assert "is damaged: process-1.json has" in one
     assert one.removeprefix("ValueError: ") in two

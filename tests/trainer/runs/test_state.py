@@ -115,10 +115,10 @@ def test_another_run_is_refused_and_nothing_changes(name: str, folder: Path) -> 
     make, lines = OTHERS[name]
     ours = make()
     before = everything(ours)
-    with pytest.raises(ValueError, match="is not one of this run, and nothing was changed") as told:
+    with pytest.raises(ValueError, match="is not one of this run, and nothing was changed") as raised:
         ours.load_state(folder)
     for line in lines:
-        assert told.match(line)
+        assert raised.match(line)
     assert changed(before, everything(ours)) == []
     assert ours.steps_done == 0
 
@@ -175,7 +175,7 @@ def test_damage_changes_nothing(tmp_path: Path) -> None:
     assert changed(before, everything(ours)) == []
 
 
-def test_other_packages_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_packages_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trl_step.trainer.runs import state as run_state
 
     monkeypatch.setattr(run_state, "packages", lambda: {"torch": "9.9", "numpy": "1"})
@@ -186,7 +186,7 @@ def test_other_packages_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ours.load_state(tmp_path)
 
 
-def test_a_loader_of_another_kind_is_told_about(tmp_path: Path) -> None:
+def test_a_loader_of_another_kind_is_warned_of(tmp_path: Path) -> None:
     class Own(PPOTrainer):
         def prepare_dataloader(self, dataset: Any, data_collator: Any = None) -> Any:
             return [1, 2, 3]
@@ -230,11 +230,11 @@ def test_the_size_that_memory_allowed_and_what_the_doctor_saw_come_back(tmp_path
     assert again._sampling.checkup.state_dict() == ours._sampling.checkup.state_dict()
 
 
-def test_deepspeed_is_told_about(tmp_path: Path) -> None:
+def test_deepspeed_is_refused(tmp_path: Path) -> None:
     ours = build()
     ours.accelerator.state.distributed_type = DistributedType.DEEPSPEED
     with pytest.raises(ValueError, match="cannot be saved under DeepSpeed"):
         ours.save_state(tmp_path)
     ours.config.save_every = 1
     with pytest.raises(ValueError, match=r"cannot be saved under DeepSpeed.*unset save_every"):
-        AutoSave(ours)
+        AutoSave(ours._run_state, ours._processes, ours._counters, ours.config)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,14 @@ class MemoryBudget:
         self.token_budget = token_budget
         self.most_samples: int | None = None
         """set once memory ran out"""
+
+    def state_dict(self) -> dict[str, int | None]:
+        """What memory has allowed; the budget is a setting."""
+        return {"most_samples": self.most_samples}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.most_samples = state["most_samples"]
 
     def split(self, lengths: Sequence[int]) -> list[np.ndarray]:
         """Cut samples of these lengths, in their order, into parts that fit; a sample by itself always fits."""

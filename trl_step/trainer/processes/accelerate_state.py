@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,37 +22,35 @@ from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
     ProjectConfiguration,
-    get_mixed_precision_context_manager,
 )
 
 
 class OwnPrecision(Accelerator):
-    """An `Accelerator` whose autocast is of its own precision; accelerate's asks the process-wide state for it."""
+    """An `Accelerator` whose precision is its own; accelerate's asks the process-wide state for it."""
 
     def prepare_model(self, *args: Any, **kwargs: Any) -> Any:
-        with self._state_in_force():
-            return super().prepare_model(*args, **kwargs)
-
-    @contextmanager
-    def autocast(self, autocast_handler: AutocastKwargs | None = None) -> Iterator[None]:
-        with self._state_in_force():
-            precision = get_mixed_precision_context_manager(self.native_amp, autocast_handler or self.autocast_handler)
-        with precision:
-            yield
-
-    @contextmanager
-    def _state_in_force(self) -> Iterator[None]:
-        before = dict(AcceleratorState._shared_state)
-        _share(AcceleratorState, self.state.__dict__)
+        """As accelerate's, with the model's `forward` under this accelerator's precision."""
+        before = _put_in_force(AcceleratorState, vars(self.state))
         try:
-            yield
+            return super().prepare_model(*args, **kwargs)
         finally:
-            _share(AcceleratorState, before)
+            _put_in_force(AcceleratorState, before)
+
+    def autocast(self, autocast_handler: AutocastKwargs | None = None) -> AbstractContextManager[Any]:
+        """Inside of it torch computes in `mixed_precision`: float16 for "fp16", bfloat16 for "bf16" and "fp8"."""
+        if not self.native_amp:
+            return nullcontext()
+        handler = autocast_handler or self.autocast_handler
+        dtype = torch.float16 if self.mixed_precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, **({} if handler is None else handler.to_kwargs()))
 
 
-def _share(singleton: Any, state: dict[str, Any]) -> None:
+def _put_in_force(singleton: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Let all of the process see `state`; returns what it saw before."""
+    before = dict(singleton._shared_state)
     singleton._shared_state.clear()
     singleton._shared_state.update(state)
+    return before
 
 
 def make_accelerator(
@@ -63,10 +61,7 @@ def make_accelerator(
     Accumulation is the trainer's own business (a dataloader's end must not change it), and a scheduler steps once per
     call whatever the number of processes.
     """
-    singletons = (AcceleratorState, GradientState)
-    before = [dict(single._shared_state) for single in singletons]
-    for single in singletons:
-        single._shared_state.clear()
+    before = {singleton: _put_in_force(singleton, {}) for singleton in (AcceleratorState, GradientState)}
     try:
         options = {"step_scheduler_with_optimizer": False, **accelerator_kwargs}
         options.pop("gradient_accumulation_steps", None)
@@ -80,10 +75,10 @@ def make_accelerator(
         _take_fsdp(accelerator, options.get("fsdp_plugin"))
         _take_deepspeed(accelerator)
     finally:
-        for single, state in zip(singletons, before, strict=True):
-            if state:  # what was there stays there; a first trainer leaves its own state behind, as accelerate does
-                _share(single, state)
-    _check_company(accelerator.num_processes)
+        for singleton, state in before.items():
+            if state:  # what was there stays there; a first trainer leaves its own state, as accelerate does
+                _put_in_force(singleton, state)
+    _check_count(accelerator.num_processes)
     return accelerator
 
 
@@ -103,7 +98,11 @@ def start_accelerator(config: Any) -> Accelerator:
 
 
 def _take_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None) -> None:
-    """FSDP on a CPU as on accelerators, where accelerate itself falls back to DDP; and what cannot work is told."""
+    """FSDP on a CPU as on accelerators, where accelerate itself falls back to DDP.
+
+    Raises:
+        ValueError: a setting of accelerate's that this package does not support.
+    """
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU:
         if plugin is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
@@ -138,8 +137,12 @@ def _processes_started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
-def _check_company(num_processes: int) -> None:
-    """Say so if several processes were wanted, but accelerate takes this one for the only one."""
+def _check_count(num_processes: int) -> None:
+    """Compare the number of processes with what was asked for.
+
+    Raises:
+        ValueError: there are several, but accelerate takes this one for the only one.
+    """
     if num_processes > 1:
         return
     if _processes_started() > 1:
@@ -148,7 +151,7 @@ def _check_company(num_processes: int) -> None:
             'one: each would train by itself. To train on the CPU give accelerator_kwargs={"cpu": True}, and make no '
             "Accelerator with other settings before the trainer"
         )
-    # what `accelerate launch --cpu --num_processes 2` leaves behind: it starts several processes through mpirun alone
+    # set by `accelerate launch --cpu --num_processes 2`, which starts several processes through mpirun alone
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         warnings.warn(
             "accelerate launch was asked for several processes, but started one: with --cpu it needs MPI. Start them "

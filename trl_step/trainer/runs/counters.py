@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 
@@ -18,6 +19,6 @@ class Counters:
         """Both numbers."""
         return asdict(self)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Take over what `state_dict` gave."""
         self.steps_done, self.current_step = state["steps_done"], state["current_step"]

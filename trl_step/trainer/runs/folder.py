@@ -19,10 +19,9 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from trl_step.trainer.processes.processes import Processes
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -30,57 +29,33 @@ DATA = "data-"
 STEP, DIGITS = "step-", 8
 REMEDY = 'load another state, for example the newest complete one with load_state("latest")'
 
-Result = TypeVar("Result")
-
-
 # --- writing -------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, accelerator: Accelerator, write_files: Callable[[Path], list[str]]) -> None:
+def write(folder: Path, processes: Processes, write_files: Callable[[Path], list[str]]) -> None:
     """Write a state into `folder`, in place of the one that is there.
 
     Args:
         folder: made if need be
-        accelerator: of all processes that call this
+        processes: all that call this
         write_files: writes this process's files into the folder that it is given, and returns their names
 
     Raises:
         Exception: what `write_files` raised on any process, on all of them; the old state is still there.
     """
-    main = accelerator.is_main_process
-    data = folder / together(accelerator, lambda: _new_data_folder(folder) if main else "")[0]
+    main = processes.is_main
+    data = folder / processes.together(lambda: _new_data_folder(folder) if main else "")[0]
 
     def own() -> dict[str, dict[str, Any]]:
         return {file: _settled(data / file) for file in write_files(data)}
 
     try:
-        files = together(accelerator, own)
+        files = processes.together(own)
     except BaseException:
         if main:
             shutil.rmtree(data, ignore_errors=True)
         raise
-    together(accelerator, lambda: _switch(folder, data, files) if main else None)
-
-
-def together(accelerator: Accelerator, work: Callable[[], Result]) -> list[Result]:
-    """`work()` of every process, in their order; if one fails, all raise."""
-    error: Exception | None = None
-    result: Any = None
-    try:
-        result = work()
-    except Exception as found:
-        if accelerator.num_processes == 1:
-            raise
-        error = found
-    if accelerator.num_processes == 1:
-        return [result]
-    told = gather_object([(None if error is None else f"{type(error).__name__}: {error}", result)])
-    if error is not None:
-        raise error
-    others = [f"process {rank}: {message}" for rank, (message, _) in enumerate(told) if message is not None]
-    if others:
-        raise RuntimeError("; ".join(others))
-    return [result for _, result in told]
+    processes.together(lambda: _switch(folder, data, files) if main else None)
 
 
 def _new_data_folder(folder: Path) -> str:
@@ -189,7 +164,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def folder_of_step(save_dir: Path, steps: int) -> Path:
-    """Where the automatic state behind step number `steps` belongs."""
+    """Where the automatic state after step number `steps` belongs."""
     return save_dir / f"{STEP}{steps:0{DIGITS}d}"
 
 
@@ -210,8 +185,8 @@ def newest(save_dir: Path) -> Path | None:
             break
         except ValueError as error:
             passed.append(str(error).removesuffix(f"; {REMEDY}"))
-    for told in passed:
-        warnings.warn(f"{told}: it is passed over", UserWarning, stacklevel=7)
+    for reason in passed:
+        warnings.warn(f"{reason}: it is passed over", UserWarning, stacklevel=7)
     if complete and found is None:
         raise ValueError(f"all states in {save_dir} are damaged; load another one, or begin anew in another folder")
     return found

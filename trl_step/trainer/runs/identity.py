@@ -7,17 +7,14 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from trl_step.models.sharding import is_sharded
 from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.processes.shards import own_part
-
-if TYPE_CHECKING:
-    from trl_step.trainer.ppo_trainer import PPOTrainer
 
 _FREE = """
     exp_name log_with task_name model_name query_dataset reward_model remove_unused_columns tracker_kwargs
@@ -28,8 +25,8 @@ _FREE = """
     save_every save_dir keep_last
 """
 FREE_SETTINGS = frozenset(_FREE.split())
-"""May differ: names, places, how long, and how the arithmetic is cut. The others change what is learnt, or stand
-elsewhere in the identity."""
+"""May differ: names, places, how long, and how the arithmetic is cut. The others change what is learnt, or are in
+another part of the identity."""
 
 IMPLEMENTATION = frozenset(("fused", "foreach", "capturable", "differentiable"))
 """Options of an optimizer that choose a kernel and no number."""
@@ -41,36 +38,56 @@ SAMPLED = 64
 """Elements of a frozen tensor that its fingerprint looks at."""
 
 
-def identity(trainer: PPOTrainer) -> dict[str, Any]:
-    """What must be the same where a state is loaded, as a tree without tensors; every process calls it."""
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    parameters = dict(policy.named_parameters())
-    optimizer, loader = trainer.optimizer.optimizer, trainer.dataloader
-    # the reference's value head is drawn at random, and never asked
-    reference = None if trainer.ref_model is None else trainer.ref_model.pretrained_model.named_parameters()
+def identity(
+    processes: Processes,
+    settings: Mapping[str, Any],
+    policy: torch.nn.Module,
+    reference: torch.nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    kl_controller: Any,
+    dataset: Any,
+    loader: Any,
+    mixed_precision: str,
+) -> dict[str, Any]:
+    """What must be the same where a state is loaded, as a tree without tensors; every process calls it.
 
+    Args:
+        processes: all that call this
+        settings: the fields of `PPOConfig`, by name
+        policy: with its value head, not wrapped
+        reference: without value head, which is drawn at random and never asked; None if the policy has it inside
+        optimizer: torch's own, or accelerate's around it
+        scheduler: torch's own, or accelerate's around it, or None
+        kl_controller: of the coefficient
+        dataset: whose length is compared; None without a `loader`
+        loader: of the batches, or None
+        mixed_precision: accelerate's name of it
+    """
+    optimizer, scheduler = getattr(optimizer, "optimizer", optimizer), getattr(scheduler, "scheduler", scheduler)
+    parameters = dict(policy.named_parameters())
     sharded = is_sharded(policy)
 
     def joined(own: str) -> str:
         """Sharded weights have a part on every process."""
-        return " ".join(gather_object([own])) if sharded else own
+        return " ".join(processes.together(lambda: own)) if sharded else own
 
     return {
-        "processes": trainer.accelerator.num_processes,
+        "processes": processes.count,
         "sharded": sharded,
-        "mixed_precision": trainer.accelerator.mixed_precision,
-        "settings": {f.name: getattr(trainer.config, f.name) for f in fields(PPOConfig) if f.name not in FREE_SETTINGS},
+        "mixed_precision": mixed_precision,
+        "settings": {f.name: settings[f.name] for f in fields(PPOConfig) if f.name not in FREE_SETTINGS},
         "policy": {name: _describe(tensor) for name, tensor in policy.state_dict().items()},
         "frozen weights": joined(fingerprint((name, p) for name, p in parameters.items() if not p.requires_grad)),
-        "reference": None if reference is None else joined(fingerprint(reference)),
+        "reference": None if reference is None else joined(fingerprint(reference.named_parameters())),
         "optimizer": {
             "class": _class_of(optimizer),
             **{key: _plain(value) for key, value in optimizer.defaults.items() if key not in IMPLEMENTATION},
         },
         "optimizer's parameters": _group_members(optimizer, parameters),
-        "scheduler": None if trainer.lr_scheduler is None else _class_of(trainer.lr_scheduler.scheduler),
-        "KL controller": type(trainer.kl_ctl).__name__,
-        "data set": None if loader is None else {"samples": _length(trainer.dataset), "batches": _length(loader)},
+        "scheduler": None if scheduler is None else _class_of(scheduler),
+        "KL controller": type(kl_controller).__name__,
+        "data set": None if loader is None else {"samples": _length(dataset), "batches": _length(loader)},
     }
 
 

@@ -3,179 +3,194 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import DistributedType
 
 from trl_step.models.sharding import is_sharded
+from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.processes.shards import own_part, spread_state
 from trl_step.trainer.runs import folder as state_folder
 from trl_step.trainer.runs import random_streams
 from trl_step.trainer.runs.codec import cloned, read_tree, write_tree
 from trl_step.trainer.runs.data_loader import PositionedLoader
-from trl_step.trainer.runs.identity import differences, identity, packages
-
-if TYPE_CHECKING:
-    from trl_step.trainer.ppo_trainer import PPOTrainer
+from trl_step.trainer.runs.identity import differences, packages
 
 LATEST = "latest"
 
-
 SHARED = ("policy", "optimizer", "run", "identity")
 """Trees that all processes have in common, and one of them writes; the others are of each process."""
+ENTRIES = ("scheduler", "scaler", "running", "best", "checkup")
+"""Parts that are one entry of the tree `run`, under their own names; null if the run has no such part."""
+SPREAD = ("counters", "kl_controller")
+"""Parts whose entries are entries of the tree `run`."""
 
 
-def check_optimizer(trainer: PPOTrainer) -> None:
-    """Raise a ValueError where the optimizer is DeepSpeed's, which keeps its state to itself."""
-    if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError(
-            "a run cannot be saved under DeepSpeed, which keeps its optimizer to itself: unset save_every, and save "
-            "with trainer.model.save_checkpoint of DeepSpeed, or the policy alone with save_pretrained"
-        )
+class Part(Protocol):
+    """Anything that a run keeps."""
+
+    def state_dict(self) -> Any:
+        """Numbers, texts and tensors, in dictionaries, lists and tuples."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take over what `state_dict` gave."""
 
 
-def collect(trainer: PPOTrainer) -> dict[str, Any]:
-    """The run as it is now, as trees. Tensors are the trainer's own, not copies: write them before the next step."""
-    check_optimizer(trainer)
-    scaler = trainer.accelerator.scaler
-    policy, optimizer = _weights(trainer)
-    return {
-        policy: own_part(trainer.accelerator.unwrap_model(trainer.model).state_dict()),
-        optimizer: own_part(trainer.optimizer.state_dict()),
-        "run": {
-            "steps_done": trainer.steps_done,
-            "current_step": trainer.current_step,
-            "scheduler": None if trainer.lr_scheduler is None else trainer.lr_scheduler.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "kl_coef": trainer.kl_ctl.value,
-            "running": trainer.running.state_dict(),
-            "best": _best(trainer),
-            "checkup": trainer._sampling.checkup.state_dict(),
-            "packages": packages(),
-            "device": trainer.accelerator.device.type,
-        },
-        _process(trainer): {
-            "streams": random_streams.capture(),
-            "data": _position(trainer),
-            "most_samples": trainer._budget.most_samples,
-        },
-    }
+class RunState:
+    """A run as files, and back. In format 1 these are the trees `policy`, `optimizer`, `run`, `identity` and, of every
+    process N, `process-N`; sharded weights are in `policy-N` and `optimizer-N`.
 
+    Args:
+        processes: that train together; every one calls `save` and `load`
+        parts: gives, as they are at the moment (a script may put another one in place), by name: `policy`, with its
+            value head and not wrapped, `optimizer`, `counters` and `kl_controller`; those of `ENTRIES`; `loader`, of
+            which the position is kept; `memory`, with `most_samples`. None, or left out, is what the run does not have
+        identity: gives what must be the same if the state is loaded, see `identity.identity`
+        settings: `save_dir` is where "latest" is looked for
+    """
 
-def save(trainer: PPOTrainer, folder: Path, collected: dict[str, Any] | None = None) -> None:
-    """Write the run as it is now, or as it was `collected`, into `folder`; see `PPOTrainer.save_state`."""
-    trees = collect(trainer) if collected is None else collected
-    trees["identity"] = identity(trainer)
-    own = [name for name in trees if trainer.accelerator.is_main_process or name not in SHARED]
+    def __init__(
+        self,
+        processes: Processes,
+        parts: Callable[[], Mapping[str, Part | None]],
+        identity: Callable[[], dict[str, Any]],
+        settings: PPOConfig,
+    ) -> None:
+        self.processes, self.identity, self.settings, self._all_parts = processes, identity, settings, parts
+        policy: Any = self.parts["policy"]
+        own = f"-{processes.index}" if is_sharded(policy) else ""
+        self._policy, self._optimizer, self._process = f"policy{own}", f"optimizer{own}", f"process-{processes.index}"
 
-    def write_files(data: Path) -> list[str]:
-        return [file for name in own for file in write_tree(data, name, trees[name])]
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Those that the run has, by name."""
+        return {name: part for name, part in self._all_parts().items() if part is not None}
 
-    state_folder.write(folder, trainer.accelerator, write_files)
+    def check_optimizer(self) -> None:
+        """Raise a ValueError if the optimizer is DeepSpeed's, which keeps its state to itself."""
+        if self.processes.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                "a run cannot be saved under DeepSpeed, which keeps its optimizer to itself: unset save_every, and "
+                "save with trainer.model.save_checkpoint of DeepSpeed, or the policy alone with save_pretrained"
+            )
 
+    def save(self, folder: Path, collected: dict[str, Any] | None = None) -> None:
+        """Write the run as it is now, or as it was `collected`, into `folder`; see `PPOTrainer.save_state`."""
+        trees = self.collect() if collected is None else collected
+        trees["identity"] = self.identity()
+        own = [name for name in trees if self.processes.is_main or name not in SHARED]
 
-def load(trainer: PPOTrainer, folder: str | Path, may_differ: Sequence[str]) -> int:
-    """Go on from the state in `folder`; see `PPOTrainer.load_state`."""
-    accelerator = trainer.accelerator
-    # the checksums of all files are compared once, by one process
-    found = state_folder.together(accelerator, lambda: _find(trainer, folder) if accelerator.is_main_process else None)
-    data = found[0]
-    if data is None:
-        return 0
-    here = identity(trainer)
-    trees: dict[str, Any] = {}
-    state_folder.together(accelerator, lambda: trees.update(_read(trainer, data, here, may_differ)))
-    _apply(trainer, trees)
-    accelerator.wait_for_everyone()
-    return trainer.steps_done
+        def write_files(data: Path) -> list[str]:
+            return [file for name in own for file in write_tree(data, name, trees[name])]
 
+        state_folder.write(folder, self.processes, write_files)
 
-def _find(trainer: PPOTrainer, folder: str | Path) -> Path | None:
-    if str(folder) != LATEST:
-        return state_folder.checked(Path(folder))
-    save_dir = trainer.config.save_dir
-    if save_dir is None:
-        raise ValueError('load_state("latest") looks in config.save_dir, which is None: set it, or name a folder')
-    return state_folder.newest(Path(save_dir))
+    def collect(self) -> dict[str, Any]:
+        """The run as it is now, as trees. Tensors are the run's own, not copies: write them before the next step.
 
+        Raises:
+            ValueError: the optimizer is DeepSpeed's.
+        """
+        self.check_optimizer()
+        parts = self.parts
+        return {
+            self._policy: own_part(parts["policy"].state_dict()),
+            self._optimizer: own_part(parts["optimizer"].state_dict()),
+            "run": {
+                **{key: value for name in SPREAD for key, value in parts[name].state_dict().items()},
+                **{name: parts[name].state_dict() if name in parts else None for name in ENTRIES},
+                "packages": packages(),
+                "device": self.processes.device.type,
+            },
+            self._process: {
+                "streams": random_streams.capture(),
+                "data": self._position(),
+                **parts["memory"].state_dict(),
+            },
+        }
 
-def _read(trainer: PPOTrainer, data: Path, here: Mapping[str, Any], may_differ: Sequence[str]) -> dict[str, Any]:
-    """All trees of this process, of a state that fits; nothing is changed."""
-    lines = differences(read_tree(data, "identity"), here, may_differ)
-    if lines:
-        raise ValueError(
-            f"the state in {data.parent} is not one of this run, and nothing was changed:\n  " + "\n  ".join(lines)
-        )
-    return {name: read_tree(data, name) for name in (*_weights(trainer), "run", _process(trainer))}
+    def load(self, folder: str | Path, may_differ: Sequence[str] = ()) -> int:
+        """Go on from the state in `folder`; see `PPOTrainer.load_state`."""
+        # one process compares the checksums of all files
+        found = self.processes.together(lambda: self._find(folder) if self.processes.is_main else None)
+        data = found[0]
+        if data is None:
+            return 0
+        here = self.identity()
+        trees: dict[str, Any] = {}
+        self.processes.together(lambda: trees.update(self._read(data, here, may_differ)))
+        self._take_over(trees)
+        self._warn_of_another_machine(trees["run"])
+        self.processes.wait()
+        return int(trees["run"]["steps_done"])
 
+    def _position(self) -> dict[str, Any] | None:
+        loader = self.parts.get("loader")
+        # a prepared loader says that it is of the class of what it wraps
+        if isinstance(loader, PositionedLoader):
+            return loader.state_dict()
+        if loader is not None:
+            warnings.warn(
+                f"where trainer.dataloader stands is not saved: it is a {type(loader).__name__}, whose position is "
+                "not known. After load_state, skip the batches that were seen",
+                UserWarning,
+                stacklevel=5,
+            )
+        return None
 
-@torch.no_grad()
-def _apply(trainer: PPOTrainer, trees: dict[str, Any]) -> None:
-    policy, optimizer = _weights(trainer)
-    for name, tensor in trainer.accelerator.unwrap_model(trainer.model).state_dict().items():
-        own_part(tensor).copy_(trees[policy][name])
-    trainer.optimizer.load_state_dict(spread_state(cloned(trees[optimizer]), trainer.optimizer.optimizer))
-    run, process = trees["run"], trees[_process(trainer)]
-    if trainer.lr_scheduler is not None:
-        trainer.lr_scheduler.load_state_dict(run["scheduler"])
-    if trainer.accelerator.scaler is not None and run["scaler"] is not None:
-        trainer.accelerator.scaler.load_state_dict(run["scaler"])
-    trainer.kl_ctl.value = run["kl_coef"]
-    trainer.running.load_state_dict(run["running"])
-    if run["best"] is not None:
-        trainer._best.load_state_dict(run["best"])
-    trainer._sampling.checkup.load_state_dict(run["checkup"])
-    trainer._counters.load_state_dict(run)
-    trainer._budget.most_samples = process["most_samples"]
-    if process["data"] is not None:
-        trainer.dataloader.go_on_from(cloned(process["data"]))
-    trainer._autosave.forget()
-    random_streams.restore(process["streams"])
-    other = [f"{name} {was}" for name, was in run["packages"].items() if was != packages()[name]]
-    if other:
-        warnings.warn(
-            f"the state was saved with {', '.join(other)}: the last bits of the run's numbers may differ from now on",
-            UserWarning,
-            stacklevel=4,
-        )
-    device = trainer.accelerator.device.type
-    if run.get("device", device) != device:  # states of older versions do not tell
-        warnings.warn(
-            f"the state was saved on {run['device']}, and the run goes on on {device}: what is drawn there comes from "
-            "another random stream than the saved run would have drawn from",
-            UserWarning,
-            stacklevel=4,
-        )
+    def _find(self, folder: str | Path) -> Path | None:
+        if str(folder) != LATEST:
+            return state_folder.checked(Path(folder))
+        if self.settings.save_dir is None:
+            raise ValueError('load_state("latest") looks in config.save_dir, which is None: set it, or name a folder')
+        return state_folder.newest(Path(self.settings.save_dir))
 
+    def _read(self, data: Path, here: Mapping[str, Any], may_differ: Sequence[str]) -> dict[str, Any]:
+        """All trees of this process, of a state that fits; nothing is changed."""
+        lines = differences(read_tree(data, "identity"), here, may_differ)
+        if lines:
+            raise ValueError(
+                f"the state in {data.parent} is not one of this run, and nothing was changed:\n  " + "\n  ".join(lines)
+            )
+        return {name: read_tree(data, name) for name in (self._policy, self._optimizer, "run", self._process)}
 
-def _process(trainer: PPOTrainer) -> str:
-    return f"process-{trainer.accelerator.process_index}"
+    @torch.no_grad()
+    def _take_over(self, trees: dict[str, Any]) -> None:
+        parts, run, process = self.parts, cloned(trees["run"]), cloned(trees[self._process])
+        for name, tensor in parts["policy"].state_dict().items():
+            own_part(tensor).copy_(trees[self._policy][name])
+        optimizer: Any = parts["optimizer"]
+        optimizer.load_state_dict(spread_state(cloned(trees[self._optimizer]), optimizer))
+        for name in SPREAD:
+            parts[name].load_state_dict(run)
+        for name in ENTRIES:
+            if name in parts and run[name] is not None:
+                parts[name].load_state_dict(run[name])
+        parts["memory"].load_state_dict(process)
+        if process["data"] is not None:
+            parts["loader"].load_state_dict(process["data"])
+        random_streams.restore(process["streams"])
 
-
-def _weights(trainer: PPOTrainer) -> tuple[str, str]:
-    """Names of the trees of policy and optimizer; of sharded ones each process has its own."""
-    sharded = is_sharded(trainer.accelerator.unwrap_model(trainer.model))
-    rank = f"-{trainer.accelerator.process_index}" if sharded else ""
-    return f"policy{rank}", f"optimizer{rank}"
-
-
-def _best(trainer: PPOTrainer) -> dict[str, Any] | None:
-    return trainer._best.state_dict() if trainer.config.push_to_hub_if_best_kwargs else None
-
-
-def _position(trainer: PPOTrainer) -> dict[str, Any] | None:
-    loader = trainer.dataloader
-    # a prepared loader says that it is of the class of what it wraps
-    if isinstance(loader, PositionedLoader):
-        return loader.position()
-    if loader is not None:
-        warnings.warn(
-            f"where trainer.dataloader stands is not saved: it is a {type(loader).__name__}, whose position is not "
-            "known. Behind load_state, skip the batches that were seen",
-            UserWarning,
-            stacklevel=5,
-        )
-    return None
+    def _warn_of_another_machine(self, run: Mapping[str, Any]) -> None:
+        """Warn if the state was saved with other packages, or on another kind of device."""
+        here = packages()
+        other = [f"{name} {was}" for name, was in run["packages"].items() if was != here[name]]
+        if other:
+            warnings.warn(
+                f"the state was saved with {', '.join(other)}: the last bits of the run's numbers may differ from now "
+                "on",
+                UserWarning,
+                stacklevel=4,
+            )
+        device = self.processes.device.type
+        if run.get("device", device) != device:  # states of older versions do not say
+            warnings.warn(
+                f"the state was saved on {run['device']}, and the run goes on on {device}: what is drawn there comes "
+                "from another random stream than the saved run would have drawn from",
+                UserWarning,
+                stacklevel=4,
+            )

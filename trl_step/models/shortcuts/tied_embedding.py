@@ -16,36 +16,35 @@ from trl_step.models.shortcuts.modes import replaced_forward
 
 
 class JoinedGradient:
-    """Where the output embedding leaves its gradient [V, D] for the input embeddings, which add their rows to it.
+    """Collects the rows that input embeddings add to the gradient [V, D] which the output embedding forms of their weight.
 
     Autograd alone would make a second [V, D] for each of them, zeros but for the rows of a few tokens, and add it.
     """
 
     def __init__(self) -> None:
-        self._gradient: torch.Tensor | None = None
-        self._waiting = 0
+        self.weight: torch.Tensor | None = None
+        """[V, D], set if input embeddings take part"""
+        self._hook: Any = None
+        self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def put(self, gradient: torch.Tensor) -> None:
-        """Called by the output embedding's backward pass, with what it returns."""
-        self._gradient = gradient if self._waiting else None
-
-    def expect(self) -> None:
-        """Called by the forward pass of each input embedding."""
-        self._waiting += 1
+        """Called by the output embedding's backward pass, with what it returns; it comes before those of the inputs."""
+        if self.weight is not None and gradient.dtype == self.weight.dtype:
+            self._hook = self.weight.register_hook(self._join)
 
     def add(self, ids: torch.Tensor, rows: torch.Tensor) -> bool:
-        """Add rows [N, D] at ids [N]; False if autograd does not hold the gradient any more, and nothing was done.
+        """Leave rows [N, D] for ids [N]; False if no gradient will come that they could join."""
+        if self._hook is not None:
+            self._rows.append((ids, rows))
+        return self._hook is not None
 
-        That is so if the weight has another use: autograd has then added its gradient into a new tensor.
-        """
-        gradient = self._gradient
-        self._waiting -= 1
-        if self._waiting == 0:
-            self._gradient = None  # held any longer, autograd would copy it
-        if gradient is None or gradient._use_count() < 2 or gradient.dtype != rows.dtype:
-            return False
-        gradient.index_add_(0, ids, rows)
-        return True
+    def _join(self, gradient: torch.Tensor) -> None:
+        """Add what was left to autograd's sum [V, D] over the other uses of the weight, which nobody else holds."""
+        for ids, rows in self._rows:
+            gradient.index_add_(0, ids, rows)
+        self._rows.clear()
+        self._hook.remove()
+        self._hook = None
 
 
 class _Embedding(torch.autograd.Function):
@@ -55,7 +54,6 @@ class _Embedding(torch.autograd.Function):
     def forward(
         ctx: Any, weight: torch.Tensor, ids: torch.Tensor, padding_id: int | None, joined: JoinedGradient
     ) -> torch.Tensor:
-        joined.expect()
         ctx.save_for_backward(ids)
         ctx.rest = weight.shape, padding_id, joined
         return F.embedding(ids, weight)
@@ -81,6 +79,7 @@ def joined_where_tied(model: nn.Module, joined: JoinedGradient) -> Iterator[None
     tied: Any = output_embedding(model).weight
     modules = [module for module in model.modules() if type(module) is nn.Embedding and module.weight is tied]
     modules = [m for m in modules if tied.device.type == "cpu" and not m.scale_grad_by_freq and m.max_norm is None]
+    joined.weight = tied if modules else None
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(replaced_forward(module, partial(_joined, module, joined)))

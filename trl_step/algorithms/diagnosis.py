@@ -236,8 +236,8 @@ def _cause_of_negative_kl(first: Signs, now: Signs, seen: Circumstances) -> str:
     if flatter:
         return (
             f"another distribution in sampling: the responses are less likely than the policy's own {surprise}. Look "
-            "for a temperature above PPOConfig.temperature, dropout (model.eval() before sampling), prompts padded on the "
-            "right, or responses of other or older weights, for which step takes old_logprobs"
+            "for a temperature above PPOConfig.temperature, dropout (model.eval() before sampling), prompts padded on "
+            "the right, or responses of other or older weights, for which step takes old_logprobs"
         )
     return (
         "look for settings of generate that rule tokens out (min_length, min_new_tokens, bad_words_ids, "

@@ -237,8 +237,9 @@ class PPOTrainer(LanguageTrainer):
             kls = rollout.divergence
             rewards, non_score_rewards = token_rewards(rollout.scores, kls, rollout.mask, self.kl_ctl.value)
         else:
-            seen = rollout.distributions or (rollout.old_logprobs, rollout.ref_logprobs)
-            rewards, non_score_rewards, kls = self.compute_rewards(rollout.scores, *seen, rollout.mask)
+            logprobs, ref_logprobs = rollout.distributions or (rollout.old_logprobs, rollout.ref_logprobs)
+            found = self.compute_rewards(rollout.scores, logprobs, ref_logprobs, rollout.mask)
+            rewards, non_score_rewards, kls = found
         return rollout._replace(rewards=rewards, non_score_rewards=non_score_rewards, kls=kls, distributions=None)
 
     def _kl_penalty(self, logprob: torch.Tensor, ref_logprob: torch.Tensor) -> torch.Tensor:

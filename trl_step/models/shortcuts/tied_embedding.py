@@ -16,7 +16,7 @@ from trl_step.models.shortcuts.modes import replaced_forward
 
 
 class JoinedGradient:
-    """Collects the rows that input embeddings add to the gradient [V, D] which the output embedding forms of their weight.
+    """Collects rows that input embeddings add to the gradient [V, D] which the output embedding forms of their weight.
 
     Autograd alone would make a second [V, D] for each of them, zeros but for the rows of a few tokens, and add it.
     """

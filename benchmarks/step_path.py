@@ -49,7 +49,8 @@ class Calls:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--list", action="store_true", help="name every function")
+    parser.add_argument("--quick", action="store_true", help="changes nothing: it takes seconds in any case")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)

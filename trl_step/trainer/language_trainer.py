@@ -7,7 +7,6 @@ forward passes, sampling, saving.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Optional, Union
@@ -19,6 +18,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
 from trl_step.core import PPODecorators
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.notices import warn_user
 from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
@@ -68,11 +68,11 @@ class LanguageTrainer(StepTrainer):
         config.is_encoder_decoder, config.is_peft_model = self.is_encoder_decoder, self.is_peft_model
         super().__init__(config)
         if num_shared_layers is not None and ref_model is not None:
-            warnings.warn("num_shared_layers is ignored: a ref_model was given", UserWarning, stacklevel=2)
+            warn_user("num_shared_layers is ignored: a ref_model was given")
         self.tokenizer = tokenizer
 
         # policy and reference
-        # differs from v0.7: a reference given beside a PEFT model was ignored
+        # differs from v0.7: a reference given with a PEFT model was ignored
         self._reference_is_adapter = self.is_peft_model and (ref_model is None or config.exact_v07)
         if ref_model is None and not self.is_peft_model:
             ref_model = create_reference_model(model, num_shared_layers=num_shared_layers)
@@ -135,7 +135,7 @@ class LanguageTrainer(StepTrainer):
             reference=None if self.ref_model is None else self.ref_model.pretrained_model,
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
-            kl_controller=parts["kl_controller"],
+            kl_controller=parts.get("kl_controller"),
             dataset=self.dataset,
             loader=self.dataloader,
             mixed_precision=self.accelerator.mixed_precision,

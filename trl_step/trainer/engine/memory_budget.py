@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from trl_step.core import free_device_cache
+from trl_step.models.notices import warn_user
 from trl_step.sampling.local import is_out_of_memory
 
 Result = TypeVar("Result")
@@ -69,11 +69,9 @@ class MemoryBudget:
                 if largest == 1 or not is_out_of_memory(error):
                     raise
                 if self.most_samples is None:
-                    warnings.warn(
+                    warn_user(
                         f"out of memory in a forward pass of {largest} samples: from now on {largest // 2} at a time, "
-                        "with the same gradients. Set mini_batch_size or forward_tokens to avoid the first failure",
-                        UserWarning,
-                        stacklevel=2,
+                        "with the same gradients. Set mini_batch_size or forward_tokens to avoid the first failure"
                     )
                 self.most_samples = largest // 2
             free_device_cache()  # after the except clause: inside, the error's frames still hold the tensors

@@ -11,12 +11,12 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.runs import folder as state_folder
@@ -93,11 +93,7 @@ class AutoSave:
             if self.settings.keep_last is not None and self.processes.is_main:
                 state_folder.prune(save_dir, self.settings.keep_last)
         except Exception as failure:
-            warnings.warn(
-                f"the run could not be saved to {folder} after step {steps} and goes on: {failure}",
-                UserWarning,
-                stacklevel=4,
-            )
+            warn_user(f"the run could not be saved to {folder} after step {steps} and goes on: {failure}")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """The handler during a step."""

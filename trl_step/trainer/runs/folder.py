@@ -15,12 +15,12 @@ import json
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trl_step.models.notices import warn_user
 from trl_step.trainer.processes.processes import Processes
 
 FORMAT = 1
@@ -186,7 +186,7 @@ def newest(save_dir: Path) -> Path | None:
         except ValueError as error:
             passed.append(str(error).removesuffix(f"; {REMEDY}"))
     for reason in passed:
-        warnings.warn(f"{reason}: it is passed over", UserWarning, stacklevel=7)
+        warn_user(f"{reason}: it is passed over")
     if complete and found is None:
         raise ValueError(f"all states in {save_dir} are damaged; load another one, or begin anew in another folder")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils import DistributedType
 
+from trl_step.models.notices import warn_user
 from trl_step.models.sharding import is_sharded
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
@@ -134,11 +134,9 @@ class RunState:
         if isinstance(loader, PositionedLoader):
             return loader.state_dict()
         if loader is not None:
-            warnings.warn(
+            warn_user(
                 f"where trainer.dataloader stands is not saved: it is a {type(loader).__name__}, whose position is "
-                "not known. After load_state, skip the batches that were seen",
-                UserWarning,
-                stacklevel=5,
+                "not known. After load_state, skip the batches that were seen"
             )
         return None
 
@@ -180,17 +178,13 @@ class RunState:
         here = packages()
         other = [f"{name} {was}" for name, was in run["packages"].items() if was != here[name]]
         if other:
-            warnings.warn(
+            warn_user(
                 f"the state was saved with {', '.join(other)}: the last bits of the run's numbers may differ from now "
-                "on",
-                UserWarning,
-                stacklevel=4,
+                "on"
             )
         device = self.processes.device.type
         if run.get("device", device) != device:  # states of older versions do not say
-            warnings.warn(
+            warn_user(
                 f"the state was saved on {run['device']}, and the run goes on on {device}: what is drawn there comes "
-                "from another random stream than the saved run would have drawn from",
-                UserWarning,
-                stacklevel=4,
+                "from another random stream than the saved run would have drawn from"
             )

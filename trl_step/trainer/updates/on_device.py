@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from trl_step.algorithms.losses.tokens import mean_over
+from trl_step.models.notices import warn_user
 from trl_step.models.sharding import is_sharded
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.updates.updater import Updater, loss_error, without_losses
@@ -93,8 +93,7 @@ class OnDeviceUpdater(Updater):
             self._forget_gradients()
             raise loss_error("not finite")
         if skips:
-            warnings.warn(
+            warn_user(
                 f"the mean ratio of {self.skipped} mini-batches exceeds ratio_threshold="
-                f"{self.config.ratio_threshold:g} (on this or another process): they are skipped",
-                stacklevel=3,
+                f"{self.config.ratio_threshold:g} (on this or another process): they are skipped"
             )

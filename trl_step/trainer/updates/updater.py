@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from trl_step.algorithms.losses.tokens import mean_over
+from trl_step.models.notices import warn_user
 from trl_step.models.sharding import is_sharded, release
 from trl_step.sampling.local import is_out_of_memory
 from trl_step.trainer.ppo_config import PPOConfig
@@ -133,10 +133,9 @@ class Updater:
             self.skipped += 1
             release(self.model)
             deepspeed.check_skip(self.accelerator, self.config)
-            warnings.warn(
+            warn_user(
                 f"a mini-batch's mean ratio {float(mean_ratio):.4g} exceeds "
-                f"ratio_threshold={self.config.ratio_threshold:g} (on this or another process): it is skipped",
-                stacklevel=3,
+                f"ratio_threshold={self.config.ratio_threshold:g} (on this or another process): it is skipped"
             )
         if self.config.exact_v07:
             self.accumulate(loss * 0.0 if skip else loss)
@@ -216,11 +215,10 @@ class Updater:
         """Called after the last mini-batch of a step; warns if a loss scaler leaves out update after update."""
         scale = self.loss_scale
         if scale < LEAST_SCALE <= self._scale_before:
-            warnings.warn(
+            warn_user(
                 f"the loss scale fell to {scale:g}: in float16 the gradients overflow or are no numbers, update after "
                 "update is left out, and nothing is learnt. Set "
-                'accelerator_kwargs={"mixed_precision": "bf16"}, or "no"',
-                stacklevel=3,
+                'accelerator_kwargs={"mixed_precision": "bf16"}, or "no"'
             )
         self._scale_before = scale
 

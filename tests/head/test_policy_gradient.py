@@ -1,13 +1,21 @@
+from functools import partial
+
 import pytest
 import torch
 
 from tests.head.heads import HEADS, D, N, V, make, plain_logits
-from trl_step.algorithms.objective import policy_loss_gradient, policy_losses
+from trl_step.algorithms.losses.policy import clipped_policy_losses
+from trl_step.algorithms.losses.value import clipped_value_losses
+from trl_step.algorithms.objective import Objective
 from trl_step.head.logprobs import exact_divergence, logprobs_of_logits, token_logprobs
 from trl_step.head.policy_gradient import policy_gradient_rows
 from trl_step.head.tiles import OutputHead
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
+
+OBJECTIVE = Objective(
+    partial(clipped_policy_losses, cliprange=0.2), partial(clipped_value_losses, cliprange_value=0.2), vf_coef=0.1
+)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -40,11 +48,11 @@ def test_gradients_against_autograd(kind, temperature):
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
 
     logprobs = logprobs_of_logits(plain_logits(hidden, head), labels, temperature)
-    loss = (policy_losses(logprobs, old, advantages, 0.2).losses * weights).sum() * 3.0
+    loss = (clipped_policy_losses(logprobs, old, advantages, 0.2).losses * weights).sum() * 3.0
     expected = torch.autograd.grad(loss, leaves)
 
     def gradient_of(rows, chunk):
-        return policy_loss_gradient(chunk, old[rows], advantages[rows], 0.2) * weights[rows]
+        return OBJECTIVE.slope(chunk, old[rows], advantages[rows]) * weights[rows]
 
     result = policy_gradient_rows(hidden, labels, head, gradient_of, temperature)
     assert result.anchor.item() == 0.0

@@ -34,7 +34,7 @@ def test_float32_by_default_and_one_warning_that_names_both(folder: str) -> None
     dtype, messages = load(folder)
     assert dtype == torch.float32
     assert len(messages) == 1
-    assert "holds bfloat16" in messages[0]
+    assert "has bfloat16" in messages[0]
     assert "loaded as float32" in messages[0]
     assert "dtype=torch.bfloat16" in messages[0]
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from trl_step.core import free_device_cache
+from trl_step import core
 from trl_step.data.collators import padding_on_the_right
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
@@ -187,7 +187,7 @@ class IterativeSFTTrainer(TextTrainer):
             )
         ]
         if self.optimize_device_cache:
-            free_device_cache()
+            core.free_device_cache()
         return {"loss": torch.stack(losses).mean().item(), "learning_rate": self._get_learning_rate()}
 
     def _kept(self) -> slice:

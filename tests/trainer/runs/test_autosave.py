@@ -160,11 +160,11 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_step_that_fails_and_was_interrupted_saves_nothing(tmp_path: Path) -> None:
     ours = saving(tmp_path)
 
-    def fail(_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         interrupt()
         raise RuntimeError("in mid-step")
 
-    ours.on_step(fail)
+    ours.record_step_stats = fail  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt) as raised:
         ours.step(*batch())
     assert isinstance(raised.value.__context__, RuntimeError)
@@ -185,7 +185,7 @@ def test_a_refused_step_puts_the_handler_back_and_saves_nothing(tmp_path: Path, 
 def test_a_step_that_broke_off_after_an_update_leaves_nothing_to_be_saved(tmp_path: Path) -> None:
     ours = saving(tmp_path, save_every=100)
     ours.step(*batch())
-    ours.on_step(lambda _: 1 / 0)
+    ours.record_step_stats = lambda **_: 1 / 0  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         ours.step(*batch())
     with pytest.raises(KeyboardInterrupt):

@@ -10,12 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.runs import folder as state_folder
 from trl_step.trainer.runs.folder import checked, folder_of_step, newest, prune, write
 
-ALONE: Any = Processes(SimpleNamespace(num_processes=1, is_main_process=True))
+ALONE: Any = Processes(
+    SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu"))
+)
 
 
 def save(folder: Path, text: str) -> None:

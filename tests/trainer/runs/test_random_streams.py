@@ -14,7 +14,6 @@ import torch
 
 from tests import tiny
 from tests.trainer.runs.state_tools import changed, weights_and_optimizer
-from trl_step.trainer.processes.accelerate_state import OwnPrecision
 from trl_step.trainer.runs import random_streams
 from trl_step.trainer.runs.codec import read_tree, write_tree
 
@@ -99,12 +98,12 @@ def test_a_state_moves_between_machines_with_and_without_devices(saved_on: int, 
     machines = [None, Devices(2)]
     one, other = (tiny.trainer() for _ in range(2))
     one.step(*tiny.batch())
-    with machine(machines[saved_on]), mock.patch.object(OwnPrecision, "device", torch.device(DEVICES[saved_on])):
+    with machine(machines[saved_on]), mock.patch.object(one._processes, "device", torch.device(DEVICES[saved_on])):
         one.save_state(tmp_path)
     expected = draw()
     with (
         machine(machines[1 - saved_on]),
-        mock.patch.object(OwnPrecision, "device", torch.device(DEVICES[1 - saved_on])),
+        mock.patch.object(other._processes, "device", torch.device(DEVICES[1 - saved_on])),
     ):
         message = f"saved on {DEVICES[saved_on]}, and the run goes on on {DEVICES[1 - saved_on]}: what is drawn there"
         with pytest.warns(UserWarning, match=message):

@@ -198,7 +198,8 @@ def test_sampling_rollout_and_update_agree_in_float16(name: str) -> None:
     for step in range(2):
         responses = ours.generate(queries, return_prompt=False, do_sample=True, top_k=0, max_new_tokens=8)
         stats = ours.step(queries, responses, scores)
-        assert stats["ppo/policy/ratio_error"] == pytest.approx(0, abs=1e-6)
+        # with gradients, T5's attention runs in another kernel, as its bias is trained; float16 has steps of 1e-3
+        assert stats["ppo/policy/ratio_error"] == pytest.approx(0, abs=1e-3 if name == "t5" else 1e-6)
         assert step or stats["objective/kl"] == pytest.approx(0, abs=1e-6)
     moved = [float((weight - before[key]).abs().max()) for key, weight in tiny.weights(ours.model).items()]
     assert max(moved) > 1e-3  # learning_rate

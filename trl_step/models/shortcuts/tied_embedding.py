@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trl_step.models.inner_model import output_embedding
+from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import replaced_forward
 
 
@@ -73,12 +74,15 @@ class _Embedding(torch.autograd.Function):
 def joined_where_tied(model: nn.Module, joined: JoinedGradient) -> Iterator[None]:
     """Inside, the input embeddings on a CPU that share the output embedding's weight add their gradient to `joined`.
 
+    Of sharded weights they do not: there autograd's sum goes on to be divided among processes.
+
     Args:
         model: a transformers model, or a PeftModel around one
     """
     tied: Any = output_embedding(model).weight
     modules = [module for module in model.modules() if type(module) is nn.Embedding and module.weight is tied]
     modules = [m for m in modules if tied.device.type == "cpu" and not m.scale_grad_by_freq and m.max_norm is None]
+    modules = [] if is_sharded(model) else modules
     joined.weight = tied if modules else None
     with ExitStack() as stack:
         for module in modules:

@@ -15,6 +15,16 @@ def is_peft_model(model: Any) -> bool:
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Whether adapter layers are in `model`, with a PeftModel around it or without one; does not import peft."""
+    if "peft" not in sys.modules:
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in model.modules())
+
+
 def plain_model(model: nn.Module) -> Any:
     """The transformers model inside `model`, which may be a PeftModel."""
     return model.get_base_model() if is_peft_model(model) else model

@@ -38,7 +38,7 @@ from trl_step.trainer.reports.watch import SamplingWatch, active_dropout
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity
 from trl_step.trainer.step_trainer import StepTrainer
-from trl_step.trainer.updates.optimizers import check_optimizer, make_optimizer, make_updater
+from trl_step.trainer.updates.optimizers import check_optimizer, check_trained, make_optimizer, make_updater
 
 LOGGED_COLUMNS = frozenset(("label", "query", "response"))
 """Columns of a data set that the model does not read, but scripts and logs do."""
@@ -102,6 +102,7 @@ class LanguageTrainer(StepTrainer):
         dataloader = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
 
         # everything on the device, and what makes the updates
+        check_trained(model)
         check_optimizer(optimizer, lr_scheduler, model)
         optimizer = optimizer or make_optimizer(model, config.learning_rate)
         prepared = prepare(

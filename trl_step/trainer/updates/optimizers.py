@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
+from trl_step.models.inner_model import has_adapter
 from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
@@ -67,6 +68,21 @@ def check_optimizer(optimizer: Any, scheduler: Any, model: torch.nn.Module) -> N
             f"as they are: {', '.join(missing[:3])}{more}. Add them to it, or freeze them with requires_grad_(False), "
             "which saves the time for their gradients."
         )
+
+
+def check_trained(model: Any) -> None:
+    """Warn if nothing of the model inside the wrapper `model` trains."""
+    inside = model.pretrained_model
+    if any(parameter.requires_grad for parameter in inside.parameters()):
+        return
+    what = "unfreeze what should train with requires_grad_(True)"
+    if has_adapter(inside):
+        what = (
+            "its adapter was loaded frozen, as it is by default. To train it, pass is_trainable=True to "
+            "AutoModelForCausalLMWithValueHead.from_pretrained(folder of the adapter), or to "
+            "peft.PeftModel.from_pretrained"
+        )
+    warn_user(f"nothing of the policy but its value head trains, so its answers stay as they are: {what}.")
 
 
 def held_by(optimizer: Any) -> set[int] | None:

@@ -10,7 +10,7 @@ import torch
 
 from trl_step.models import adapters
 from trl_step.models.checkpoints import HUB_ARGUMENTS, hub_arguments, read_value_head
-from trl_step.models.inner_model import is_peft_model
+from trl_step.models.inner_model import has_adapter, is_peft_model
 from trl_step.models.loading import is_quantized, load_pretrained, warn_of_low_precision
 from trl_step.models.notices import warn_user
 
@@ -128,7 +128,7 @@ def own_tensors(request: PolicyRequest, modules: tuple[str, ...]) -> dict[str, t
         modules: such as ("v_head",).
     """
     if not request.is_path:
-        return _carried(request.source.state_dict(), modules)
+        return _carried(request.source.state_dict(), modules) or _beside(request.source, modules)
     source = os.fspath(request.source)
     tensors = read_value_head(source, hub_arguments(request.model_kwargs), modules)
     if not tensors:
@@ -137,6 +137,15 @@ def own_tensors(request: PolicyRequest, modules: tuple[str, ...]) -> dict[str, t
             "first run; a resumed run has lost its value head."
         )
     return tensors
+
+
+def _beside(model: Any, modules: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """From the folder that a whole model was loaded from; of one with an adapter that is only its base."""
+    # differs from v0.7: a model object got a new value head, although the folder that it came from has one
+    folder = getattr(model, "name_or_path", "")
+    if has_adapter(model) or not os.path.isdir(folder):
+        return {}
+    return read_value_head(folder, {}, modules)
 
 
 def _carried(state: Mapping[str, torch.Tensor], modules: tuple[str, ...]) -> dict[str, torch.Tensor]:

@@ -129,10 +129,10 @@ def read_value_head(source: str, hub: Mapping[str, Any], modules: Sequence[str])
         tensors = read_tensors(path, parts)
         if tensors:
             return tensors
-    path = next((path for name in HEAD_FILES if (path := find_file(source, name, hub)) is not None), None)
-    if path is None:
+    own = next((found for name in HEAD_FILES if (found := find_file(source, name, hub)) is not None), None)
+    if own is None:
         return {}
-    tensors = read_tensors(path)
+    tensors = read_tensors(own)
     of_modules = {name: tensor for name, tensor in tensors.items() if _has_part(name, parts)}
     return of_modules or {f"{parts[0]}{name}": tensor for name, tensor in tensors.items()}
 

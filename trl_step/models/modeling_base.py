@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from trl_step.models import adapters
 from trl_step.models.decoder_pass import run_decoder
-from trl_step.models.inner_model import has_adapter, is_peft_model, plain_model
+from trl_step.models.inner_model import generation_arguments, has_adapter, is_peft_model, plain_model
 from trl_step.models.loading import current_device
 from trl_step.models.policy import PolicyRequest, keep_reference, load_policy, own_tensors
 from trl_step.models.reference import LAYER_PATTERNS, create_reference_model
@@ -226,8 +226,31 @@ class PreTrainedModelWrapper(nn.Module):
         self.pretrained_model.enable_input_require_grads()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The wrapped model's `generate`."""
-        return self.pretrained_model.generate(*args, **kwargs)
+        """The wrapped model's `generate`; logits of a router of experts are switched off for the call."""
+        return self.pretrained_model.generate(*args, **generation_arguments(self.pretrained_model, kwargs))
+
+    @property
+    def generation_config(self) -> Any:
+        """The wrapped model's."""
+        return self.pretrained_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        self.pretrained_model.generation_config = config
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The wrapped model's."""
+        return plain_model(self.pretrained_model).get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The wrapped model's."""
+        return plain_model(self.pretrained_model).get_output_embeddings()
+
+    def __getattr__(self, name: str) -> Any:
+        """`device` and `dtype` of the wrapped model; no properties, so that a subclass may set its own."""
+        if name in ("device", "dtype"):
+            return getattr(self.pretrained_model, name)
+        return super().__getattr__(name)
 
     # --- saving ----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
 from trl_step.core import PPODecorators
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.inner_model import plain_model
 from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
@@ -40,8 +41,8 @@ from trl_step.trainer.runs.identity import identity
 from trl_step.trainer.step_trainer import StepTrainer
 from trl_step.trainer.updates.optimizers import check_optimizer, check_trained, make_optimizer, make_updater
 
-LOGGED_COLUMNS = frozenset(("label", "query", "response"))
-"""Columns of a data set that the model does not read, but scripts and logs do."""
+LOGGED_COLUMNS = frozenset(("label", "label_ids", "labels", "query", "response"))
+"""Columns of a data set that the model may not read, but scripts, collators and logs do."""
 
 
 class LanguageTrainer(StepTrainer):
@@ -150,7 +151,9 @@ class LanguageTrainer(StepTrainer):
     ) -> torch.utils.data.DataLoader:
         """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first."""
         if isinstance(dataset, datasets.Dataset) and self.config.remove_unused_columns:
-            used = LOGGED_COLUMNS.union(inspect.signature(self.model.forward).parameters)
+            policy = self.accelerator.unwrap_model(self.model)
+            forwards = (policy.forward, plain_model(policy.pretrained_model).forward)
+            used = LOGGED_COLUMNS.union(*(inspect.signature(forward).parameters for forward in forwards))
             dataset = dataset.remove_columns([column for column in dataset.column_names if column not in used])
         return torch.utils.data.DataLoader(
             dataset,  # type: ignore[arg-type]

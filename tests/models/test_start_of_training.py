@@ -204,3 +204,31 @@ def test_a_model_that_gets_adapters_later_is_saved_as_one(tmp_path: Path) -> Non
     loaded = Wrapper.from_pretrained(tmp_path / "adapter")
     torch.testing.assert_close(logits(loaded), logits(model))
     assert isinstance(loaded.pretrained_model, PeftModel)
+
+
+# --- adapters that change the base model by chance --------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*holds no value head")
+def test_a_random_decomposition_is_said_when_it_is_made_and_when_it_is_loaded(tmp_path: Path) -> None:
+    """Another decomposition of the base weights is drawn at loading: the saved adapter does not fit it."""
+    plain("llama").save_pretrained(tmp_path / "base")
+    with pytest.warns(UserWarning, match=r"pissa_niter_4.*merge_and_unload"):
+        model = Wrapper.from_pretrained(tmp_path / "base", peft_config=llama_lora("pissa_niter_4"))
+    want = logits(model)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match=r"pissa_niter_4.*merge_and_unload"):
+        loaded = Wrapper.from_pretrained(tmp_path / "adapter")
+    assert not torch.allclose(logits(loaded), want, atol=1e-3)
+    model.pretrained_model = model.pretrained_model.merge_and_unload()
+    model.save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(Wrapper.from_pretrained(tmp_path / "merged")), want)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.filterwarnings("ignore:.*holds no value head")
+def test_a_decomposition_that_is_not_random_is_loaded_as_it_was(tmp_path: Path, init: str) -> None:
+    plain("llama").save_pretrained(tmp_path / "base")
+    model = Wrapper.from_pretrained(tmp_path / "base", peft_config=llama_lora(init))
+    shake_adapters(model).save_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(logits(Wrapper.from_pretrained(tmp_path / "adapter")), logits(model))

@@ -15,6 +15,7 @@ from torch import nn
 from trl_step.import_utils import require_peft
 from trl_step.models.checkpoints import ADAPTER_CONFIG, ADAPTER_FILES, find_file, read_tensors
 from trl_step.models.inner_model import has_adapter, is_peft_model
+from trl_step.models.notices import warn_user
 from trl_step.models.output_head import probe_logits
 from trl_step.models.sharding import is_sharded
 
@@ -66,6 +67,7 @@ def load_adapter(base: nn.Module, folder: Path, is_trainable: bool) -> nn.Module
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+    _warn_of_chance(model.active_peft_config)
     setattr(model, _IS_LOADED, True)
     return model
 
@@ -95,7 +97,19 @@ def new_adapter(base: nn.Module, peft_config: Any, quantized: bool, kbit_argumen
         )
     if quantized:
         base = prepare_model_for_kbit_training(base, **kbit_arguments)
+    _warn_of_chance(peft_config)
     return get_peft_model(base, peft_config)
+
+
+def _warn_of_chance(config: Any) -> None:
+    """Warn of an adapter that takes a part out of the base weights which is another one at every loading."""
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str) and init.startswith("pissa_niter"):
+        warn_user(
+            f"init_lora_weights={init!r} splits the base weights with random numbers, and they are split anew when the "
+            'adapter is loaded, so that a saved adapter no longer fits: use "pissa", or save the whole model, after '
+            "model.pretrained_model = model.pretrained_model.merge_and_unload()"
+        )
 
 
 def check_adapters(model: Any) -> None:

@@ -68,6 +68,20 @@ def test_an_adapter_that_changes_nothing_is_not_held_twice() -> None:
     assert Wrapper(get_peft_model(plain("gpt2"), lora())).reference_adapter_name is None
 
 
+def test_an_adapter_that_changed_a_few_tokens_only_is_not_fresh() -> None:
+    """Neither of the two tokens that every model is asked about is among them."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], trainable_token_indices=[4])
+    model = get_peft_model(plain("llama"), config)
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens" in name:
+            parameter.data.normal_()
+    policy = Wrapper(model)
+    ids = torch.tensor([[4, 5, 4]])
+    start = policy.eval()(input_ids=ids)[0].detach()
+    with policy.reference_adapter():
+        torch.testing.assert_close(policy(input_ids=ids)[0].detach(), start)
+
+
 # --- the constructor -----------------------------------------------------------------------------------------------
 
 

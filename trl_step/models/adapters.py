@@ -22,6 +22,9 @@ from trl_step.models.sharding import is_sharded
 REFERENCE_ADAPTER = "reference"
 """Name of the frozen copy of an adapter that training starts from, unless the user has an adapter of that name."""
 
+MOST_TOKENS = 16
+"""Trained embeddings that are compared; a short pass fits every model."""
+
 # attributes of a PeftModel: the name of the copy that was made here; whether its adapter came from a folder
 _REFERENCE_NAME, _IS_LOADED = "_trl_step_reference", "_trl_step_loaded"
 
@@ -173,7 +176,8 @@ def without_adapter(model: Any) -> Iterator[None]:
 
 
 def is_fresh(model: Any) -> bool:
-    """Whether the active adapter changes nothing yet: the logits of two tokens are bit for bit those without it.
+    """Whether the active adapter changes nothing yet: the logits of two tokens are bit for bit those without it, and
+    those of tokens that the adapter trains one by one.
 
     One that was loaded from a folder counts as trained; of a sharded model, which cannot be asked yet, any other one
     counts as fresh.
@@ -182,9 +186,17 @@ def is_fresh(model: Any) -> bool:
         return not getattr(model, _IS_LOADED, False)
     with untouched_flags(model), torch.no_grad():
         model.eval()
-        adapted = probe_logits(model)
+        tokens = _trained_tokens(model.active_peft_config)
+        adapted = probe_logits(model, tokens)
         with model.disable_adapter():
-            return torch.equal(adapted, probe_logits(model))
+            return torch.equal(adapted, probe_logits(model, tokens))
+
+
+def _trained_tokens(config: Any) -> list[int]:
+    """Some of the tokens whose embeddings an adapter trains one by one."""
+    indices = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
+    lists = indices.values() if isinstance(indices, dict) else [indices]
+    return [int(token) for tokens in lists for token in tokens][:MOST_TOKENS]
 
 
 def frozen_reference(model: Any) -> str | None:

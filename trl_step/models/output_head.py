@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -81,13 +81,14 @@ def _probe(model: nn.Module, embedding: nn.Module) -> _Probe:
 
 
 @torch.no_grad()
-def probe_logits(model: nn.Module) -> torch.Tensor:
-    """Logits [1, 2, V] of `model` for two tokens."""
+def probe_logits(model: nn.Module, more: Sequence[int] = ()) -> torch.Tensor:
+    """Logits [1, 2, V] of `model` for two tokens; [1, 2 + n, V] with n `more` of them."""
     base = plain_model(model)
     device = base.get_input_embeddings().weight.device
     vocabulary = base.get_input_embeddings().weight.shape[0]
     # ids that are rarely special; a model may treat its padding id differently
-    ids = torch.arange(vocabulary - PROBE_TOKENS, vocabulary, device=device).clamp(min=0).unsqueeze(0)
+    ids = torch.arange(vocabulary - PROBE_TOKENS, vocabulary, device=device).clamp(min=0)
+    ids = torch.cat((ids, ids.new_tensor(more))).unsqueeze(0)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids

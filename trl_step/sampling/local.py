@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
 from trl_step.core import free_device_cache
+from trl_step.models.inner_model import generation_arguments
 from trl_step.models.sharding import gathered
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.row_ends import Criterion, RowEnds
@@ -336,6 +337,8 @@ def _sample_batch(
     if options.criteria or (limits is not None and min(limits) < max(limits)):
         ends = RowEnds(limits, rows, batch.prompt_width, options.criteria, frame.device)
         arguments["stopping_criteria"] = StoppingCriteriaList([ends])
+    if isinstance(model, PreTrainedModel):
+        arguments = generation_arguments(model, arguments)
     output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments)
     sequences = getattr(output, "sequences", output)
     if sequences.shape[0] != rows:

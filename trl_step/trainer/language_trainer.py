@@ -18,6 +18,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
 from trl_step.core import PPODecorators
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.inner_model import plain_model
 from trl_step.models.notices import warn_user
 from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
@@ -31,17 +32,17 @@ from trl_step.trainer.batches.rollout import Precomputed, Rollout
 from trl_step.trainer.engine.engine import FusedEngine
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.engine.memory_budget import MemoryBudget
-from trl_step.trainer.engine.models import Models, prepare, reference_context
+from trl_step.trainer.engine.models import Models, check_reference, prepare, reference_context
 from trl_step.trainer.processes.accelerate_state import detach
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.reports.watch import SamplingWatch, active_dropout
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity
 from trl_step.trainer.step_trainer import StepTrainer
-from trl_step.trainer.updates.optimizers import make_optimizer, make_updater
+from trl_step.trainer.updates.optimizers import check_optimizer, check_trained, make_optimizer, make_updater
 
-LOGGED_COLUMNS = frozenset(("label", "query", "response"))
-"""Columns of a data set that the model does not read, but scripts and logs do."""
+LOGGED_COLUMNS = frozenset(("label", "label_ids", "labels", "query", "response"))
+"""Columns of a data set that the model may not read, but scripts, collators and logs do."""
 
 
 class LanguageTrainer(StepTrainer):
@@ -74,6 +75,8 @@ class LanguageTrainer(StepTrainer):
         # policy and reference
         # differs from v0.7: a reference given with a PEFT model was ignored
         self._reference_is_adapter = self.is_peft_model and (ref_model is None or config.exact_v07)
+        if ref_model is not None and not self._reference_is_adapter:
+            check_reference(model, ref_model)
         if ref_model is None and not self.is_peft_model:
             ref_model = create_reference_model(model, num_shared_layers=num_shared_layers)
         self.optional_peft_ctx: Callable = nullcontext
@@ -100,6 +103,8 @@ class LanguageTrainer(StepTrainer):
         dataloader = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
 
         # everything on the device, and what makes the updates
+        check_trained(model)
+        check_optimizer(optimizer, lr_scheduler, model)
         optimizer = optimizer or make_optimizer(model, config.learning_rate)
         prepared = prepare(
             self.accelerator, config, model, ref_model, optimizer, dataloader, lr_scheduler, self._forward
@@ -146,7 +151,9 @@ class LanguageTrainer(StepTrainer):
     ) -> torch.utils.data.DataLoader:
         """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first."""
         if isinstance(dataset, datasets.Dataset) and self.config.remove_unused_columns:
-            used = LOGGED_COLUMNS.union(inspect.signature(self.model.forward).parameters)
+            policy = self.accelerator.unwrap_model(self.model)
+            forwards = (policy.forward, plain_model(policy.pretrained_model).forward)
+            used = LOGGED_COLUMNS.union(*(inspect.signature(forward).parameters for forward in forwards))
             dataset = dataset.remove_columns([column for column in dataset.column_names if column not in used])
         return torch.utils.data.DataLoader(
             dataset,  # type: ignore[arg-type]

@@ -79,11 +79,19 @@ class ScriptArguments:
 
     dataset_name: Optional[str] = field(default=None, metadata={"help": "Folder or hub name of the dataset."})
     dataset_config: Optional[str] = field(default=None, metadata={"help": "Configuration of the dataset."})
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split to train on.", "aliases": ["--dataset_split"]}
-    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     dataset_streaming: bool = field(default=False, metadata={"help": "Stream the dataset during training."})
     ignore_bias_buffers: bool = field(
         default=False, metadata={"help": "Do not synchronize boolean buffers between processes."}
     )
+    dataset_split: Optional[str] = field(
+        default=None, repr=False, metadata={"help": "Old name of dataset_train_split."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_split is None:
+            return
+        if self.dataset_train_split not in ("train", self.dataset_split):
+            raise ValueError("dataset_split is the old name of dataset_train_split: give one of them")
+        self.dataset_train_split, self.dataset_split = self.dataset_split, None

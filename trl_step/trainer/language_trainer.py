@@ -19,6 +19,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
 from trl_step.core import PPODecorators
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.probes import require_causal
 from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
@@ -92,6 +93,7 @@ class LanguageTrainer(StepTrainer):
         self._budget = MemoryBudget(config.forward_tokens)
         self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
         for known in models:
+            require_causal(known.pretrained_model)
             fuse_activations(known)
             self._forward.register(known)
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)

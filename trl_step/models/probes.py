@@ -5,12 +5,16 @@ Probes run in eval mode and without gradients; random streams and modes are as b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from trl_step.models.decoder_pass import run_decoder
 from trl_step.models.inner_model import plain_model
@@ -92,3 +96,74 @@ def probing(model: nn.Module) -> Iterator[None]:
     cuda: list[Any] = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.no_grad(), eval_mode(model), torch.random.fork_rng(devices=cuda):
         yield
+
+
+class BatchMates(Enum):
+    """Beside which prompts `generate` gives a prompt the logits that it has alone."""
+
+    ANY = "any"
+    SAME_LENGTH = "same length"
+    """padding changes them"""
+    NONE = "none"
+    """other rows change them"""
+
+
+_BATCH_MATES: WeakKeyDictionary[nn.Module, BatchMates] = WeakKeyDictionary()
+"""Answers of `batch_mates`, by transformers model."""
+
+
+def batch_mates(model: nn.Module, pad_token_id: int) -> BatchMates:
+    """Beside which prompts `generate` gives a prompt the logits that it has alone, up to rounding.
+
+    A recurrent model reads the padding, one that counts its positions from the first column moves by it, and one that
+    keeps a state may lose it in the second new token. Asked once for each model, with two new tokens for a few prompts,
+    on the side that `sampling.local` pads. A model that cannot be asked is taken at its word: `ANY`.
+
+    Args:
+        model: as in `require_causal`; its weights are here.
+        pad_token_id: the filler.
+    """
+    base = plain_model(model)
+    if base not in _BATCH_MATES:
+        try:
+            with probing(base):
+                _BATCH_MATES[base] = _batch_mates(base, pad_token_id)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+            return BatchMates.ANY
+    return _BATCH_MATES[base]
+
+
+def _batch_mates(base: Any, pad_token_id: int) -> BatchMates:
+    *ids, written = ordinary_ids(base, 10).split((2, 2, 5, 1))
+    short, other, long = ids
+    filler = short.new_full((len(long) - len(short),), pad_token_id)
+    parts = [short, filler] if base.config.is_encoder_decoder else [filler, short]
+    rows, mask = torch.stack((torch.cat(parts), long)), torch.ones(2, len(long), dtype=torch.int64, device=long.device)
+    mask[0] = torch.cat([torch.full_like(part, part is short) for part in parts])
+    alone = _two_new_logits(base, short[None], torch.ones_like(short[None]), written)
+    limit = math.sqrt(torch.finfo(base.dtype).eps) * float(alone.abs().max())
+
+    def is_as_alone(rows: torch.Tensor, mask: torch.Tensor) -> bool:
+        return float((_two_new_logits(base, rows, mask, written)[:1] - alone).abs().max()) <= limit
+
+    if is_as_alone(rows, mask):
+        return BatchMates.ANY
+    equal = torch.stack((short, other))
+    return BatchMates.SAME_LENGTH if is_as_alone(equal, torch.ones_like(equal)) else BatchMates.NONE
+
+
+def _two_new_logits(base: Any, ids: torch.Tensor, mask: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+    """Logits [n, 2, V] float32 of two new tokens, the first of which is `written` [1] in every row."""
+    settings = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=2, min_new_tokens=2, output_logits=True,
+        return_dict_in_generate=True, pad_token_id=int(ids[0, 0]),
+    )  # fmt: skip
+    # the class's own: a script may have put another one on the object
+    found = type(base).generate(
+        base,
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=settings,
+        prefix_allowed_tokens_fn=lambda _row, _ids: written.tolist(),
+    )
+    return torch.stack(found.logits, dim=1).float()

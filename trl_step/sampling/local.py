@@ -1,6 +1,8 @@
 """Sampling for ragged prompts, shared by `PPOTrainer.generate`, `TextEnvironment` and `BestOfNSampler`.
 
-Prompts are sorted by length and cut into batches by a token budget; answers come back in the caller's order.
+Prompts are sorted by length and cut into batches by a token budget; answers come back in the caller's order. A model
+that padding changes (MiniMax, BartForCausalLM) gets prompts of one length in a batch, and one that mixes its rows
+(RWKV) one prompt.
 In this file `n` is the number of rows of one such batch and `W` its padded width.
 """
 
@@ -16,6 +18,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from trl_step.core import free_device_cache
+from trl_step.models.probes import BatchMates, batch_mates
 from trl_step.models.sharding import gathered
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.row_ends import Criterion, RowEnds
@@ -53,7 +56,8 @@ def generate_batched(
 
     Answer `i` ends after the first end-of-sequence id that the model wrote, where a stopping criterion ended row `i`,
     or after `max_new_tokens[i]` tokens. Ids in the prompt and the decoder's start token never end it, and the padding
-    of a batch is never part of it.
+    of a batch is never part of it. If padding changes what the model says, which it is asked at its first batch, a
+    batch holds prompts of one length and no padding; if other rows do, one prompt.
 
     Args:
         model: a value-head wrapper or a transformers model; parallel wrappers are removed.
@@ -63,7 +67,7 @@ def generate_batched(
             `generation_kwargs` count as well; negative ids mean "none".
         is_encoder_decoder: answers are decoder tokens, including the start token at position 0.
         device: the device of the model's inputs.
-        batch_size: minimum number of rows of a batch, if there are that many queries.
+        batch_size: minimum number of rows of a batch, if there are that many queries (see above).
         token_budget: a batch grows beyond `batch_size` while (padded prompt + new tokens) * rows stays within it.
         max_new_tokens: one number, or one per query; None leaves the length to `generation_kwargs` and to the
             model's generation config. A `max_length` counts a sample's own prompt, without padding.
@@ -84,6 +88,8 @@ def generate_batched(
     _check_arguments(queries, batch_size, token_budget, generation_kwargs)
     options = _Options.collect(inner, eos_token_ids, remove_padding, generation_kwargs)
     limits = options.limits(queries, max_new_tokens, is_encoder_decoder)
+    # with weights that stay sharded (synced_gpus), every process runs the same number of batches: cut by count alone
+    in_step = bool(generation_kwargs.get("synced_gpus"))
     frame = _Frame(pad_token_id, is_encoder_decoder, torch.device(device), pad_to_multiple_of)
 
     def sample(rows: list[int]) -> list[torch.Tensor]:
@@ -101,10 +107,18 @@ def generate_batched(
         ]
 
     sizes = [(len(query), DEFAULT_NEW_TOKENS if limits is None else limits[i]) for i, query in enumerate(queries)]
-    # with weights that stay sharded (synced_gpus), every process runs the same number of batches: cut by count alone
-    in_step = bool(generation_kwargs.get("synced_gpus"))
     with sampling_mode(inner), ExitStack() if in_step else gathered(inner):
-        return _run_batches(sample, sizes, batch_size, 0 if in_step else token_budget, may_shrink=not in_step)
+        asked = (len(queries) > 1 or pad_to_multiple_of) and not in_step
+        mates = batch_mates(_pretrained(inner), pad_token_id) if asked else BatchMates.ANY
+        if mates is not BatchMates.ANY:
+            frame = frame._replace(multiple=None)
+        budget = 0 if in_step else token_budget
+        return _run_batches(sample, sizes, batch_size, budget, may_shrink=not in_step, mates=mates)
+
+
+def _pretrained(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformers model or PeftModel, in a value-head wrapper or not."""
+    return getattr(model, "pretrained_model", model)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------
@@ -116,17 +130,18 @@ def _run_batches(
     batch_size: int,
     token_budget: int,
     may_shrink: bool = True,
+    mates: BatchMates = BatchMates.ANY,
 ) -> list[torch.Tensor]:
     """`sample(rows)` for batches of rows of similar length; `sizes` are (prompt tokens, new tokens) of each row.
 
     The longest come first, so that a lack of memory shows at once. A batch that does not fit is halved, and later
-    batches have no more rows than that half.
+    batches have no more rows than that half. `mates` are the prompts that may share a batch.
     """
     waiting = sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)
     answers: dict[int, torch.Tensor] = {}
     most_rows = len(waiting)
     while waiting:
-        count = min(most_rows, _rows_that_fit([sizes[i] for i in waiting], batch_size, token_budget))
+        count = min(most_rows, _rows_that_fit([sizes[i] for i in waiting], batch_size, token_budget, mates))
         rows = waiting[:count]
         try:
             answers.update(zip(rows, sample(rows), strict=True))
@@ -141,11 +156,15 @@ def _run_batches(
     return [answers[i] for i in range(len(sizes))]
 
 
-def _rows_that_fit(sizes: Sequence[tuple[int, int]], batch_size: int, token_budget: int) -> int:
+def _rows_that_fit(
+    sizes: Sequence[tuple[int, int]], batch_size: int, token_budget: int, mates: BatchMates = BatchMates.ANY
+) -> int:
     """How many of the waiting rows (longest prompt first) go into the next batch."""
     width = sizes[0][0]
     new_tokens = 0
-    for count, (_, limit) in enumerate(sizes):
+    for count, (length, limit) in enumerate(sizes):
+        if (count and mates is BatchMates.NONE) or (length < width and mates is not BatchMates.ANY):
+            return count
         new_tokens = max(new_tokens, limit)
         if count >= batch_size and (width + new_tokens) * (count + 1) > token_budget:
             return count

@@ -271,7 +271,9 @@ class LanguageTrainer(StepTrainer):
         Args:
             query_tensor: one query [Q] int64, or a list of them of any lengths
             length_sampler: called once per query, gives its number of new tokens
-            batch_size: prompts that run together at least; more do while `config.generation_tokens` allows
+            batch_size: prompts that run together at least; more do while `config.generation_tokens` allows. If padding
+                changes what the model says (MiniMax, BartForCausalLM), only prompts of one length do; if other rows
+                do (RWKV), each runs alone
             return_prompt: put the query before the response (decoder-only models)
             generate_ref_response: sample from the reference as well
             generation_kwargs: for `model.generate`; `remove_padding=False` and `pad_to_multiple_of` are taken too

@@ -22,6 +22,7 @@ from tests.sampling.generation_tools import (
     tiny_bart,
     tiny_gpt2,
 )
+from trl_step.models.probes import BatchMates, batch_mates
 
 
 @pytest.mark.parametrize("return_prompt", [True, False])

@@ -18,6 +18,8 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from trl_step.core import free_device_cache
+from trl_step.models.inner_model import plain_model
+from trl_step.models.positions import position_limits
 from trl_step.models.probes import BatchMates, batch_mates
 from trl_step.models.sharding import gathered
 from trl_step.models.shortcuts.modes import eval_mode
@@ -26,6 +28,14 @@ from trl_step.sampling.stop_strings import StringStoppingCriteria
 
 DEFAULT_NEW_TOKENS = 20
 """New tokens that transformers generates if no length is given; used to estimate the size of a batch."""
+NOT_TOKENS = (
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
+"""Settings of transformers' `generate` that ask for more than tokens."""
 
 
 @contextmanager
@@ -81,7 +91,8 @@ def generate_batched(
 
     Raises:
         ValueError, TypeError: a query is empty or not a 1-d integer tensor, a length leaves no room for a new token,
-            or the options ask for several answers per query.
+            query and new tokens do not fit into the model's positions, or the options ask for several answers per
+            query or for more than tokens.
         torch.OutOfMemoryError: a single row does not fit. Larger batches are halved first.
     """
     inner = extract_model_from_parallel(model)
@@ -90,6 +101,7 @@ def generate_batched(
     limits = options.limits(queries, max_new_tokens, is_encoder_decoder)
     # with weights that stay sharded (synced_gpus), every process runs the same number of batches: cut by count alone
     in_step = bool(generation_kwargs.get("synced_gpus"))
+    check_positions(_pretrained(inner), [len(query) for query in queries], limits)
     frame = _Frame(pad_token_id, is_encoder_decoder, torch.device(device), pad_to_multiple_of)
 
     def sample(rows: list[int]) -> list[torch.Tensor]:
@@ -278,6 +290,27 @@ class _Options(NamedTuple):
         return limits
 
 
+def check_positions(model: torch.nn.Module, lengths: Sequence[int], limits: Sequence[int] | None) -> None:
+    """Raise a `ValueError` that names the first query whose answer may need more positions than `model` has learned.
+
+    Args:
+        lengths: tokens of each query
+        limits: new tokens allowed for each query; None: as the model likes, which stops at its last position
+    """
+    encoder, decoder = position_limits(model)
+    for i, length in enumerate(lengths):
+        new_tokens = 1 if limits is None else limits[i]
+        if plain_model(model).config.is_encoder_decoder:
+            sizes = [(f"query {i}", length, encoder), (f"the answer to query {i}", 1 + new_tokens, decoder)]
+        else:
+            sizes = [(f"query {i} ({length}) and its new tokens ({new_tokens})", length + new_tokens, decoder)]
+        for what, size, limit in sizes:
+            if limit is not None and size > limit:
+                raise ValueError(
+                    f"{what}: {size} tokens do not fit into {limit} positions; lower max_new_tokens or cut the query"
+                )
+
+
 def all_eos_ids(
     model: torch.nn.Module | None, eos_token_ids: Collection[int], generation_kwargs: Mapping[str, Any]
 ) -> list[int]:
@@ -324,6 +357,13 @@ def _check_arguments(
     for name in ("input_ids", "attention_mask", "decoder_input_ids"):
         if name in generation_kwargs:
             raise ValueError(f"{name} is built from the queries; call model.generate to pass your own")
+    given = generation_kwargs.get("generation_config")
+    for name in NOT_TOKENS:
+        if generation_kwargs.get(name) or (name not in generation_kwargs and getattr(given, name, None)):
+            raise ValueError(
+                f"{name}=True is not available: answers come back as tokens alone. PPOTrainer.step computes log-probs "
+                "itself; for scores of your own, call model.generate"
+            )
     for i, query in enumerate(queries):
         if not isinstance(query, torch.Tensor) or query.is_floating_point() or query.dtype == torch.bool:
             kind = query.dtype if isinstance(query, torch.Tensor) else type(query).__name__

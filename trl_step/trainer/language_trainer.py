@@ -24,7 +24,7 @@ from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.local import all_eos_ids, generate_batched, padding_id
-from trl_step.trainer.batches.checks import StepInputs, checked_for
+from trl_step.trainer.batches.checks import StepInputs, check_size, checked_for
 from trl_step.trainer.batches.layout import make_layout
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.padding import Padded, padding_on_the_right
@@ -35,7 +35,7 @@ from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.engine.models import Models, prepare, reference_context
 from trl_step.trainer.processes.accelerate_state import detach
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
-from trl_step.trainer.reports.watch import SamplingWatch, active_dropout
+from trl_step.trainer.reports.watch import SamplingWatch, active_dropout, padded_by_hand
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity
 from trl_step.trainer.step_trainer import StepTrainer
@@ -146,7 +146,12 @@ class LanguageTrainer(StepTrainer):
     def prepare_dataloader(
         self, dataset: Union[torch.utils.data.Dataset, datasets.Dataset], data_collator: Optional[Callable] = None
     ) -> torch.utils.data.DataLoader:
-        """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first."""
+        """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first.
+
+        Raises:
+            ValueError: the data set is smaller than one batch on each process.
+        """
+        check_size(dataset, self.config.batch_size, self.accelerator.num_processes)
         if isinstance(dataset, datasets.Dataset) and self.config.remove_unused_columns:
             used = LOGGED_COLUMNS.union(inspect.signature(self.model.forward).parameters)
             dataset = dataset.remove_columns([column for column in dataset.column_names if column not in used])
@@ -283,7 +288,8 @@ class LanguageTrainer(StepTrainer):
             token; for a single query [1, R]. With `generate_ref_response` a pair of these.
 
         Raises:
-            ValueError: a query that is not one-dimensional or empty.
+            ValueError: a query that is not one-dimensional or empty, one that with its new tokens is longer than the
+                model's positions, or a setting that asks for more than tokens, such as `output_scores`.
         """
         queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
         for i, query in enumerate(queries):
@@ -357,6 +363,10 @@ class LanguageTrainer(StepTrainer):
             given_masks=given.response_masks is not None,
             end_tokens=self._end_tokens,
         )
+        pad = self.tokenizer.pad_token_id
+        if pad is not None and not seen.given_masks:
+            special = pad in (*seen.end_tokens, self.tokenizer.bos_token_id)
+            seen = seen._replace(padded=padded_by_hand(given.queries, given.responses, pad, seen.end_tokens, special))
         self._sampling.saw_step(stats, seen, self._processes.is_main)
 
     def step_cost(self) -> StepCost:

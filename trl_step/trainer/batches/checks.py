@@ -40,6 +40,21 @@ def check_arguments(
     return config, model
 
 
+def check_size(dataset: Any, batch_size: int, processes: int) -> None:
+    """Raise a `ValueError` for a data set of which no whole batch for each process can be made."""
+    needed = batch_size * processes
+    try:
+        rows = len(dataset)
+    except TypeError:  # a stream
+        return
+    if rows < needed:
+        per = f"batch_size={batch_size}" + (f" on each of {processes} processes" if processes > 1 else "")
+        raise ValueError(
+            f"dataset has {rows} rows, but {needed} make the first batch ({per}), so trainer.dataloader would be empty;"
+            " lower batch_size or give more rows"
+        )
+
+
 class StepInputs(NamedTuple):
     """What was given to `step`, in one form and on the device."""
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
 from trl_step.core import free_device_cache
-from trl_step.models.inner_model import plain_model
+from trl_step.models.inner_model import plain_model, vocabulary_size
 from trl_step.models.positions import position_limits
 from trl_step.models.probes import BatchMates, batch_mates
 from trl_step.models.sharding import gathered
@@ -97,6 +97,7 @@ def generate_batched(
     """
     inner = extract_model_from_parallel(model)
     _check_arguments(queries, batch_size, token_budget, generation_kwargs)
+    pad_token_id = valid_filler(_pretrained(inner), pad_token_id)
     options = _Options.collect(inner, eos_token_ids, remove_padding, generation_kwargs)
     limits = options.limits(queries, max_new_tokens, is_encoder_decoder)
     # with weights that stay sharded (synced_gpus), every process runs the same number of batches: cut by count alone
@@ -297,6 +298,8 @@ def check_positions(model: torch.nn.Module, lengths: Sequence[int], limits: Sequ
         lengths: tokens of each query
         limits: new tokens allowed for each query; None: as the model likes, which stops at its last position
     """
+    if not isinstance(plain_model(model), PreTrainedModel):  # something with a `generate`: its limits are not known
+        return
     encoder, decoder = position_limits(model)
     for i, length in enumerate(lengths):
         new_tokens = 1 if limits is None else limits[i]
@@ -327,6 +330,12 @@ def padding_id(tokenizer: Any, asked: int | None = None) -> int:
         if token is not None:
             return token
     return 0
+
+
+def valid_filler(model: torch.nn.Module, pad_token_id: int) -> int:
+    """`pad_token_id`, or 0 if `model` has no embedding for it: the token was added, and the model not resized."""
+    rows = vocabulary_size(model)
+    return pad_token_id if rows is None or pad_token_id < rows else 0
 
 
 def _as_ids(*sources: Any) -> list[int]:

@@ -24,7 +24,7 @@ from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.local import all_eos_ids, generate_batched, padding_id
-from trl_step.trainer.batches.checks import StepInputs, check_size, checked_for
+from trl_step.trainer.batches.checks import StepInputs, Vocabulary, check_size, checked_for
 from trl_step.trainer.batches.layout import make_layout
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.padding import Padded, padding_on_the_right
@@ -88,7 +88,7 @@ class LanguageTrainer(StepTrainer):
 
         # batches, and how the models are asked about them
         models = [known for known in (model, ref_model) if known is not None]
-        self._layout = make_layout(config, tokenizer, self.is_encoder_decoder)
+        self._layout = make_layout(config, tokenizer, self.is_encoder_decoder, Vocabulary.of(*models).size)
         self._length_limits = LengthLimits(models, self.is_encoder_decoder, self._layout.fixed_length)
         self._budget = MemoryBudget(config.forward_tokens)
         self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
@@ -178,7 +178,7 @@ class LanguageTrainer(StepTrainer):
         precomputed: Precomputed,
     ) -> StepInputs:
         """The inputs of `step` in one form and on the device; all processes raise if one of them finds an error."""
-        pretrained = self.accelerator.unwrap_model(self.model).pretrained_model
+        policy = self.accelerator.unwrap_model(self.model)
         error: ValueError | None = None
         checked: Any = None
         try:
@@ -188,12 +188,12 @@ class LanguageTrainer(StepTrainer):
                 scores,
                 response_masks,
                 precomputed,
-                vocabulary=pretrained.get_input_embeddings().num_embeddings,
+                vocabulary=Vocabulary.of(policy, self.ref_model),
                 device=self.current_device,
                 limits=self._length_limits,
                 is_encoder_decoder=self.is_encoder_decoder,
                 exact_v07=self.config.exact_v07,
-                decoder_start=getattr(pretrained.config, "decoder_start_token_id", None),
+                decoder_start=getattr(policy.config, "decoder_start_token_id", None),
             )
         except ValueError as found:
             error = found
@@ -219,6 +219,9 @@ class LanguageTrainer(StepTrainer):
     def _collate(self, sequences: Sequence[torch.Tensor]) -> Padded:
         batch = self.data_collator([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in sequences])
         padded = Padded(*(batch[key].to(self.current_device) for key in Padded._fields))
+        if self.tokenizer.pad_token_id != self._layout.pad_token_id:  # the model may have no embedding for it
+            filled = padded.input_ids.where(padded.attention_mask.bool(), self._layout.pad_token_id)
+            padded = padded._replace(input_ids=filled)
         # differs from v0.7: padding on the left moved the positions of models that count them, such as GPT-2 and BART
         return padded if self.config.exact_v07 else padding_on_the_right(*padded)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
+from trl_step.models.inner_model import vocabulary_size
 from trl_step.models.notices import warn_user
 
 DEFAULT_TOP_K = 50
@@ -45,14 +46,14 @@ def truncated_sampling(model: Any, generation_kwargs: Mapping[str, Any], tempera
     """The settings under which tokens are drawn from another distribution than the one whose log-probs are trained."""
     if not _setting(model, generation_kwargs, "do_sample"):
         return []
-    vocabulary = getattr(model, "pretrained_model", model).get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(getattr(model, "pretrained_model", model))
     sampled_at, top_k = (_setting(model, generation_kwargs, name) for name in ("temperature", "top_k"))
     sampled_at = 1.0 if sampled_at is None else sampled_at
     top_k = DEFAULT_TOP_K if top_k is None else top_k
     problems = []
     if sampled_at != temperature:
         problems.append(f"temperature={sampled_at:g} (PPOConfig.temperature is {temperature:g})")
-    if 0 < top_k < vocabulary:
+    if top_k > 0 and (vocabulary is None or top_k < vocabulary):
         problems.append(f"top_k={top_k:g}")
     for name, neutral in WITHOUT_EFFECT.items():
         value = _setting(model, generation_kwargs, name)

@@ -50,11 +50,31 @@ def output_embedding(model: nn.Module) -> nn.Module:
 def decoder_backbone(model: nn.Module) -> nn.Module | None:
     """The module whose output is the decoder's last hidden state, or None if the model does not name one."""
     base = plain_model(model)
-    decoder = base.get_decoder()
+    decoder = _own_decoder(base)
     # the decoder of an EncoderDecoderModel is a whole language model
     while decoder is not base and decoder.get_output_embeddings() is not None:
-        base, decoder = decoder, decoder.get_decoder()
+        base, decoder = decoder, _own_decoder(decoder)
     return None if decoder is base else decoder
+
+
+def _own_decoder(base: Any) -> Any:
+    """`base.get_decoder()`; some models call their output embedding "decoder", and theirs is the base model."""
+    decoder = base.get_decoder()
+    return decoder if hasattr(decoder, "get_output_embeddings") else base.base_model
+
+
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Rows of the input embedding, in an adapter or not; None if `model` is no model of transformers."""
+    find = getattr(plain_model(model), "get_input_embeddings", None)
+    if find is None:
+        return None
+    embedding: Any = find()
+    while not hasattr(embedding, "num_embeddings"):
+        inner = getattr(embedding, "base_layer", None) or getattr(embedding, "original_module", None)
+        if inner is None:
+            return int(embedding.weight.shape[0])
+        embedding = inner
+    return int(embedding.num_embeddings)
 
 
 def takes_argument(model: nn.Module, name: str) -> bool:

@@ -15,7 +15,13 @@ from transformers import PreTrainedModel
 
 from trl_step.models import adapters
 from trl_step.models.decoder_pass import run_decoder
-from trl_step.models.inner_model import generation_arguments, has_adapter, is_peft_model, plain_model
+from trl_step.models.inner_model import (
+    generation_arguments,
+    has_adapter,
+    is_peft_model,
+    plain_model,
+    takes_argument,
+)
 from trl_step.models.loading import current_device
 from trl_step.models.policy import PolicyRequest, keep_reference, load_policy, own_tensors
 from trl_step.models.reference import LAYER_PATTERNS, create_reference_model
@@ -380,6 +386,9 @@ class PreTrainedModelWrapper(nn.Module):
         with adapters.active_adapter(self.pretrained_model, self.rm_adapter_name), torch.no_grad():
             self.pretrained_model.eval()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+            # differs from v0.7: padding on the left moved the positions of models that count them, such as GPT-2
+            if attention_mask is not None and takes_argument(self.pretrained_model, "position_ids"):
+                inputs.setdefault("position_ids", (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0))
             hidden = run_decoder(self.pretrained_model, inputs).hidden
             return self.score(hidden.to(next(self.score.parameters()).dtype))
 

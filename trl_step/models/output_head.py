@@ -52,7 +52,7 @@ def describe_output_head(pretrained_model: nn.Module) -> OutputHead | None:
             return None
         bias = shift.flatten()
     probe = _probe(pretrained_model, embedding)
-    if probe.logits.shape[-1] != weight.shape[0]:
+    if probe.logits.shape != (len(probe.hidden), weight.shape[0]):  # ProphetNet's hidden rows are more than its logits
         return None
     linear = nn.functional.linear(probe.hidden.double(), weight.double(), None if bias is None else bias.double())
     # a model may have the setting without following it

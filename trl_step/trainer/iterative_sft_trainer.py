@@ -14,13 +14,14 @@ from trl_step.data.collators import padding_on_the_right
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
-from trl_step.trainer.text.text_trainer import TextTrainer, tokenizer_of
+from trl_step.trainer.text.target_mean import TargetMeanTrainer
+from trl_step.trainer.text.text_trainer import tokenizer_of
 
 IGNORED = -100
 TRUNCATION_SIDES = {"keep_end": "left", "keep_start": "right"}
 
 
-class IterativeSFTTrainer(TextTrainer):
+class IterativeSFTTrainer(TargetMeanTrainer):
     """Optimizer steps on texts that the caller chooses: `trainer.step(texts=...)` or `step(input_ids, ...)`.
 
     Args:

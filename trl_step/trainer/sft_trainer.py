@@ -16,10 +16,11 @@ from trl_step.data.formatting import get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
 from trl_step.models.notices import warn_user
 from trl_step.trainer.text.peft_setup import prepare_for_training
-from trl_step.trainer.text.text_trainer import TextTrainer, arguments_of, model_of, prepared, tokenizer_of
+from trl_step.trainer.text.target_mean import TargetMeanTrainer
+from trl_step.trainer.text.text_trainer import arguments_of, model_of, prepared, tokenizer_of
 
 
-class SFTTrainer(TextTrainer):
+class SFTTrainer(TargetMeanTrainer):
     """Supervised fine-tuning on a column of texts.
 
     Args:

@@ -34,8 +34,9 @@ class DPOTrainer(ReferenceTrainer):
 
     Args:
         model: a transformers model, a PeftModel, or a folder or hub name.
-        ref_model: the reference; a model or a name. None: the model's initial state: with an adapter the base model, or
-            a frozen copy of the adapter if that one is already trained; else a copy of the model.
+        ref_model: the reference; a model or a name, not `model` itself. None: the model's initial state: with an
+            adapter the base model, or a frozen copy of the adapter if that one is already trained; else a copy of the
+            model. With `model_init` it is that of the model that it builds.
         beta: strength of the regularization towards the reference; for "ipo" its tau.
         label_smoothing: fraction of labels assumed to be wrong (cDPO), 0 to 0.5; for "sigmoid".
         loss_type: "sigmoid", "hinge", "ipo" or "kto_pair", see `preference_losses`.
@@ -55,7 +56,8 @@ class DPOTrainer(ReferenceTrainer):
         is_encoder_decoder: only with `model_init` in place of a model.
         disable_dropout: set dropout to 0 in both models.
         generate_during_eval: write answers of both models to a few prompts at each evaluation, as a table in wandb.
-        precompute_ref_log_probs: compute the reference's log-probs once, before training; it then needs no memory.
+        precompute_ref_log_probs: compute the reference's log-probs once, before training. It then needs no memory of
+            the accelerator; its copy stays in the host's memory, for rows that are evaluated later.
         dataset_num_proc: processes that tokenize.
         model_init_kwargs, ref_model_init_kwargs: for models given by name.
         model_adapter_name, ref_adapter_name: names of the trained adapter and of the reference one in a PeftModel.
@@ -63,7 +65,8 @@ class DPOTrainer(ReferenceTrainer):
         processing_class: the newer name of `tokenizer`.
 
     Raises:
-        ValueError: there is no tokenizer, no model and no `is_encoder_decoder`, or the loss type is unknown.
+        ValueError: there is no tokenizer, no model and no `is_encoder_decoder`, the loss type is unknown, or
+            `ref_model` would be trained with the model.
         ImportError: `generate_during_eval` without wandb.
     """
 
@@ -112,10 +115,18 @@ class DPOTrainer(ReferenceTrainer):
         args = arguments_of(args, **({"remove_unused_columns": False} if data_collator is None else {}))
         model = model_of(model, model_init_kwargs)
         ref_model = model_of(ref_model, ref_model_init_kwargs, "ref_model")
-        if peft_config is not None and is_peft_model(model):
-            model = model.merge_and_unload()
-        model, self._peft_has_been_casted_to_bf16 = prepare_for_training(model, peft_config, args)
+        self._peft_has_been_casted_to_bf16 = False
+
+        def prepare_model(model: Any) -> Any:
+            if peft_config is not None and is_peft_model(model):
+                model = model.merge_and_unload()
+            model, self._peft_has_been_casted_to_bf16 = prepare_for_training(model, peft_config, args)
+            if disable_dropout:
+                disable_dropout_in_model(model)
+            return model
+
         if model is not None:
+            model = prepare_model(model)
             is_encoder_decoder = model.config.is_encoder_decoder
         if is_encoder_decoder is None:
             raise ValueError("without a model, say whether model_init builds an encoder-decoder: is_encoder_decoder=")
@@ -127,10 +138,8 @@ class DPOTrainer(ReferenceTrainer):
         self.reference_free = reference_free
         self.precompute_ref_log_probs = precompute_ref_log_probs
         reference = self._reference_of(model, ref_model)
-        if disable_dropout:
-            for one in (model, reference):
-                if one is not None:
-                    disable_dropout_in_model(one)
+        if disable_dropout and reference is not None:
+            disable_dropout_in_model(reference)
 
         self.beta = beta
         self.label_smoothing = label_smoothing
@@ -160,6 +169,7 @@ class DPOTrainer(ReferenceTrainer):
             or DPODataCollatorWithPadding(tokenizer.pad_token_id, label_pad_token_id, is_encoder_decoder),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            prepare_model=prepare_model,
             model_init=model_init,
             compute_metrics=compute_metrics,
             callbacks=callbacks,

@@ -96,9 +96,14 @@ class RewardTrainer(TextTrainer):
             tokenize = partial(_tokenized, tokenizer=tokenizer, max_length=max_length)
             train_dataset, eval_dataset = prepared(tokenize, train_dataset, eval_dataset)
         args = arguments_of(args)
-        model, _ = prepare_for_training(model, peft_config, args)
-        if model is not None:
+
+        def prepare_model(model: Any) -> Any:
+            model, _ = prepare_for_training(model, peft_config, args)
             _set_pad_token(model, tokenizer)
+            return model
+
+        if model is not None:
+            model = prepare_model(model)
         super().__init__(
             tokenizer,
             model=model,
@@ -106,6 +111,7 @@ class RewardTrainer(TextTrainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            prepare_model=prepare_model,
             model_init=model_init,
             compute_metrics=compute_metrics or compute_accuracy,
             callbacks=callbacks,

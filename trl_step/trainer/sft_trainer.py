@@ -91,7 +91,11 @@ class SFTTrainer(TargetMeanTrainer):
         args = arguments_of(args, **noise)
         model = model_of(model, model_init_kwargs)
         tokenizer = tokenizer_of(tokenizer, processing_class) or _tokenizer_beside(model)
-        model, _ = prepare_for_training(model, peft_config, args)
+
+        def prepare_model(model: Any) -> Any:
+            return prepare_for_training(model, peft_config, args)[0]
+
+        model = prepare_model(model)
         if max_seq_length is None:
             max_seq_length = min(tokenizer.model_max_length, 1024)
             warn_user(f"max_seq_length is not given: it is {max_seq_length}")
@@ -135,6 +139,7 @@ class SFTTrainer(TargetMeanTrainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            prepare_model=prepare_model,
             model_init=model_init,
             compute_metrics=compute_metrics,
             callbacks=callbacks,

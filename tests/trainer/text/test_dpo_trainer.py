@@ -200,3 +200,77 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     rows = preferences().map(lambda row: {"chosen": [row["chosen"]]})
     with pytest.raises(ValueError, match="chosen must be a text, not list"):
         trainer(tmp_path, train_dataset=rows)
+
+
+def by_hand(model: Any, rows: list[dict]) -> torch.Tensor:
+    """Summed log-probs of the answers, chosen minus rejected, each row by itself [B]."""
+    differences = []
+    for row in rows:
+        sums = []
+        for side in ("chosen", "rejected"):
+            ids, labels = (torch.tensor(row[f"{side}_{part}"]) for part in ("input_ids", "labels"))
+            logps = model.eval()(ids[None]).logits[0].float().log_softmax(-1)
+            sums.append(sum(logps[at, token] for at, token in enumerate(ids[1:]) if labels[at + 1] != -100))
+        differences.append(sums[0] - sums[1])
+    return torch.stack(differences).detach()
+
+
+def test_the_reference_is_not_the_policy_itself(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    model = seeded()
+    with pytest.raises(ValueError, match="ref_model is model: the reference would move"):
+        trainer(tmp_path, model, model)
+    with pytest.raises(ValueError, match=r"ref_model has trained weights of model \(.*lora_A"):
+        trainer(tmp_path, model, model, peft_config=lora())
+    base = seeded()
+    with pytest.raises(ValueError, match=r"ref_model has trained weights of model \(.*lora_A"):
+        trainer(tmp_path, get_peft_model(base, lora()), base)
+    policy, reference = seeded(), seeded(seed=1)
+    policy.transformer.wpe.weight = reference.transformer.wpe.weight
+    with pytest.raises(ValueError, match=r"ref_model has trained weights of model \(transformer.wpe.weight"):
+        trainer(tmp_path, policy, reference)
+    with pytest.raises(ValueError, match="ref_model is model"):
+        DPOTrainer(
+            None, model, args=arguments(tmp_path), model_init=lambda: model, is_encoder_decoder=False,
+            tokenizer=text_tools.tokenizer(), **SIZES,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_reference_of_model_init_is_a_copy(tmp_path: Path, adapter: bool) -> None:
+    options = {"peft_config": lora()} if adapter else {}
+    usual = trainer(tmp_path, **options)
+    if adapter:
+        usual = trainer(tmp_path, None, **options)  # the adapter is drawn after the model, from the same stream
+    ours = DPOTrainer(
+        args=arguments(tmp_path), model_init=lambda: seeded(dropout=0.5), is_encoder_decoder=False,
+        train_dataset=preferences(), eval_dataset=preferences(), tokenizer=text_tools.tokenizer(), **SIZES, **options,
+    )  # fmt: skip
+    for one in (usual, ours):
+        one.train()
+    assert logged(ours, "loss")[0] == pytest.approx(0.6931472)
+    assert logged(ours, "loss") == pytest.approx(logged(usual, "loss"), rel=1e-4)
+    assert (ours.ref_model is None) is adapter
+    assert logged(ours, "rewards/margins")[-1] > 0
+
+
+def test_precomputed_log_probs_after_a_resumed_training(tmp_path: Path) -> None:
+    config = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "per_device_eval_batch_size": 8}
+    whole = trainer(tmp_path / "a", config=config)
+    whole.train()
+    ours = trainer(tmp_path / "b", config=config, precompute_ref_log_probs=True)
+    ours.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    expected = 0.1 * (by_hand(ours.model, ours.eval_dataset) - by_hand(seeded(), ours.eval_dataset)).mean().item()
+    assert expected > 0.1
+    assert ours.evaluate()["eval_rewards/margins"] == pytest.approx(expected, rel=1e-4)
+    assert whole.evaluate()["eval_rewards/margins"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_precomputed_log_probs_of_rows_that_come_later(tmp_path: Path) -> None:
+    other = trainer(tmp_path, train_dataset=preferences(9)).train_dataset.select(range(6, 9))
+    ours = trainer(tmp_path, precompute_ref_log_probs=True)
+    ours.train()
+    expected = 0.1 * (by_hand(ours.model, other) - by_hand(seeded(), other)).mean().item()
+    assert expected > 0.1
+    assert ours.evaluate(other)["eval_rewards/margins"] == pytest.approx(expected, rel=1e-4)

@@ -111,6 +111,17 @@ def test_an_adapter_moves_alone(tmp_path: Path) -> None:
         trainer(tmp_path, peft_config={"r": 2})
 
 
+def test_an_adapter_of_a_model_that_is_built_later(tmp_path: Path) -> None:
+    ours = SFTTrainer(
+        None, arguments(tmp_path), train_dataset=ROWS, tokenizer=text_tools.tokenizer(), dataset_text_field="text",
+        max_seq_length=8, model_init=tiny.gpt2, peft_config=lora(),
+    )  # fmt: skip
+    ours.train()
+    assert {name.split(".")[-3] for name, one in ours.model.named_parameters() if one.requires_grad} == {
+        "lora_A", "lora_B",
+    }  # fmt: skip
+
+
 def test_noise_on_the_embeddings_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, noisy = trainer(tmp_path), trainer(tmp_path, neftune_noise_alpha=5.0)
     assert noisy.args.neftune_noise_alpha == 5.0

@@ -28,11 +28,13 @@ class TargetMeanTrainer(TextTrainer):
         arguments: the other arguments of `transformers.Trainer`.
     """
 
+    model_accepts_loss_kwargs: bool
+
     def __init__(self, tokenizer: Any, **arguments: Any) -> None:
         super().__init__(tokenizer, **arguments)
         base = plain_model(self.accelerator.unwrap_model(self.model))
         self._is_decoder = not getattr(base.config, "is_encoder_decoder", False)
-        divides = self.model_accepts_loss_kwargs and _divides_by_count(base)
+        divides: bool = bool(self.model_accepts_loss_kwargs) and _divides_by_count(base)
         # a model from elsewhere may have a loss with other terms, which stays
         self._own_loss = self._is_decoder and not divides and type(base).__module__.startswith("transformers.")
         self.model_accepts_loss_kwargs = divides or self._own_loss
@@ -96,7 +98,8 @@ class TargetMeanTrainer(TextTrainer):
         metric_key_prefix: str = "eval",
     ) -> Any:
         """As in `transformers.Trainer`; the loss is the mean over the predicted labels of all batches."""
-        self._evaluated = sums = []
+        sums: list[torch.Tensor] = []
+        self._evaluated = sums
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix

@@ -19,15 +19,22 @@ class TextTrainer(transformers.Trainer):
 
     Args:
         tokenizer: becomes `processing_class`.
+        prepare_model: from each model that `model_init` builds to the one that is trained, such as its PeftModel.
         arguments: the other arguments of `transformers.Trainer`.
     """
 
     _tag_names: tuple[str, ...] = ("trl",)
 
-    def __init__(self, tokenizer: Any, **arguments: Any) -> None:
+    def __init__(self, tokenizer: Any, prepare_model: Callable[[Any], Any] | None = None, **arguments: Any) -> None:
+        self._prepare_model = prepare_model
         super().__init__(processing_class=tokenizer, **arguments)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """The model that `model_init` builds, prepared like one that is given as `model`."""
+        model = super().call_model_init(trial)
+        return model if self._prepare_model is None else self._prepare_model(model)
 
     @property
     def tokenizer(self) -> Any:

@@ -26,6 +26,8 @@ from trl_step.trainer.text.dpo_reference import REFERENCE_COLUMNS, ReferenceTrai
 from trl_step.trainer.text.peft_setup import prepare_for_training
 from trl_step.trainer.text.text_trainer import arguments_of, length_or_default, model_of, prepared, tokenizer_of
 
+ROWS = "rows"
+"""Beside the metrics of an evaluated batch: how many rows it has."""
 TrainEval = Literal["train", "eval"]
 
 
@@ -314,7 +316,12 @@ class DPOTrainer(ReferenceTrainer):
             "logits/chosen": chosen_logits,
         }
         prefix = "eval_" if train_eval == "eval" else ""
-        return losses.mean(), {f"{prefix}{name}": values.detach().mean() for name, values in means.items()}
+        # differs from v0.7: means of 16-bit logits and log-probs are taken in float32
+        float32 = {
+            f"{prefix}{name}": values.detach().mean(dtype=_at_least_float32(values.dtype))
+            for name, values in means.items()
+        }
+        return losses.mean(), float32
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -336,7 +343,7 @@ class DPOTrainer(ReferenceTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self._autocast():
             loss, metrics = self.get_batch_loss_metrics(model, inputs, "eval")
-        self.store_metrics(metrics, "eval")
+        self.store_metrics({**metrics, ROWS: len(inputs["chosen_labels"])}, "eval")
         if prediction_loss_only:
             return loss, None, None
         names = [f"eval_logits/{side}" for side in ("chosen", "rejected")]
@@ -390,7 +397,13 @@ class DPOTrainer(ReferenceTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As in `transformers.Trainer`; first, if requested, logs answers to one random batch to wandb."""
+        """As in `transformers.Trainer`, with the means over rows of rewards, log-probs and logits.
+
+        First, if requested, logs answers to one random batch to wandb.
+
+        Returns:
+            Its metrics, and `{metric_key_prefix}_rewards/chosen` and so on.
+        """
         if self.generate_during_eval:
 
             def answers_to(rows: list[Any]) -> Any:
@@ -401,7 +414,30 @@ class DPOTrainer(ReferenceTrainer):
             )
             self.log({"game_log": table})
             self.state.log_history.pop()  # a table cannot be written to the state's JSON
-        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        self._stored_metrics.pop("eval", None)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # differs from v0.7: means over rows, under the prefix; there means over batches, under "eval" in the next log
+        for name, mean in self._means_over_rows(self._stored_metrics.pop("eval", {})).items():
+            output.metrics[f"{metric_key_prefix}_{name.removeprefix('eval_')}"] = mean
+        return output
+
+    def _means_over_rows(self, stored: dict[str, list]) -> dict[str, float]:
+        """Means of the stored values of batches, each weighted by its rows, over all processes."""
+        rows = stored.pop(ROWS, [])
+        if not stored:
+            return {}
+        device = self.accelerator.device
+        weights = torch.tensor(rows, dtype=torch.float, device=device)
+        sums = [
+            (torch.stack([torch.as_tensor(value, device=device).float() for value in values]) * weights).sum()
+            for values in stored.values()
+        ]
+        *totals, count = self.accelerator.reduce(torch.stack([*sums, weights.sum()]), "sum").tolist()
+        return {name: total / count for name, total in zip(stored, totals, strict=True)}
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _check_arguments(tokenizer: Any, generate_during_eval: bool, loss_type: str, label_smoothing: float) -> None:

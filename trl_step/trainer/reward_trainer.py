@@ -131,7 +131,9 @@ class RewardTrainer(TextTrainer):
             side: model(input_ids=inputs[f"input_ids_{side}"], attention_mask=inputs[f"attention_mask_{side}"]).logits
             for side in ("chosen", "rejected")
         }
-        difference = scores["chosen"] - scores["rejected"]
+        # differs from v0.7: scores of 16-bit weights are compared in float32
+        chosen, rejected = (score.to(torch.promote_types(score.dtype, torch.float32)) for score in scores.values())
+        difference = chosen - rejected
         if "margin" in inputs:
             margin = inputs["margin"]
             as_v07 = isinstance(self.args, RewardConfig) and self.args.exact_v07

@@ -274,3 +274,43 @@ def test_precomputed_log_probs_of_rows_that_come_later(tmp_path: Path) -> None:
     expected = 0.1 * (by_hand(ours.model, other) - by_hand(seeded(), other)).mean().item()
     assert expected > 0.1
     assert ours.evaluate(other)["eval_rewards/margins"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_means_of_an_evaluation_are_those_over_rows(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, ref_model=seeded(seed=1))  # six rows in batches of four and two
+    margins = 0.1 * (by_hand(ours.model, ours.eval_dataset) - by_hand(ours.ref_model, ours.eval_dataset))
+    found = ours.evaluate()
+    assert margins.mean().item() != pytest.approx((margins[:4].mean() + margins[4:].mean()).item() / 2, rel=1e-2)
+    assert found["eval_rewards/margins"] == pytest.approx(margins.mean().item(), rel=1e-4)
+    assert found["eval_rewards/accuracies"] == pytest.approx((margins > 0).float().mean().item())
+    assert found["eval_loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margins).mean().item(), rel=1e-4)
+
+
+def test_every_evaluation_has_its_own_keys(tmp_path: Path) -> None:
+    sets = {"a": preferences(3), "b": preferences(8).select(range(3, 8))}
+    ours = trainer(tmp_path, ref_model=seeded(seed=1), eval_dataset=sets)
+    expected = {
+        name: (0.1 * (by_hand(ours.model, rows) - by_hand(ours.ref_model, rows))).mean().item()
+        for name, rows in ours.eval_dataset.items()
+    }
+    assert expected["a"] != pytest.approx(expected["b"], rel=0.1)
+    predicted = ours.predict(ours.eval_dataset["a"]).metrics
+    assert predicted["test_rewards/margins"] == pytest.approx(expected["a"], rel=1e-4)
+    found = ours.evaluate()
+    assert {name: found[f"eval_{name}_rewards/margins"] for name in sets} == pytest.approx(expected, rel=1e-4)
+    assert "eval_rewards/margins" not in found
+    held = ours.evaluate(ours.eval_dataset["b"], metric_key_prefix="held")
+    assert held["held_rewards/margins"] == pytest.approx(expected["b"], rel=1e-4)
+    assert not [name for name in held if not name.startswith(("held_", "epoch"))]
+    assert logged(ours, "held_rewards/margins") == [held["held_rewards/margins"]]
+
+
+def test_log_probs_of_bfloat16_weights_are_summed_in_float32(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, seeded().bfloat16(), seeded().bfloat16())
+    with torch.no_grad():
+        ours.model.transformer.wpe.weight.mul_(1.05)
+    batch = ours.data_collator([ours.train_dataset[i] for i in range(4)])
+    _, metrics = ours.get_batch_loss_metrics(ours.model, batch)
+    expected = 0.1 * (by_hand(ours.model, ours.train_dataset) - by_hand(ours.ref_model, ours.train_dataset))[:4].mean()
+    assert metrics["rewards/margins"].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert {value.dtype for value in metrics.values()} == {torch.float32}

@@ -118,3 +118,15 @@ def test_the_loss_of_a_pair_does_not_depend_on_the_texts_beside_it(tmp_path: Pat
     rows = [ours.train_dataset[i] for i in range(2)]
     alone = [ours.compute_loss(ours.model, ours.data_collator([row])).item() for row in rows]
     assert ours.compute_loss(ours.model, ours.data_collator(rows)).item() == pytest.approx(sum(alone) / 2, rel=1e-5)
+
+
+def test_scores_of_bfloat16_weights_are_compared_in_float32(tmp_path: Path) -> None:
+    class Half(Scores):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
+            output = super().forward(input_ids, attention_mask)
+            output.logits = (output.logits / 256).bfloat16()
+            return output
+
+    found = trainer(tmp_path).compute_loss(Half(), pair([1], [0]))
+    assert found.dtype is torch.float32
+    assert found.item() == pytest.approx(math.log1p(math.exp(-1 / 256)))  # in bfloat16 it was 0.6914

@@ -114,7 +114,7 @@ def test_an_adapter_moves_alone(tmp_path: Path) -> None:
 def test_an_adapter_of_a_model_that_is_built_later(tmp_path: Path) -> None:
     ours = SFTTrainer(
         None, arguments(tmp_path), train_dataset=ROWS, tokenizer=text_tools.tokenizer(), dataset_text_field="text",
-        max_seq_length=8, model_init=tiny.gpt2, peft_config=lora(),
+        max_seq_length=8, model_init=lambda: tiny.gpt2(), peft_config=lora(),
     )  # fmt: skip
     ours.train()
     assert {name.split(".")[-3] for name, one in ours.model.named_parameters() if one.requires_grad} == {

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from trl_step.core import free_device_cache
-from trl_step.data.collators import padding_on_the_right
+from trl_step.data.collators import DataCollatorForTexts, padding_on_the_right
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
@@ -79,7 +79,7 @@ class IterativeSFTTrainer(TargetMeanTrainer):
             data_collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8)
         elif data_collator is None:
             # differs from v0.7: on the right whatever the tokenizer's side
-            data_collator = DataCollatorForLanguageModeling(padding_on_the_right(tokenizer), mlm=False)
+            data_collator = DataCollatorForTexts(padding_on_the_right(tokenizer), mlm=False)
         super().__init__(
             tokenizer,
             model=model,
@@ -122,7 +122,8 @@ class IterativeSFTTrainer(TargetMeanTrainer):
         batch = dict(self.data_collator(rows))
         if self.is_encoder_decoder:
             batch.pop("decoder_input_ids", None)  # the model derives them from the labels
-            batch["labels"][batch["labels"] == self.tokenizer.pad_token_id] = IGNORED
+            if self.tokenizer.pad_token_id != self.tokenizer.eos_token_id:  # the collator has marked its own padding
+                batch["labels"][batch["labels"] == self.tokenizer.pad_token_id] = IGNORED
         elif labels is not None:
             # differs from v0.7: labels given for a decoder are trained on, there they were dropped
             batch["labels"] = torch.full_like(batch["labels"], IGNORED)

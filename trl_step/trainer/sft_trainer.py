@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from trl_step.data.collators import DataCollatorForCompletionOnlyLM, padding_on_the_right
+from trl_step.data.collators import DataCollatorForCompletionOnlyLM, DataCollatorForTexts, padding_on_the_right
 from trl_step.data.formatting import get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
 from trl_step.models.notices import warn_user
@@ -26,7 +26,7 @@ class SFTTrainer(TargetMeanTrainer):
     Args:
         model: a causal language model, a PeftModel, or a folder or hub name.
         args: `transformers.TrainingArguments`.
-        data_collator: None: `DataCollatorForLanguageModeling`, which pads on the right; see also
+        data_collator: None: for language modeling, which pads on the right and ignores padding alone; see also
             `DataCollatorForCompletionOnlyLM`.
         train_dataset, eval_dataset: rows of text; rows of `messages`, `conversations`, or `prompt` and `completion`,
             which the tokenizer's chat template turns into texts; they may be streamed. A torch dataset, such as
@@ -101,11 +101,13 @@ class SFTTrainer(TargetMeanTrainer):
             warn_user(f"max_seq_length is not given: it is {max_seq_length}")
         if data_collator is not None and tokenizer.padding_side != "right":
             warn_user("the tokenizer pads on the left: if data_collator does so too, absolute positions are shifted")
+        if type(data_collator) is DataCollatorForLanguageModeling and not data_collator.mlm:
+            _warn_of_end_tokens(data_collator.tokenizer)
         if formatting_func is None and dataset_text_field is None:
             formatting_func = get_formatting_func_from_dataset(train_dataset, tokenizer)
         if data_collator is None and not packing:
             # differs from v0.7: on the right whatever the tokenizer's side
-            data_collator = DataCollatorForLanguageModeling(padding_on_the_right(tokenizer), mlm=False)
+            data_collator = DataCollatorForTexts(padding_on_the_right(tokenizer), mlm=False)
 
         prepare = partial(
             prepare_packed if packing else prepare_texts,
@@ -226,6 +228,14 @@ def _has_texts(dataset: Any, text_is_named: bool) -> bool:
     if isinstance(dataset, IterableDataset):  # datasets makes it a torch dataset as well
         return text_is_named
     return not isinstance(dataset, torch.utils.data.Dataset)
+
+
+def _warn_of_end_tokens(tokenizer: Any) -> None:
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        warn_user(
+            "pad_token is eos_token, and transformers' DataCollatorForLanguageModeling ignores both: the end of a text "
+            "is never trained. Leave data_collator out, or give the tokenizer a pad_token of its own"
+        )
 
 
 def _require_text(dataset_text_field: str | None, formatting_func: Callable | None) -> None:

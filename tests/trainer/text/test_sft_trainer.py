@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import DataCollatorForLanguageModeling
 
 from tests import tiny
 from tests.trainer.text import text_tools
 from tests.trainer.text.text_tools import arguments, lora, moved, words
-from trl_step import DataCollatorForCompletionOnlyLM, SFTTrainer
+from trl_step import DataCollatorForCompletionOnlyLM, SFTTrainer, setup_chat_format
 from trl_step.trainer import ConstantLengthDataset
 
 ROWS = Dataset.from_dict({"text": [words(6, seed) for seed in range(8)], "other": list(range(8))})
@@ -220,3 +221,22 @@ def test_the_padding_side_of_the_tokenizer_changes_nothing(tmp_path: Path) -> No
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     assert left.padding_side == "left"
+
+
+def test_the_end_of_a_chat_is_trained(tmp_path: Path) -> None:
+    model, tokenizer = setup_chat_format(tiny.gpt2(), text_tools.tokenizer())
+    talk = [[{"role": "user", "content": "w5 " * n}, {"role": "assistant", "content": "w6"}] for n in (1, 3)]
+    ours = trainer(
+        tmp_path, model, tokenizer=tokenizer, train_dataset=Dataset.from_dict({"messages": talk}), eval_dataset=None,
+        dataset_text_field=None, max_seq_length=32,
+    )  # fmt: skip
+    rows = [ours.train_dataset[index] for index in range(2)]
+    batch = ours.data_collator(rows)
+    assert batch["input_ids"].shape[1] > len(rows[0]["input_ids"])
+    for row, labels in zip(rows, batch["labels"].tolist(), strict=True):
+        assert labels[: len(row["input_ids"])] == row["input_ids"]
+        assert row["input_ids"].count(tokenizer.eos_token_id) == 2
+        assert set(labels[len(row["input_ids"]) :]) <= {-100}
+    theirs = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    with pytest.warns(UserWarning, match="the end of a text is never trained"):
+        trainer(tmp_path, model, tokenizer=tokenizer, data_collator=theirs)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
+from trl_step.data.special_tokens import once, tokens_of
 from trl_step.models.notices import warn_user
 
 
@@ -29,7 +30,7 @@ class ConstantLengthDataset(IterableDataset):
         chars_per_token: characters per token, for that estimate.
         eos_token_id: separates the texts if the tokenizer has no end-of-text token.
         shuffle: shuffle the rows of each buffer, with `stream`.
-        append_concat_token: put the separator after each text.
+        append_concat_token: put the separator after each text that does not end with it.
         add_special_tokens: let the tokenizer add its own.
 
     Attributes:
@@ -111,8 +112,9 @@ class ConstantLengthDataset(IterableDataset):
 
     def _rows_of(self, texts: list[str]) -> list[list[int]]:
         """The full rows of the joined texts."""
-        tokenized = self.tokenizer(texts, add_special_tokens=self.add_special_tokens, truncation=False)["input_ids"]
+        tokenized = tokens_of(self.tokenizer, texts, add_special_tokens=self.add_special_tokens)["input_ids"]
         separator = [self.concat_token_id] if self.append_concat_token else []
-        stream = [token for ids in tokenized for token in (*ids, *separator)]
+        # differs from v0.7: a text that ends with the separator gets no second one
+        stream = [token for ids in tokenized for token in once(ids, [], separator)]
         starts = range(0, len(stream) - self.seq_length + 1, self.seq_length)
         return [stream[start : start + self.seq_length] for start in starts]

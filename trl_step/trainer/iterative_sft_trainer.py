@@ -11,6 +11,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from trl_step.core import free_device_cache
 from trl_step.data.collators import DataCollatorForTexts, padding_on_the_right
+from trl_step.data.special_tokens import tokens_of
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
@@ -201,8 +202,7 @@ class IterativeSFTTrainer(TargetMeanTrainer):
     def _tokenize(self, texts: list[str], name: str) -> dict[str, list[torch.Tensor]]:
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{name} must be a list of texts with at least one")
-        limit = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
-        tokens = self.tokenizer(texts, **limit)
+        tokens = tokens_of(self.tokenizer, texts, self.max_length)
         return {
             part: [torch.tensor(row, dtype=torch.long) for row in tokens[part]]
             for part in ("input_ids", "attention_mask")

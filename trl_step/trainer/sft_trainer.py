@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 from trl_step.data.collators import DataCollatorForCompletionOnlyLM, DataCollatorForTexts, padding_on_the_right
 from trl_step.data.formatting import get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
+from trl_step.data.special_tokens import tokens_of
 from trl_step.models.notices import warn_user
 from trl_step.trainer.text.peft_setup import prepare_for_training
 from trl_step.trainer.text.target_mean import TargetMeanTrainer
@@ -176,8 +177,7 @@ def prepare_texts(
                 "formatting_func gets a batch of rows, each column a list, and must return a list of texts, not "
                 f"{type(texts).__name__}"
             )
-        tokens = tokenizer(texts, add_special_tokens=add_special_tokens, truncation=True, max_length=max_seq_length)
-        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        return tokens_of(tokenizer, texts, max_seq_length, add_special_tokens)
 
     return dataset.map(
         tokenize,

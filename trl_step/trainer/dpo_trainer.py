@@ -372,6 +372,8 @@ class DPOTrainer(ReferenceTrainer):
     def get_batch_samples(self, model: Any, batch: Any, device: Any = None) -> Any:
         """Sampled answers of the policy and of the reference to the batch's prompts: two lists of texts.
 
+        Those of a decoder begin with the prompts.
+
         `transformers.Trainer` has a method of this name for another purpose; a call with a `device` is forwarded to
         it.
 
@@ -382,8 +384,11 @@ class DPOTrainer(ReferenceTrainer):
         """
         if device is not None:
             return super().get_batch_samples(model, batch, device)
+        return self._sampled_answers(model, batch, with_prompt=True)
+
+    def _sampled_answers(self, model: Any, batch: Any, with_prompt: bool) -> tuple[list[str], list[str]]:
         with self._autocast():
-            options = (batch, self.tokenizer, self.max_length)
+            options = (batch, self.tokenizer, self.max_length, with_prompt)
             policy = sampled_answers(self.accelerator.unwrap_model(model), *options)
             with self._reference() as reference:
                 references = sampled_answers(self.accelerator.unwrap_model(reference), *options)
@@ -407,11 +412,10 @@ class DPOTrainer(ReferenceTrainer):
         if self.generate_during_eval:
 
             def answers_to(rows: list[Any]) -> Any:
-                return self.get_batch_samples(self.model, self._prepare_inputs(self.data_collator(rows)))
+                batch = self._prepare_inputs(self.data_collator(rows))
+                return self._sampled_answers(self.model, batch, with_prompt=False)
 
-            table = table_of_answers(
-                dataloader.dataset, self.args.eval_batch_size, answers_to, repeats_prompt=not self.is_encoder_decoder
-            )
+            table = table_of_answers(dataloader.dataset, self.args.eval_batch_size, answers_to)
             self.log({"game_log": table})
             self.state.log_history.pop()  # a table cannot be written to the state's JSON
         self._stored_metrics.pop("eval", None)

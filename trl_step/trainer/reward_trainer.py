@@ -14,7 +14,7 @@ from trl_step.data.collators import PAIR_COLUMNS, RewardDataCollatorWithPadding
 from trl_step.data.pairs import tokenize_pair_for_rewards
 from trl_step.models.notices import warn_user
 from trl_step.trainer.reward_config import RewardConfig
-from trl_step.trainer.text.peft_setup import prepare_for_training
+from trl_step.trainer.text.peft_setup import for_scores, prepare_for_training, warn_of_a_frozen_head
 from trl_step.trainer.text.text_trainer import TextTrainer, arguments_of, length_or_default, prepared, tokenizer_of
 
 DEFAULT_LENGTH = 512
@@ -55,7 +55,8 @@ class RewardTrainer(TextTrainer):
         model_init, callbacks, optimizers, preprocess_logits_for_metrics: of `transformers.Trainer`.
         compute_metrics: None: `compute_accuracy`. It gets the pairs' softmaxed scores [N, 2] and zeros [N].
         max_length: maximum tokens of a text. None: `args.max_length`, or 512.
-        peft_config: `peft.PeftConfig` with task_type "SEQ_CLS": train an adapter.
+        peft_config: `peft.PeftConfig`: train an adapter and the score head, with the task_type "SEQ_CLS", whatever it
+            says.
         processing_class: the newer name of `tokenizer`.
 
     Raises:
@@ -98,7 +99,9 @@ class RewardTrainer(TextTrainer):
         args = arguments_of(args)
 
         def prepare_model(model: Any) -> Any:
-            model, _ = prepare_for_training(model, peft_config, args)
+            adapter = None if peft_config is None else for_scores(peft_config)
+            model, _ = prepare_for_training(model, adapter, args)
+            warn_of_a_frozen_head(model)
             _set_pad_token(model, tokenizer)
             return model
 
@@ -175,7 +178,9 @@ def _tokenized(dataset: Any, tokenizer: Any, max_length: int) -> Any:
 
 
 def _set_pad_token(model: Any, tokenizer: Any) -> None:
-    """A classifier reads the last token before the padding, so it must know the padding token."""
-    config = model.config.get_text_config()
-    if config.pad_token_id is None and tokenizer is not None:
+    """A classifier reads the last token before the padding, so it must know the padding token of the batches."""
+    if getattr(tokenizer, "pad_token_id", None) is None:
+        return
+    # differs from v0.7: a padding token of the configuration gives way to the tokenizer's
+    for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id

@@ -314,3 +314,26 @@ def test_log_probs_of_bfloat16_weights_are_summed_in_float32(tmp_path: Path) -> 
     expected = 0.1 * (by_hand(ours.model, ours.train_dataset) - by_hand(ours.ref_model, ours.train_dataset))[:4].mean()
     assert metrics["rewards/margins"].item() == pytest.approx(expected.item(), abs=1e-4)
     assert {value.dtype for value in metrics.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("model", ["gpt2", "t5"])
+def test_answers_of_the_table_are_whole(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # decoding changes the prompt: a word is unknown, and the spaces are others
+    rows = preferences().map(lambda row: {"prompt": f"  unheard   {row['prompt']}"})
+    ours = trainer(tmp_path, seeded(model), generate_during_eval=True, eval_dataset=rows)
+    tails = {}
+
+    def generate(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        answer = torch.tensor([[30, 31, 32]]).repeat(len(input_ids), 1)
+        return answer if model == "t5" else torch.cat((input_ids, answer), dim=1)
+
+    for one in (ours.model, ours.ref_model):
+        monkeypatch.setattr(one, "generate", generate)
+    log = ours.log
+    monkeypatch.setattr(ours, "log", lambda logs, *rest: (tails.update(logs), log(logs, *rest)))
+    ours.evaluate()
+    assert [row[1:] for row in tails["game_log"].data] == [["w30 w31 w32"] * 2] * 4
+    batch = ours.data_collator([ours.eval_dataset[0]])
+    policy, _ = ours.get_batch_samples(ours.model, batch)
+    assert policy[0].endswith("w30 w31 w32")
+    assert (policy[0] == "w30 w31 w32") is (model == "t5")

@@ -23,7 +23,7 @@ class ConstantLengthDataset(IterableDataset):
         tokenizer: its end-of-text token separates the texts.
         dataset: any iterable of dictionaries; with `infinite` it is iterated over repeatedly.
         dataset_text_field: the column with the text, if there is no `formatting_func`.
-        formatting_func: from a row to its text.
+        formatting_func: from a row to its text, or to a list of texts.
         infinite: start over at the dataset's end.
         seq_length: tokens per row.
         num_of_sequences: estimated rows per buffer.
@@ -106,7 +106,13 @@ class ConstantLengthDataset(IterableDataset):
             empty = True
             for row in self.dataset:
                 empty = False
-                yield self.formatting_func(row)
+                text = self.formatting_func(row)
+                if not isinstance(text, (str, list)) or not all(isinstance(one, str) for one in text):
+                    raise ValueError(
+                        "formatting_func gets a row, since packing=True, and must return its text or a list of texts, "
+                        f"not {type(text).__name__}: {text!r:.80}"
+                    )
+                yield from [text] if isinstance(text, str) else text
             if not self.infinite or empty:
                 return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from trl_step.algorithms.losses.preference import LOSS_TYPES, Logps, preference_losses, sequence_logps
 from trl_step.data.collators import DPODataCollatorWithPadding
+from trl_step.data.formatting import features_of
 from trl_step.data.pairs import (
     chosen_above_rejected,
     tokenize_answer,
@@ -24,7 +26,14 @@ from trl_step.models.shortcuts.modes import disable_dropout_in_model
 from trl_step.trainer.text.dpo_answers import sampled_answers, table_of_answers
 from trl_step.trainer.text.dpo_reference import REFERENCE_COLUMNS, ReferenceTrainer
 from trl_step.trainer.text.peft_setup import prepare_for_training
-from trl_step.trainer.text.text_trainer import arguments_of, length_or_default, model_of, prepared, tokenizer_of
+from trl_step.trainer.text.text_trainer import (
+    arguments_of,
+    length_or_default,
+    mapped,
+    model_of,
+    prepared,
+    tokenizer_of,
+)
 
 ROWS = "rows"
 """Beside the metrics of an evaluated batch: how many rows it has."""
@@ -73,6 +82,7 @@ class DPOTrainer(ReferenceTrainer):
     """
 
     _tag_names = ("trl", "dpo")
+    _token_column = "prompt_input_ids"
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -146,7 +156,7 @@ class DPOTrainer(ReferenceTrainer):
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.loss_type = loss_type
-        self.max_length = length_or_default(max_length, 512, "max_length")
+        self.max_length = length_or_default(max_length, 512, "max_length", model)
         self.max_prompt_length = length_or_default(max_prompt_length, 128, "max_prompt_length")
         if is_encoder_decoder:
             max_target_length = length_or_default(max_target_length, 128, "max_target_length")
@@ -159,9 +169,16 @@ class DPOTrainer(ReferenceTrainer):
         self._stored_metrics: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
         # tokenize before the trainer holds a model: datasets hashes everything that a row function refers to
         self.processing_class = tokenizer
-        train_dataset, eval_dataset = prepared(
-            lambda rows: rows.map(self.tokenize_row, num_proc=dataset_num_proc), train_dataset, eval_dataset
-        )
+
+        def prepare_rows(rows: Any, num_proc: int | None = dataset_num_proc, **options: Any) -> Any:
+            if isinstance(rows, torch.utils.data.IterableDataset):  # accelerate cannot send texts to other processes
+                options["remove_columns"] = [
+                    name for name in ("prompt", "chosen", "rejected") if name in features_of(rows)
+                ]
+            return mapped(rows, self.tokenize_row, num_proc, **options)
+
+        train_dataset, eval_dataset = prepared(prepare_rows, train_dataset, eval_dataset)
+        self._prepare_rows = partial(_later, prepare_rows)
         super().__init__(
             tokenizer,
             reference,
@@ -438,6 +455,15 @@ class DPOTrainer(ReferenceTrainer):
         ]
         *totals, count = self.accelerator.reduce(torch.stack([*sums, weights.sum()]), "sum").tolist()
         return {name: total / count for name, total in zip(stored, totals, strict=True)}
+
+
+def _later(prepare_rows: Callable[..., Any], rows: Any) -> Any:
+    """Rows that come after the model: datasets is not to hash it, nor to send it to other processes."""
+    from datasets import Dataset
+    from datasets.fingerprint import generate_random_fingerprint
+
+    name = {"new_fingerprint": generate_random_fingerprint()} if isinstance(rows, Dataset) else {}
+    return prepare_rows(rows, None, **name)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

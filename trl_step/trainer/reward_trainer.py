@@ -64,6 +64,7 @@ class RewardTrainer(TextTrainer):
     """
 
     _tag_names = ("trl", "reward-trainer")
+    _token_column = "input_ids_chosen"
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -91,11 +92,12 @@ class RewardTrainer(TextTrainer):
         if data_collator is None:
             if tokenizer is None:
                 raise ValueError("the default collator pads with the tokenizer: pass tokenizer=, or a data_collator")
-            max_length = length_or_default(configured or max_length, DEFAULT_LENGTH, "RewardConfig.max_length")
+            max_length = length_or_default(configured or max_length, DEFAULT_LENGTH, "RewardConfig.max_length", model)
             data_collator = RewardDataCollatorWithPadding(tokenizer, max_length=max_length)
             args = arguments_of(args, remove_unused_columns=False)
             tokenize = partial(_tokenized, tokenizer=tokenizer, max_length=max_length)
             train_dataset, eval_dataset = prepared(tokenize, train_dataset, eval_dataset)
+            self._prepare_rows = tokenize
         args = arguments_of(args)
 
         def prepare_model(model: Any) -> Any:

@@ -12,13 +12,20 @@ import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from trl_step.data.collators import DataCollatorForCompletionOnlyLM, DataCollatorForTexts, padding_on_the_right
-from trl_step.data.formatting import get_formatting_func_from_dataset
+from trl_step.data.formatting import features_of, get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
 from trl_step.data.special_tokens import tokens_of
 from trl_step.models.notices import warn_user
 from trl_step.trainer.text.peft_setup import prepare_for_training
 from trl_step.trainer.text.target_mean import TargetMeanTrainer
-from trl_step.trainer.text.text_trainer import arguments_of, model_of, prepared, tokenizer_of
+from trl_step.trainer.text.text_trainer import (
+    arguments_of,
+    mapped,
+    model_of,
+    positions_of,
+    prepared,
+    tokenizer_of,
+)
 
 
 class SFTTrainer(TargetMeanTrainer):
@@ -39,7 +46,8 @@ class SFTTrainer(TargetMeanTrainer):
         packing: join the texts and cut rows of `max_seq_length` tokens, whose order comes from `args.seed`.
         formatting_func: from a row to its text with `packing`, else from a batch of rows (columns as lists) to a list
             of texts.
-        max_seq_length: maximum tokens of a text, tokens of a packed row; None: the tokenizer's limit, at most 1024.
+        max_seq_length: maximum tokens of a text, tokens of a packed row; None: the limit of tokenizer and
+            model, at most 1024.
         infinite: has no effect; set `max_steps`.
         num_of_sequences, chars_per_token: of `ConstantLengthDataset`.
         dataset_num_proc, dataset_batch_size: processes and batch size of the tokenization.
@@ -98,7 +106,7 @@ class SFTTrainer(TargetMeanTrainer):
 
         model = prepare_model(model)
         if max_seq_length is None:
-            max_seq_length = min(tokenizer.model_max_length, 1024)
+            max_seq_length = min(tokenizer.model_max_length, 1024, positions_of(model) or 1024)
             warn_user(f"max_seq_length is not given: it is {max_seq_length}")
         if data_collator is not None and tokenizer.padding_side != "right":
             warn_user("the tokenizer pads on the left: if data_collator does so too, absolute positions are shifted")
@@ -130,9 +138,12 @@ class SFTTrainer(TargetMeanTrainer):
                 batch_size=dataset_batch_size,
             )
         text_is_named = dataset_text_field is not None or formatting_func is not None
-        train_dataset, eval_dataset = prepared(
-            lambda rows: prepare(rows) if _has_texts(rows, text_is_named) else rows, train_dataset, eval_dataset
-        )
+
+        def prepare_rows(rows: Any) -> Any:
+            return prepare(rows) if _has_texts(rows, text_is_named) else rows
+
+        train_dataset, eval_dataset = prepared(prepare_rows, train_dataset, eval_dataset)
+        self._prepare_rows = prepare_rows
         if packing and isinstance(train_dataset, ConstantLengthDataset):
             train_dataset.infinite = args.max_steps > 0
         super().__init__(
@@ -179,12 +190,13 @@ def prepare_texts(
             )
         return tokens_of(tokenizer, texts, max_seq_length, add_special_tokens)
 
-    return dataset.map(
+    return mapped(
+        dataset,
         tokenize,
+        num_proc,
         batched=True,
         batch_size=batch_size,
-        remove_columns=dataset.column_names if remove_unused_columns else None,
-        **({} if num_proc is None else {"num_proc": num_proc}),  # a streamed dataset does not accept num_proc
+        remove_columns=list(features_of(dataset) or ()) if remove_unused_columns else None,
     )
 
 

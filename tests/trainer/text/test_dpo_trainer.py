@@ -337,3 +337,17 @@ def test_answers_of_the_table_are_whole(tmp_path: Path, model: str, monkeypatch:
     policy, _ = ours.get_batch_samples(ours.model, batch)
     assert policy[0].endswith("w30 w31 w32")
     assert (policy[0] == "w30 w31 w32") is (model == "t5")
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_rows_of_texts_are_evaluated(tmp_path: Path, precomputed: bool) -> None:
+    ours = trainer(tmp_path, ref_model=seeded(seed=1), precompute_ref_log_probs=precomputed)
+    assert ours.evaluate(preferences())["eval_loss"] == pytest.approx(ours.evaluate()["eval_loss"], rel=1e-5)
+
+
+def test_a_stream_of_pairs(tmp_path: Path) -> None:
+    stream = preferences().to_iterable_dataset()
+    with pytest.warns(UserWarning, match="dataset_num_proc=2 has no effect on a stream"):
+        ours = trainer(tmp_path, train_dataset=stream, eval_dataset=None, dataset_num_proc=2)
+    ours.train()
+    assert logged(ours, "loss")[0] == pytest.approx(0.6931472)

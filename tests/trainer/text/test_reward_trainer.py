@@ -170,3 +170,8 @@ def test_a_head_that_stays_as_it_is_is_told(tmp_path: Path) -> None:
 
     with pytest.warns(UserWarning, match="the score head of the PeftModel is not trained"):
         trainer(tmp_path, model=get_peft_model(classifier(), lora(None)))
+
+
+def test_rows_of_texts_are_evaluated(tmp_path: Path) -> None:
+    ours = trainer(tmp_path)
+    assert ours.evaluate(preferences())["eval_loss"] == pytest.approx(ours.evaluate()["eval_loss"])

@@ -162,7 +162,9 @@ class ReferenceTrainer(TextTrainer):
         if self.precompute_ref_log_probs:
             self.eval_dataset = self._with_reference(self.eval_dataset, self.args.per_device_eval_batch_size)
             if not isinstance(eval_dataset, str):
-                eval_dataset = self._with_reference(eval_dataset, self.args.per_device_eval_batch_size)
+                eval_dataset = self._with_reference(
+                    self._with_tokens(eval_dataset), self.args.per_device_eval_batch_size
+                )
         return super().get_eval_dataloader(eval_dataset)
 
     def _with_reference(self, dataset: Any, batch_size: int) -> Any:

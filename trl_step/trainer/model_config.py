@@ -35,7 +35,8 @@ class ModelConfig:
     lora_alpha: Optional[int] = field(default=32, metadata={"help": "Scale of the adapter, times its rank."})
     lora_dropout: Optional[float] = field(default=0.05, metadata={"help": "Dropout before the adapter."})
     lora_target_modules: Optional[list[str]] = field(
-        default=None, metadata={"help": "Names of the layers that get an adapter; peft knows those of common models."}
+        default=None,
+        metadata={"help": "Names of the layers that get an adapter, or all-linear; peft knows common models."},
     )
     lora_modules_to_save: Optional[list[str]] = field(
         default=None, metadata={"help": "Names of layers that are trained fully, and saved with the adapter."}
@@ -64,6 +65,8 @@ class ModelConfig:
             raise ValueError("load_in_8bit and load_in_4bit are both set: choose one")
         if self.dtype is not None and self.torch_dtype not in (None, self.dtype):
             raise ValueError(f"dtype={self.dtype} and torch_dtype={self.torch_dtype} are one setting: give one of them")
+        if self.lora_target_modules == ["all-linear"]:  # the command line makes lists; peft knows the word alone
+            self.lora_target_modules = "all-linear"  # type: ignore[assignment]
         self.dtype = self.torch_dtype = self.torch_dtype if self.dtype is None else self.dtype
         nested = self.use_bnb_nested_quant or self.bnb_4bit_use_double_quant
         self.use_bnb_nested_quant = self.bnb_4bit_use_double_quant = nested

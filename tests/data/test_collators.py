@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.trainer.text import text_tools
 from trl_step.data.collators import (
     DataCollatorForCompletionOnlyLM,
+    DataCollatorForTexts,
     DPODataCollatorWithPadding,
     RewardDataCollatorWithPadding,
     occurrences,
@@ -53,11 +54,51 @@ def test_templates_as_token_ids() -> None:
     assert labels([text], [30], [20, 21]) == labels([text], QUESTION) == [[-100] * 4 + [6]]
 
 
-def test_a_conversation_whose_padding_ends_turns_is_warned_of() -> None:
-    tokenizer = text_tools.tokenizer()
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("w30 w5 w30 w6 w20 w21 w7", [-100] * 6 + [7]),
+        ("w30 w5 w20 w21 w6 w20 w21 w7 w30 w8 w20 w21 w9", [-100] * 4 + [6, -100, -100, 7] + [-100] * 4 + [9]),
+        ("w20 w21 w6 w20 w21 w7 w30 w8 w20 w21 w9 w30", [-100, -100, 6, -100, -100, 7] + [-100] * 4 + [9, -100]),
+        ("w30 w5 w20 w21 w6 w30 w7 w30 w8 w20 w21 w9", [-100] * 4 + [6] + [-100] * 6 + [9]),
+    ],
+)  # fmt: skip
+def test_questions_and_answers_that_follow_each_other(text: str, expected: list[int]) -> None:
+    assert labels([text], QUESTION) == [expected]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_end_tokens_of_the_text_count_where_they_pad_as_well(side: str, masked: bool) -> None:
+    tokenizer = text_tools.tokenizer(side)
     tokenizer.pad_token = tokenizer.eos_token
-    with pytest.warns(UserWarning, match="pad_token and eos_token are the same"):
-        DataCollatorForCompletionOnlyLM(ANSWER, QUESTION, tokenizer=tokenizer)
+    rows = [[30, 5, 20, 21, 6, 1], [30, 5, 20, 21, 7, 1, 30, 8, 20, 21, 9, 1]]
+    examples = [{"input_ids": row, **({"attention_mask": [1] * len(row)} if masked else {})} for row in rows]
+    filling = [-100] * 6
+    expected = {
+        "texts": [rows[0], rows[1]],
+        "last": [[-100] * 4 + [6, 1], [-100] * 10 + [9, 1]],
+        "turns": [[-100] * 4 + [6, 1], [-100] * 4 + [7, 1] + [-100] * 4 + [9, 1]],
+    }
+    collators = {
+        "texts": DataCollatorForTexts(tokenizer, mlm=False),
+        "last": DataCollatorForCompletionOnlyLM(ANSWER, tokenizer=tokenizer),
+        "turns": DataCollatorForCompletionOnlyLM(ANSWER, QUESTION, tokenizer=tokenizer),
+    }
+    for name, collator in collators.items():
+        short, long = expected[name]
+        padded = [*short, *filling] if side == "right" else [*filling, *short]
+        assert collator(examples)["labels"].tolist() == [padded, long], name
+
+
+def test_rows_that_are_padded_already() -> None:
+    tokenizer = text_tools.tokenizer()
+    row = {"input_ids": [5, 6, 0, 0], "attention_mask": [1, 1, 0, 0]}
+    for example in (row, {"input_ids": row["input_ids"]}, row["input_ids"]):
+        assert DataCollatorForTexts(tokenizer, mlm=False)([example])["labels"].tolist() == [[5, 6, -100, -100]]
+    tokenizer.pad_token = tokenizer.unk_token
+    unknown = {"input_ids": [5, 3, 6], "attention_mask": [1, 1, 1]}
+    assert DataCollatorForTexts(tokenizer, mlm=False)([unknown])["labels"].tolist() == [[5, 3, 6]]
 
 
 def test_occurrences_may_overlap() -> None:

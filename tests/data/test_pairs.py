@@ -109,3 +109,9 @@ def test_answers_need_an_end_token(tokenizer: Any) -> None:
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no end token"):
         preference(tokenizer, {"prompt": "cd", "chosen": "e", "rejected": "ff"})
+
+
+def test_an_answer_has_the_room_that_a_short_prompt_leaves(tokenizer: Any) -> None:
+    row = preference(tokenizer, {"prompt": "c", "chosen": "efefef", "rejected": "f"}, length=8, prompt_length=5)
+    assert row["chosen_input_ids"] == [2, *ids("cefefef")]  # eight tokens; there were five
+    assert row["rejected_input_ids"] == [2, *ids("cf"), 1]

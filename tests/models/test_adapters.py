@@ -193,6 +193,16 @@ def test_reward_scores(reward_adapter: Path) -> None:
     assert torch.equal(logits(model.eval()), policy_before)
 
 
+def test_a_reward_score_does_not_depend_on_padding(reward_adapter: Path) -> None:
+    """GPT-2 counts positions from the first column: padding on the left moved them."""
+    model = wrapped(peft_config=lora(), reward_adapter=str(reward_adapter))
+    alone = model.compute_reward_score(torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.int64))[0, -1]
+    left = model.compute_reward_score(torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]))[0, -1]
+    right = model.compute_reward_score(torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]]))[0, 1]
+    torch.testing.assert_close(left, alone)
+    torch.testing.assert_close(right, alone)
+
+
 def test_a_reward_adapter_is_never_trained(reward_adapter: Path) -> None:
     model = wrapped(peft_config=lora(), reward_adapter=str(reward_adapter), reward_adapter_name="judge")
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -23,8 +23,18 @@ def recorded(run: str) -> dict[str, np.ndarray]:
 def test_numbers_are_those_of_the_release(name: str) -> None:
     expected, found = recorded(name), run_all(trl_step, only=name)[name]
     assert set(found) == set(expected)
+    if name == "completions":
+        _leave_out_two_answers_in_a_row(expected, found)
     wrong = {key: difference(found[key], array) for key, array in expected.items()}
     assert not {key: by for key, by in wrong.items() if by is not None}
+
+
+def _leave_out_two_answers_in_a_row(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
+    """Labels of "efab#:cd#:efg" (Q A A Q): the release trains the second template and the user's last turn."""
+    row = 5
+    assert (expected["turns/labels"][row] != -100).sum() > (found["turns/labels"][row] != -100).sum() > 0
+    for arrays in (expected, found):
+        arrays["turns/labels"] = np.delete(arrays["turns/labels"], row, axis=0)
 
 
 def difference(found: Any, expected: np.ndarray) -> str | None:

@@ -22,6 +22,7 @@ from tests.sampling.generation_tools import (
     tiny_bart,
     tiny_gpt2,
 )
+from trl_step.models.probes import BatchMates, batch_mates
 
 
 @pytest.mark.parametrize("return_prompt", [True, False])
@@ -67,6 +68,7 @@ def test_own_limit_of_each_query() -> None:
 def test_generation_stops_when_every_row_has_its_tokens() -> None:
     """The row that may go on to 6 ends by itself after 3; the other one had its 2 by then."""
     model = tiny_gpt2()
+    assert batch_mates(model, PAD) is BatchMates.ANY  # it is asked before its first batch
     forwards = []
     model.register_forward_hook(lambda *_: forwards.append(1))
     got = count_up(model, [torch.tensor([9]), torch.tensor([3])], max_new_tokens=[2, 6], eos_token_ids=[6])

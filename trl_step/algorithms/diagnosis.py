@@ -99,6 +99,8 @@ class Circumstances(NamedTuple):
     """`response_masks` were handed to `step`: the responses are episodes, and their environment says what ends them"""
     end_tokens: tuple[int, ...] = ()
     """ids that end a response"""
+    padded: tuple[str, ...] = ()
+    """what seems to be padded in the lists given to `step`: "queries begin", "queries end", "responses end" """
 
 
 UNKNOWN = Circumstances()
@@ -108,7 +110,8 @@ class Diagnosis(NamedTuple):
     """One thing that is wrong."""
 
     name: str
-    """"negative KL", "first ratio", "entropy collapse", "value head", "constant scores", "no end token", "clipping" """
+    """"negative KL", "first ratio", "entropy collapse", "value head", "constant scores", "no end token", "clipping",
+    "padding" """
     finding: str
     """what was seen, with its numbers"""
     advice: str
@@ -179,7 +182,7 @@ def diagnose(first: Signs, recent: Sequence[Signs], circumstances: Circumstances
         circumstances: of the last step
     """
     return [*_kl(first, recent, circumstances), *_policy(first, recent, circumstances), *_scores(recent),
-            *_value_head(recent), *_ends(recent, circumstances)]  # fmt: skip
+            *_value_head(recent), *_ends(recent, circumstances), *_padding(circumstances)]  # fmt: skip
 
 
 def _for_long(flags: Sequence[bool], steps: int) -> bool:
@@ -330,4 +333,15 @@ def _ends(recent: Sequence[Signs], seen: Circumstances) -> Iterator[Diagnosis]:
             "raise max_new_tokens, drop min_length and min_new_tokens, and see that tokenizer.eos_token is the token "
             "that the model ends with. Give unfinished responses a price (trl_step.extras.MissingEosPenalty), unless "
             "they are meant to be cut, or are episodes that their environment ends",
+        )
+
+
+def _padding(seen: Circumstances) -> Iterator[Diagnosis]:
+    if seen.padded:
+        yield Diagnosis(
+            "padding",
+            f"{' and '.join(seen.padded)} with the padding token: step takes every token that it is given as a part of "
+            "the sample, padding too",
+            "give step (and generate) each sample without its padding, query[attention_mask.bool()] for a query and "
+            "the tokens up to the end token for a response; step pads by itself",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,15 +47,46 @@ def padding_on_the_right(tokenizer: Any) -> Any:
     return tokenizer
 
 
+# --- language modeling ---------------------------------------------------------------------------------------
+
+
+class DataCollatorForTexts(DataCollatorForLanguageModeling):
+    """`transformers.DataCollatorForLanguageModeling` whose labels leave out the padding alone.
+
+    There every token with the id of the padding is left out: with `pad_token = eos_token` the end of a text is never
+    trained, and answers do not end.
+    """
+
+    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        """A padded batch: `input_ids`, `attention_mask`, `labels`, int64 [B, T]."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        if self.mlm:
+            return batch
+        pad, labels = self.tokenizer.pad_token_id, batch["input_ids"].clone()
+        # differs from v0.7: end tokens of the text count where they pad as well
+        for row, (ids, example) in enumerate(zip(labels, examples, strict=True)):
+            has_mask = isinstance(example, Mapping) and "attention_mask" in example
+            if has_mask:
+                ids[batch["attention_mask"][row] == 0] = -100
+                continue
+            length = len(example["input_ids"] if isinstance(example, Mapping) else example)
+            padding = slice(length, None) if self.tokenizer.padding_side == "right" else slice(len(ids) - length)
+            ids[padding] = -100
+            if pad is not None and pad != self.tokenizer.eos_token_id:
+                ids[ids == pad] = -100  # rows that are padded already
+        batch["labels"] = labels
+        return batch
+
+
 # --- completions only ----------------------------------------------------------------------------------------
 
 
-class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
+class DataCollatorForCompletionOnlyLM(DataCollatorForTexts):
     """Batches for language modeling whose labels cover only the responses.
 
     With `response_template` alone everything up to the end of its last occurrence is ignored. With
-    `instruction_template` as well, a text is a conversation: in each turn, everything from an instruction template to
-    the end of the next response template is ignored.
+    `instruction_template` as well, a text is a conversation: everything from an instruction template to the end of the
+    next response template is ignored, however many of either follow each other, and so are the response templates.
 
     Args:
         response_template: the text that a response begins with, such as "### Answer:", or its token ids [N] if the
@@ -83,11 +115,6 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         self.response_token_ids = self._ids_of(response_template)
         self.instruction_token_ids = None if instruction_template is None else self._ids_of(instruction_template)
         self.ignore_index = ignore_index
-        if instruction_template is not None and self.tokenizer.pad_token_id == self.tokenizer.eos_token_id:
-            warn_user(
-                "pad_token and eos_token are the same: the end of a turn is never trained, and a model of "
-                "conversations may not learn to stop. Give the tokenizer a separate pad_token"
-            )
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         """A padded batch: `input_ids`, `attention_mask`, `labels`, int64 [B, T]."""
@@ -126,13 +153,12 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         instructions = occurrences(self.instruction_token_ids, row)
         if not instructions:
             return None
-        if instructions[0] > responses[0]:  # the text was cut off on the left: its first turn has no beginning
-            instructions = [0, *instructions]
-        # an unmatched template is handled by the last rule, as in a text that was cut off on the right
-        spans = list(zip(instructions, responses, strict=False))
-        spans[0] = (0, spans[0][1])
-        if len(instructions) > len(responses):
-            spans.append((instructions[-1], len(row)))
+        # differs from v0.7: there the templates were counted off in pairs, although one may follow itself
+        spans, start = [], 0
+        while start < len(row):
+            end = next((end for end in responses if end - width >= start), len(row))
+            spans.append((start, end))
+            start = min((at for at in (*instructions, *(e - width for e in responses)) if at >= end), default=len(row))
         return spans
 
     def _missing(self, row: list[int]) -> str:

@@ -53,16 +53,29 @@ def get_formatting_func_from_dataset(dataset: Any, tokenizer: Any) -> Formatter 
     """
     from datasets import Dataset, IterableDataset, Value
 
-    if not isinstance(dataset, (Dataset, IterableDataset)) or dataset.features is None:
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return None
+    features = features_of(dataset)
+    if features is None:
         return None
     text = Value("string")
     messages_fields: tuple[Literal["messages", "conversations"], ...] = ("messages", "conversations")
     for name in messages_fields:
-        if _entries(dataset.features.get(name)) == {"role": text, "content": text}:
+        if _entries(features.get(name)) == {"role": text, "content": text}:
             return conversations_formatting_function(tokenizer, name)
-    if dict(dataset.features) == {"prompt": text, "completion": text}:
+    if dict(features) == {"prompt": text, "completion": text}:
         return instructions_formatting_function(tokenizer)
     return None
+
+
+def features_of(dataset: Any) -> Any:
+    """The features of a dataset, or those of the first row of a stream that does not know them; None if it is empty."""
+    from datasets import Dataset
+
+    if dataset.features is not None:
+        return dataset.features
+    first = next(iter(dataset), None)
+    return None if first is None else Dataset.from_list([first]).features
 
 
 def _entries(feature: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
+from trl_step.data.special_tokens import once, tokens_of
 from trl_step.models.notices import warn_user
 
 
@@ -22,14 +23,14 @@ class ConstantLengthDataset(IterableDataset):
         tokenizer: its end-of-text token separates the texts.
         dataset: any iterable of dictionaries; with `infinite` it is iterated over repeatedly.
         dataset_text_field: the column with the text, if there is no `formatting_func`.
-        formatting_func: from a row to its text.
+        formatting_func: from a row to its text, or to a list of texts.
         infinite: start over at the dataset's end.
         seq_length: tokens per row.
         num_of_sequences: estimated rows per buffer.
         chars_per_token: characters per token, for that estimate.
         eos_token_id: separates the texts if the tokenizer has no end-of-text token.
         shuffle: shuffle the rows of each buffer, with `stream`.
-        append_concat_token: put the separator after each text.
+        append_concat_token: put the separator after each text that does not end with it.
         add_special_tokens: let the tokenizer add its own.
 
     Attributes:
@@ -105,14 +106,21 @@ class ConstantLengthDataset(IterableDataset):
             empty = True
             for row in self.dataset:
                 empty = False
-                yield self.formatting_func(row)
+                text = self.formatting_func(row)
+                if not isinstance(text, (str, list)) or not all(isinstance(one, str) for one in text):
+                    raise ValueError(
+                        "formatting_func gets a row, since packing=True, and must return its text or a list of texts, "
+                        f"not {type(text).__name__}: {text!r:.80}"
+                    )
+                yield from [text] if isinstance(text, str) else text
             if not self.infinite or empty:
                 return
 
     def _rows_of(self, texts: list[str]) -> list[list[int]]:
         """The full rows of the joined texts."""
-        tokenized = self.tokenizer(texts, add_special_tokens=self.add_special_tokens, truncation=False)["input_ids"]
+        tokenized = tokens_of(self.tokenizer, texts, add_special_tokens=self.add_special_tokens)["input_ids"]
         separator = [self.concat_token_id] if self.append_concat_token else []
-        stream = [token for ids in tokenized for token in (*ids, *separator)]
+        # differs from v0.7: a text that ends with the separator gets no second one
+        stream = [token for ids in tokenized for token in once(ids, [], separator)]
         starts = range(0, len(stream) - self.seq_length + 1, self.seq_length)
         return [stream[start : start + self.seq_length] for start in starts]

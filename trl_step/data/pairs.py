@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from trl_step.data.collators import pad_to_length
+from trl_step.data.special_tokens import PARTS, tokens_of
 
 Row = dict[str, Any]
 SIDES = ("chosen", "rejected")
-PARTS = ("input_ids", "attention_mask")
 
 
 def text_of(value: Any, tokenizer: Any) -> str:
@@ -31,8 +31,8 @@ def tokenize_pair_for_rewards(feature: Mapping[str, Any], tokenizer: Any, max_le
     row: Row = {}
     for side in SIDES:
         text = text_of(feature[side], tokenizer) if not prompt else _joined(prompt, feature[side], tokenizer)
-        tokens = tokenizer(text, truncation=True, max_length=max_length)
-        row |= {f"{part}_{side}": tokens[part] for part in PARTS}
+        tokens = tokens_of(tokenizer, [text], max_length)
+        row |= {f"{part}_{side}": tokens[part][0] for part in PARTS}
     return row
 
 
@@ -101,16 +101,19 @@ def tokenize_preference(
     for tokens in parts.values():
         _put_in_front(tokens, tokenizer.bos_token_id)
     for side in SIDES:
-        parts[side]["input_ids"].append(tokenizer.eos_token_id)
-        parts[side]["attention_mask"].append(1)
+        # differs from v0.7: an answer of a chat template that ends with the token gets no second one
+        if parts[side]["input_ids"][-1:] != [tokenizer.eos_token_id]:
+            parts[side]["input_ids"].append(tokenizer.eos_token_id)
+            parts[side]["attention_mask"].append(1)
 
     longest = max(len(parts[side]["input_ids"]) for side in SIDES)
     for tokens in parts.values():
         if len(tokens["prompt_input_ids"]) + longest > max_length:
             for part in PARTS:
                 tokens[f"prompt_{part}"] = _shortened(tokens[f"prompt_{part}"], max_prompt_length, truncation_mode)
-    room = max_length - max_prompt_length
     for side in SIDES:
+        # differs from v0.7: there max_length - max_prompt_length, also after a shorter prompt
+        room = max_length - len(parts[side]["prompt_input_ids"])
         if len(parts[side]["prompt_input_ids"]) + longest > max_length:
             if room < 1:
                 raise ValueError(
@@ -136,10 +139,10 @@ def tokenize_preference_for_encoder(
         `prompt_input_ids`, `prompt_attention_mask`, `chosen_labels`, `rejected_labels`; with a `model` also
         `chosen_decoder_input_ids` and `rejected_decoder_input_ids`.
     """
-    prompt = tokenizer(feature["prompt"], truncation=True, max_length=max_prompt_length)
-    row: Row = {f"prompt_{part}": prompt[part] for part in PARTS}
+    prompt = tokens_of(tokenizer, [feature["prompt"]], max_prompt_length)
+    row: Row = {f"prompt_{part}": prompt[part][0] for part in PARTS}
     for side in SIDES:
-        labels = tokenizer(feature[side], truncation=True, max_length=max_target_length)["input_ids"]
+        labels = tokens_of(tokenizer, [feature[side]], max_target_length)["input_ids"][0]
         row[f"{side}_labels"] = labels
         if model is not None:
             shifted = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))
@@ -180,8 +183,8 @@ def _check_same_prompt(chosen: list[int], rejected: list[int]) -> None:
 
 
 def _put_in_front(tokens: Row, token_id: int | None) -> None:
-    """The begin token before the prompt, if the tokenizer has one."""
-    if token_id is not None:
+    """The begin token before the prompt, if the tokenizer has one and the text does not begin with it."""
+    if token_id is not None and tokens["prompt_input_ids"][:1] != [token_id]:
         tokens["prompt_input_ids"] = [token_id, *tokens["prompt_input_ids"]]
         tokens["prompt_attention_mask"] = [1, *tokens["prompt_attention_mask"]]
 

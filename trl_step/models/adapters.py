@@ -14,10 +14,19 @@ from torch import nn
 
 from trl_step.import_utils import require_peft
 from trl_step.models.checkpoints import ADAPTER_CONFIG, ADAPTER_FILES, find_file, read_tensors
+from trl_step.models.inner_model import has_adapter, is_peft_model
+from trl_step.models.notices import warn_user
 from trl_step.models.output_head import probe_logits
+from trl_step.models.sharding import is_sharded
 
 REFERENCE_ADAPTER = "reference"
-"""Name of the frozen copy of an adapter that training starts from."""
+"""Name of the frozen copy of an adapter that training starts from, unless the user has an adapter of that name."""
+
+MOST_TOKENS = 16
+"""Trained embeddings that are compared; a short pass fits every model."""
+
+# attributes of a PeftModel: the name of the copy that was made here; whether its adapter came from a folder
+_REFERENCE_NAME, _IS_LOADED = "_trl_step_reference", "_trl_step_loaded"
 
 
 # --- loading -------------------------------------------------------------------------------------------------
@@ -60,7 +69,10 @@ def load_adapter(base: nn.Module, folder: Path, is_trainable: bool) -> nn.Module
     """A PeftModel: `base` with the adapter from `folder`."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+    _warn_of_chance(model.active_peft_config)
+    setattr(model, _IS_LOADED, True)
+    return model
 
 
 def new_adapter(base: nn.Module, peft_config: Any, quantized: bool, kbit_arguments: dict[str, Any]) -> nn.Module:
@@ -73,20 +85,49 @@ def new_adapter(base: nn.Module, peft_config: Any, quantized: bool, kbit_argumen
         kbit_arguments: for `peft.prepare_model_for_kbit_training`.
 
     Raises:
-        ValueError: `peft_config` is something else.
+        ValueError: `peft_config` is something else; `base` has an adapter already, which would be lost.
     """
     require_peft("peft_config")
     from peft import PeftConfig, get_peft_model, prepare_model_for_kbit_training
 
     if not isinstance(peft_config, PeftConfig):
         raise ValueError(f"peft_config must be a peft.PeftConfig, such as peft.LoraConfig(...), not {peft_config!r}")
+    if has_adapter(base):
+        raise ValueError(
+            f"peft_config would take the place of an adapter: this {type(base).__name__} already has an adapter inside "
+            "it. To train that adapter further, pass its folder, without peft_config. For a new one on top of it, load "
+            "it with peft.PeftModel.from_pretrained and pass the result of its merge_and_unload()"
+        )
     if quantized:
         base = prepare_model_for_kbit_training(base, **kbit_arguments)
+    _warn_of_chance(peft_config)
     return get_peft_model(base, peft_config)
 
 
-def refuse_prompt_learning(model: Any) -> None:
-    """Raise ValueError for prompt, prefix and p-tuning, whose virtual tokens would shift every position."""
+def _warn_of_chance(config: Any) -> None:
+    """Warn of an adapter that takes a part out of the base weights which is another one at every loading."""
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str) and init.startswith("pissa_niter"):
+        warn_user(
+            f"init_lora_weights={init!r} splits the base weights with random numbers, and they are split anew when the "
+            'adapter is loaded, so that a saved adapter no longer fits: use "pissa", or save the whole model, after '
+            "model.pretrained_model = model.pretrained_model.merge_and_unload()"
+        )
+
+
+def check_adapters(model: Any) -> None:
+    """Raise ValueError for adapters that cannot be trained here, or could not be saved.
+
+    That is prompt, prefix and p-tuning, whose virtual tokens would shift every position; and adapter layers in a model
+    that does not know of them, whose weights would be saved under names that no class loads.
+    """
+    if not is_peft_model(model):
+        if has_adapter(model) and not getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                f"this {type(model).__name__} has adapter layers of a PeftModel around it: pass the PeftModel itself, "
+                "or the result of its merge_and_unload()"
+            )
+        return
     config = model.active_peft_config
     if config.is_prompt_learning:
         raise ValueError(
@@ -135,12 +176,33 @@ def without_adapter(model: Any) -> Iterator[None]:
 
 
 def is_fresh(model: Any) -> bool:
-    """Whether the active adapter changes nothing yet: the logits of two tokens are bit for bit those without it."""
+    """Whether the active adapter changes nothing yet: the logits of two tokens are bit for bit those without it, and
+    those of tokens that the adapter trains one by one.
+
+    One that was loaded from a folder counts as trained; of a sharded model, which cannot be asked yet, any other one
+    counts as fresh.
+    """
+    if getattr(model, _IS_LOADED, False) or is_sharded(model):
+        return not getattr(model, _IS_LOADED, False)
     with untouched_flags(model), torch.no_grad():
         model.eval()
-        adapted = probe_logits(model)
+        tokens = _trained_tokens(model.active_peft_config)
+        adapted = probe_logits(model, tokens)
         with model.disable_adapter():
-            return torch.equal(adapted, probe_logits(model))
+            return torch.equal(adapted, probe_logits(model, tokens))
+
+
+def _trained_tokens(config: Any) -> list[int]:
+    """Some of the tokens whose embeddings an adapter trains one by one."""
+    indices = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
+    lists = indices.values() if isinstance(indices, dict) else [indices]
+    return [int(token) for tokens in lists for token in tokens][:MOST_TOKENS]
+
+
+def frozen_reference(model: Any) -> str | None:
+    """The name of the copy that `freeze_reference` made, or None."""
+    name = getattr(model, _REFERENCE_NAME, None)
+    return name if name in model.peft_config else None
 
 
 def freeze_reference(model: Any) -> str:
@@ -153,8 +215,12 @@ def freeze_reference(model: Any) -> str:
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    if REFERENCE_ADAPTER in model.peft_config:
-        return REFERENCE_ADAPTER
+    known = frozen_reference(model)
+    if known is not None:
+        return known
+    name = REFERENCE_ADAPTER
+    while name in model.peft_config:
+        name = f"frozen_{name}"
     source = model.active_adapter
     config = copy.deepcopy(model.peft_config[source])
     config.inference_mode = True
@@ -162,10 +228,11 @@ def freeze_reference(model: Any) -> str:
         config.init_lora_weights = True  # PiSSA and similar methods would decompose the base weights a second time
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with untouched_flags(model), torch.random.fork_rng(devices=cuda):
-        model.add_adapter(REFERENCE_ADAPTER, config)
+        model.add_adapter(name, config)
         weights = get_peft_model_state_dict(model, adapter_name=source, save_embedding_layers=False)
-        set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
-    return REFERENCE_ADAPTER
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+    setattr(model, _REFERENCE_NAME, name)
+    return name
 
 
 # --- what belongs to the adapters ----------------------------------------------------------------------------
@@ -213,8 +280,11 @@ def load_reward_adapter(
         The head, from hidden states [..., D] to scores [..., labels], in the dtype of the model.
 
     Raises:
-        ValueError: there is no adapter in `source`, it has no score head, or its file holds more than tensors.
+        ValueError: there is no adapter in `source`, it has no score head, or its file holds more than tensors; `name`
+            is that of the adapter that is trained, or of its reference.
     """
+    if name in (model.active_adapter, frozen_reference(model)):
+        raise ValueError(f"reward_adapter_name={name!r} is the name of an adapter of the policy: give another one")
     folder = adapter_folder(source, hub)
     if folder is None:
         raise ValueError(f"no adapter is found in {source}: there is no {ADAPTER_CONFIG}")

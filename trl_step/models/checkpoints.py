@@ -24,6 +24,9 @@ WEIGHT_FILES = (
 )
 """In transformers' order of precedence. Next to an adapter, the first one holds only the value head."""
 
+HEAD_FILES = ("value_head.safetensors", "value_head.bin")
+"""Where other tools, such as LLaMA-Factory, write a value head."""
+
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -126,7 +129,12 @@ def read_value_head(source: str, hub: Mapping[str, Any], modules: Sequence[str])
         tensors = read_tensors(path, parts)
         if tensors:
             return tensors
-    return {}
+    own = next((found for name in HEAD_FILES if (found := find_file(source, name, hub)) is not None), None)
+    if own is None:
+        return {}
+    tensors = read_tensors(own)
+    of_modules = {name: tensor for name, tensor in tensors.items() if _has_part(name, parts)}
+    return of_modules or {f"{parts[0]}{name}": tensor for name, tensor in tensors.items()}
 
 
 def dtype_of_checkpoint(source: str, hub: Mapping[str, Any]) -> torch.dtype | None:

@@ -73,12 +73,16 @@ def _run_chosen_rows(
     head_results: list[Any] = []
     entered: list[bool] = []
     inside_head = False
+    streams = False
 
     def choose_rows(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        nonlocal inside_head
+        nonlocal inside_head, streams
         if inside_head:  # the head may call the embedding itself
             return arguments
         entered.append(True)
+        if arguments[0].dim() > 3 and head is None:  # ProphetNet: several predictions of each position, one is used
+            streams = True
+            return arguments
         chosen = take_rows(arguments[0], rows, index)
         if head is not None:
             inside_head = True
@@ -98,7 +102,10 @@ def _run_chosen_rows(
             f"{type(plain_model(model)).__name__} called its output embedding {len(entered)} times in one forward "
             "pass: rows= needs exactly one call"
         )
-    logits = head_results[0] if head is not None else output.logits.squeeze(0)
+    if streams:
+        logits = take_rows(output.logits, rows, index)
+    else:
+        logits = head_results[0] if head is not None else output.logits.squeeze(0)
     hidden = take_rows(hidden_of(output), rows, index)
     return DecoderPass(logits, hidden, None, output.get("past_key_values"))
 

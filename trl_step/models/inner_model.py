@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,16 @@ def is_peft_model(model: Any) -> bool:
     """Whether `model` is a PeftModel; does not import peft."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether adapter layers are in `model`, with a PeftModel around it or without one; does not import peft."""
+    if "peft" not in sys.modules:
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in model.modules())
 
 
 def plain_model(model: nn.Module) -> Any:
@@ -39,13 +50,43 @@ def output_embedding(model: nn.Module) -> nn.Module:
 def decoder_backbone(model: nn.Module) -> nn.Module | None:
     """The module whose output is the decoder's last hidden state, or None if the model does not name one."""
     base = plain_model(model)
-    decoder = base.get_decoder()
+    decoder = _own_decoder(base)
     # the decoder of an EncoderDecoderModel is a whole language model
     while decoder is not base and decoder.get_output_embeddings() is not None:
-        base, decoder = decoder, decoder.get_decoder()
+        base, decoder = decoder, _own_decoder(decoder)
     return None if decoder is base else decoder
+
+
+def _own_decoder(base: Any) -> Any:
+    """`base.get_decoder()`; some models call their output embedding "decoder", and theirs is the base model."""
+    decoder = base.get_decoder()
+    return decoder if hasattr(decoder, "get_output_embeddings") else base.base_model
+
+
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Rows of the input embedding, in an adapter or not; None if `model` is no model of transformers."""
+    find = getattr(plain_model(model), "get_input_embeddings", None)
+    if find is None:
+        return None
+    embedding: Any = find()
+    while not hasattr(embedding, "num_embeddings"):
+        inner = getattr(embedding, "base_layer", None) or getattr(embedding, "original_module", None)
+        if inner is None:
+            return int(embedding.weight.shape[0])
+        embedding = inner
+    return int(embedding.num_embeddings)
 
 
 def takes_argument(model: nn.Module, name: str) -> bool:
     """Whether the forward of the transformers model inside `model` has an argument `name`."""
     return name in inspect.signature(plain_model(model).forward).parameters
+
+
+def generation_arguments(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, for the `generate` of `model`, without the logits of a router of experts if its configuration asks for
+    them: their loss counts prompts and padding by the attention mask, which does not fit the new tokens alone."""
+    config = getattr(plain_model(model), "config", None)
+    asks = config is not None and getattr(config.get_text_config(decoder=True), "output_router_logits", False)
+    if not asks or not takes_argument(model, "output_router_logits"):
+        return dict(given)
+    return {"output_router_logits": False, **given}

@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+)
 
 from trl_step.import_utils import is_npu_available, is_xpu_available
 from trl_step.models.checkpoints import dtype_of_checkpoint, hub_arguments
@@ -38,7 +44,8 @@ def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], k
     """`parent_class.from_pretrained(source, ...)` with the defaults of this library.
 
     Args:
-        parent_class: AutoModelForCausalLM or another auto class.
+        parent_class: AutoModelForCausalLM or another auto class. A model that only the classes for images, sound and
+            text know, such as Qwen2-VL, is loaded by one of those.
         source: folder or hub repository of a whole model.
         model_args: passed on.
         kwargs: passed on, after `translate_quantization`. Without `dtype` or `torch_dtype` the weights are float32,
@@ -53,6 +60,7 @@ def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], k
                 f"no device_map was given: the whole quantized model is placed on device {kwargs['device_map']['']}"
             )
     config = _load_config(source, kwargs)
+    parent_class = _class_for(parent_class, config)
     kwargs = choose_dtype(source, kwargs, config)
     with _quiet_about_value_heads(parent_class, config):
         return parent_class.from_pretrained(source, *model_args, **kwargs)
@@ -66,6 +74,17 @@ def _load_config(source: str, kwargs: Mapping[str, Any]) -> Any:
         return config
     code = {"trust_remote_code": kwargs["trust_remote_code"]} if "trust_remote_code" in kwargs else {}
     return AutoConfig.from_pretrained(source if config is None else config, **hub_arguments(kwargs), **code)
+
+
+def _class_for(parent_class: Any, config: Any) -> Any:
+    """`parent_class`, or the auto class of multimodal models if only that one knows the configuration."""
+    if _model_classes(parent_class, config) or parent_class.__name__ in (getattr(config, "auto_map", None) or {}):
+        return parent_class
+    for_decoders = parent_class is AutoModelForCausalLM
+    if parent_class not in (AutoModelForCausalLM, AutoModelForSeq2SeqLM) or for_decoders == config.is_encoder_decoder:
+        return parent_class
+    multimodal = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    return next((known for known in multimodal if _model_classes(known, config)), parent_class)
 
 
 # --- dtype ---------------------------------------------------------------------------------------------------

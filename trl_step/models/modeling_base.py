@@ -15,7 +15,13 @@ from transformers import PreTrainedModel
 
 from trl_step.models import adapters
 from trl_step.models.decoder_pass import run_decoder
-from trl_step.models.inner_model import is_peft_model, plain_model
+from trl_step.models.inner_model import (
+    generation_arguments,
+    has_adapter,
+    is_peft_model,
+    plain_model,
+    takes_argument,
+)
 from trl_step.models.loading import current_device
 from trl_step.models.policy import PolicyRequest, keep_reference, load_policy, own_tensors
 from trl_step.models.reference import LAYER_PATTERNS, create_reference_model
@@ -45,7 +51,7 @@ class PreTrainedModelWrapper(nn.Module):
     Attributes:
         pretrained_model: the wrapped model.
         config: its configuration.
-        is_peft_model: whether it is a PeftModel.
+        is_peft_model: whether it is a PeftModel now; follows `pretrained_model`.
         policy_adapter_name: the adapter that is trained.
         reference_adapter_name: the frozen copy of the adapter that training started from, or None.
         is_sequential_parallel: whether its layers are distributed over devices.
@@ -62,6 +68,9 @@ class PreTrainedModelWrapper(nn.Module):
         score_module: the score head of a reward adapter.
         supports_rm_adapter: whether there is a reward adapter.
         rm_adapter_name: its name.
+
+    Raises:
+        ValueError: an argument that the constructor does not know; adapters that cannot be trained here or saved.
     """
 
     transformers_parent_class: Any = None
@@ -78,10 +87,16 @@ class PreTrainedModelWrapper(nn.Module):
         rm_adapter_name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        unknown = sorted(set(kwargs) - set(self.supported_args or ()))
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} does not know {', '.join(unknown)}: the constructor wraps a model as it is. "
+                f"What loads or changes one goes to {type(self).__name__}.from_pretrained, which takes objects too"
+            )
+        adapters.check_adapters(pretrained_model)
         super().__init__()
         self.pretrained_model = pretrained_model
         self.config = pretrained_model.config
-        self.is_peft_model = is_peft_model(pretrained_model)
         self.is_loaded_in_8bit = getattr(pretrained_model, "is_loaded_in_8bit", False)
         self.is_loaded_in_4bit = getattr(pretrained_model, "is_loaded_in_4bit", False)
         self.is_sequential_parallel = False
@@ -91,6 +106,8 @@ class PreTrainedModelWrapper(nn.Module):
         self.policy_adapter_name = pretrained_model.active_adapter if self.is_peft_model else "default"
         self.reference_adapter_name: str | None = None
         self._why_no_reference: str | None = None
+        if self.is_peft_model:  # differs from v0.7: the reference was the bare base model
+            self.reference_adapter_name, self._why_no_reference = keep_reference(pretrained_model)
         if score_module is not None:
             self.score = score_module
         connect_state_dict(self)
@@ -139,18 +156,16 @@ class PreTrainedModelWrapper(nn.Module):
             kbit_kwargs,
         )
         policy = load_policy(request)
-        reference, why_no_reference = keep_reference(policy)  # differs from v0.7: it was the bare base model
         reward: dict[str, Any] = {}
         if reward_adapter is not None:
-            if not is_peft_model(policy.model):
+            if not is_peft_model(policy):
                 raise ValueError("reward_adapter needs a model with an adapter: pass peft_config, or a trained adapter")
             score = cls.add_and_load_reward_modeling_adapter(
-                policy.model, os.fspath(reward_adapter), reward_adapter_name, token=model_kwargs.get("token")
+                policy, os.fspath(reward_adapter), reward_adapter_name, token=model_kwargs.get("token")
             )
             reward = {"score_module": score, "supports_rm_adapter": True, "rm_adapter_name": reward_adapter_name}
 
-        model = cls(policy.model, **reward, **own_kwargs)
-        model.reference_adapter_name, model._why_no_reference = reference, why_no_reference
+        model = cls(policy, **reward, **own_kwargs)
         model.post_init(state_dict=own_tensors(request, cls.supported_modules))
         return model
 
@@ -175,6 +190,11 @@ class PreTrainedModelWrapper(nn.Module):
     def post_init(self, *args: Any, **kwargs: Any) -> None:
         """Load the tensors of the additional modules from a checkpoint; the last step of `from_pretrained`."""
         raise NotImplementedError
+
+    @property
+    def is_peft_model(self) -> bool:
+        """Whether the wrapped model is a PeftModel now."""
+        return is_peft_model(self.pretrained_model)
 
     @property
     def _no_split_modules(self) -> list[str]:
@@ -212,8 +232,31 @@ class PreTrainedModelWrapper(nn.Module):
         self.pretrained_model.enable_input_require_grads()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The wrapped model's `generate`."""
-        return self.pretrained_model.generate(*args, **kwargs)
+        """The wrapped model's `generate`; logits of a router of experts are switched off for the call."""
+        return self.pretrained_model.generate(*args, **generation_arguments(self.pretrained_model, kwargs))
+
+    @property
+    def generation_config(self) -> Any:
+        """The wrapped model's."""
+        return self.pretrained_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        self.pretrained_model.generation_config = config
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The wrapped model's."""
+        return plain_model(self.pretrained_model).get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The wrapped model's."""
+        return plain_model(self.pretrained_model).get_output_embeddings()
+
+    def __getattr__(self, name: str) -> Any:
+        """`device` and `dtype` of the wrapped model; no properties, so that a subclass may set its own."""
+        if name in ("device", "dtype"):
+            return getattr(self.pretrained_model, name)
+        return super().__getattr__(name)
 
     # --- saving ----------------------------------------------------------------------------------------------
 
@@ -234,7 +277,11 @@ class PreTrainedModelWrapper(nn.Module):
         gathered = kwargs.pop("state_dict", None)
         state = dict(self.state_dict() if gathered is None else gathered)  # transformers empties the dictionary it gets
         if not self.is_peft_model:
-            return self.pretrained_model.save_pretrained(folder, *args, state_dict=state, **kwargs)
+            result = self.pretrained_model.save_pretrained(folder, *args, state_dict=state, **kwargs)
+            # an adapter inside a transformers model is all that it writes
+            if has_adapter(self.pretrained_model) and kwargs.get("is_main_process", True):
+                write_value_head(folder, split_state(state, self.supported_modules)[0])
+            return result
         own, of_adapters = split_state(state, self.supported_modules)
         if gathered is not None and of_adapters:
             kwargs["state_dict"] = of_adapters
@@ -339,6 +386,9 @@ class PreTrainedModelWrapper(nn.Module):
         with adapters.active_adapter(self.pretrained_model, self.rm_adapter_name), torch.no_grad():
             self.pretrained_model.eval()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+            # differs from v0.7: padding on the left moved the positions of models that count them, such as GPT-2
+            if attention_mask is not None and takes_argument(self.pretrained_model, "position_ids"):
+                inputs.setdefault("position_ids", (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0))
             hidden = run_decoder(self.pretrained_model, inputs).hidden
             return self.score(hidden.to(next(self.score.parameters()).dtype))
 

@@ -34,7 +34,7 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Values [..., 1] of hidden states [..., D], in the dtype of the head (float32 unless it was cast)."""
-        return self.summary(self.dropout(hidden_states).to(self.summary.weight.dtype))
+        return self.summary(self.dropout(hidden_states).to(next(self.summary.parameters()).dtype))
 
 
 def hidden_width(config: Any) -> int:
@@ -127,7 +127,7 @@ class _ValueHeadModel(PreTrainedModelWrapper):
             inputs.setdefault("use_cache", False)
         output = run_decoder(self.pretrained_model, inputs, rows, head)
         # a sum, as FSDP must not get a view
-        values = self.v_head(output.hidden.to(self.v_head.summary.weight.device)).sum(dim=-1)
+        values = self.v_head(output.hidden.to(next(self.v_head.parameters()).device)).sum(dim=-1)
         logits = output.logits
         if head is None and logits.dtype.itemsize < torch.float32.itemsize:
             logits = logits.float()
@@ -145,6 +145,13 @@ class _ValueHeadModel(PreTrainedModelWrapper):
         """
         found = {name.split("v_head.", 1)[1]: tensor for name, tensor in state_dict.items() if "v_head." in name}
         if found:
+            others = sorted(set(found) - set(self.v_head.state_dict()))
+            if others:
+                raise ValueError(
+                    f"the checkpoint's value head has other layers ({', '.join(others)}) than this model's "
+                    f"({', '.join(self.v_head.state_dict())}): make them in the constructor of a subclass, after "
+                    "super().__init__(...), so that load_state_dict finds them"
+                )
             try:
                 self.v_head.load_state_dict(found)
             except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ def describe_output_head(pretrained_model: nn.Module) -> OutputHead | None:
             return None
         bias = shift.flatten()
     probe = _probe(pretrained_model, embedding)
-    if probe.logits.shape[-1] != weight.shape[0]:
+    if probe.logits.shape != (len(probe.hidden), weight.shape[0]):  # ProphetNet's hidden rows are more than its logits
         return None
     linear = nn.functional.linear(probe.hidden.double(), weight.double(), None if bias is None else bias.double())
     # a model may have the setting without following it
@@ -81,13 +81,14 @@ def _probe(model: nn.Module, embedding: nn.Module) -> _Probe:
 
 
 @torch.no_grad()
-def probe_logits(model: nn.Module) -> torch.Tensor:
-    """Logits [1, 2, V] of `model` for two tokens."""
+def probe_logits(model: nn.Module, more: Sequence[int] = ()) -> torch.Tensor:
+    """Logits [1, 2, V] of `model` for two tokens; [1, 2 + n, V] with n `more` of them."""
     base = plain_model(model)
     device = base.get_input_embeddings().weight.device
     vocabulary = base.get_input_embeddings().weight.shape[0]
     # ids that are rarely special; a model may treat its padding id differently
-    ids = torch.arange(vocabulary - PROBE_TOKENS, vocabulary, device=device).clamp(min=0).unsqueeze(0)
+    ids = torch.arange(vocabulary - PROBE_TOKENS, vocabulary, device=device).clamp(min=0)
+    ids = torch.cat((ids, ids.new_tensor(more))).unsqueeze(0)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids

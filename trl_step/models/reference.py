@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from trl_step.models.inner_model import decoder_backbone, plain_model
 from trl_step.models.sharding import is_sharded
 
 LAYER_PATTERNS = (
@@ -58,8 +59,26 @@ def _parameters_before(model: nn.Module, layer: int, pattern: str | None) -> lis
         for position, (name, _) in enumerate(named):
             if name_of_layer.search(name):
                 return [parameter for _, parameter in named[:position]]
+    own = _layer_name(model, layer) if pattern is None else None
+    if own is not None:
+        position = next(i for i, (name, _) in enumerate(named) if name.startswith(own))
+        return [parameter for _, parameter in named[:position]]
     # differs from v0.7: if the caller's pattern matched nothing, the whole model was shared and so frozen
     raise ValueError(
-        f"no parameter of {type(model).__name__} belongs to layer {layer} under {', '.join(patterns)}: pass pattern= "
-        f"with the name of a layer and {{layer}} for its number. A parameter of this model: {named[-1][0]}"
+        f"no parameter of {type(model).__name__} belongs to layer {layer} under {', '.join(patterns)}: call "
+        "create_reference_model(model, num_shared_layers=..., pattern=...) with the name of a layer and {layer} for "
+        f"its number, and pass the result as ref_model. A parameter of this model: {named[-1][0]}"
     )
+
+
+def _layer_name(model: nn.Module, layer: int) -> str | None:
+    """The beginning of the parameter names of a decoder layer: the one list that is as long as the model is deep."""
+    inner = getattr(model, "pretrained_model", model)
+    if not hasattr(plain_model(inner), "get_decoder"):
+        return None
+    backbone = decoder_backbone(inner) or plain_model(inner)
+    count = getattr(plain_model(inner).config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count and 0 <= layer < len(m)]
+    if len(lists) != 1:
+        return None
+    return next((f"{name}." for name, module in model.named_modules() if module is lists[0][layer]), None)

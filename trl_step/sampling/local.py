@@ -1,6 +1,8 @@
 """Sampling for ragged prompts, shared by `PPOTrainer.generate`, `TextEnvironment` and `BestOfNSampler`.
 
-Prompts are sorted by length and cut into batches by a token budget; answers come back in the caller's order.
+Prompts are sorted by length and cut into batches by a token budget; answers come back in the caller's order. A model
+that padding changes (MiniMax, BartForCausalLM) gets prompts of one length in a batch, and one that mixes its rows
+(RWKV) one prompt.
 In this file `n` is the number of rows of one such batch and `W` its padded width.
 """
 
@@ -13,9 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
 from trl_step.core import free_device_cache
+from trl_step.models.inner_model import generation_arguments, plain_model, vocabulary_size
+from trl_step.models.positions import position_limits
+from trl_step.models.probes import BatchMates, batch_mates
 from trl_step.models.sharding import gathered
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.row_ends import Criterion, RowEnds
@@ -23,6 +28,14 @@ from trl_step.sampling.stop_strings import StringStoppingCriteria
 
 DEFAULT_NEW_TOKENS = 20
 """New tokens that transformers generates if no length is given; used to estimate the size of a batch."""
+NOT_TOKENS = (
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
+"""Settings of transformers' `generate` that ask for more than tokens."""
 
 
 @contextmanager
@@ -53,7 +66,8 @@ def generate_batched(
 
     Answer `i` ends after the first end-of-sequence id that the model wrote, where a stopping criterion ended row `i`,
     or after `max_new_tokens[i]` tokens. Ids in the prompt and the decoder's start token never end it, and the padding
-    of a batch is never part of it.
+    of a batch is never part of it. If padding changes what the model says, which it is asked at its first batch, a
+    batch holds prompts of one length and no padding; if other rows do, one prompt.
 
     Args:
         model: a value-head wrapper or a transformers model; parallel wrappers are removed.
@@ -63,7 +77,7 @@ def generate_batched(
             `generation_kwargs` count as well; negative ids mean "none".
         is_encoder_decoder: answers are decoder tokens, including the start token at position 0.
         device: the device of the model's inputs.
-        batch_size: minimum number of rows of a batch, if there are that many queries.
+        batch_size: minimum number of rows of a batch, if there are that many queries (see above).
         token_budget: a batch grows beyond `batch_size` while (padded prompt + new tokens) * rows stays within it.
         max_new_tokens: one number, or one per query; None leaves the length to `generation_kwargs` and to the
             model's generation config. A `max_length` counts a sample's own prompt, without padding.
@@ -77,13 +91,18 @@ def generate_batched(
 
     Raises:
         ValueError, TypeError: a query is empty or not a 1-d integer tensor, a length leaves no room for a new token,
-            or the options ask for several answers per query.
+            query and new tokens do not fit into the model's positions, or the options ask for several answers per
+            query or for more than tokens.
         torch.OutOfMemoryError: a single row does not fit. Larger batches are halved first.
     """
     inner = extract_model_from_parallel(model)
     _check_arguments(queries, batch_size, token_budget, generation_kwargs)
+    pad_token_id = valid_filler(_pretrained(inner), pad_token_id)
     options = _Options.collect(inner, eos_token_ids, remove_padding, generation_kwargs)
     limits = options.limits(queries, max_new_tokens, is_encoder_decoder)
+    # with weights that stay sharded (synced_gpus), every process runs the same number of batches: cut by count alone
+    in_step = bool(generation_kwargs.get("synced_gpus"))
+    check_positions(_pretrained(inner), [len(query) for query in queries], limits)
     frame = _Frame(pad_token_id, is_encoder_decoder, torch.device(device), pad_to_multiple_of)
 
     def sample(rows: list[int]) -> list[torch.Tensor]:
@@ -101,10 +120,18 @@ def generate_batched(
         ]
 
     sizes = [(len(query), DEFAULT_NEW_TOKENS if limits is None else limits[i]) for i, query in enumerate(queries)]
-    # with weights that stay sharded (synced_gpus), every process runs the same number of batches: cut by count alone
-    in_step = bool(generation_kwargs.get("synced_gpus"))
     with sampling_mode(inner), ExitStack() if in_step else gathered(inner):
-        return _run_batches(sample, sizes, batch_size, 0 if in_step else token_budget, may_shrink=not in_step)
+        asked = (len(queries) > 1 or pad_to_multiple_of) and not in_step
+        mates = batch_mates(_pretrained(inner), pad_token_id) if asked else BatchMates.ANY
+        if mates is not BatchMates.ANY:
+            frame = frame._replace(multiple=None)
+        budget = 0 if in_step else token_budget
+        return _run_batches(sample, sizes, batch_size, budget, may_shrink=not in_step, mates=mates)
+
+
+def _pretrained(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformers model or PeftModel, in a value-head wrapper or not."""
+    return getattr(model, "pretrained_model", model)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------
@@ -116,17 +143,18 @@ def _run_batches(
     batch_size: int,
     token_budget: int,
     may_shrink: bool = True,
+    mates: BatchMates = BatchMates.ANY,
 ) -> list[torch.Tensor]:
     """`sample(rows)` for batches of rows of similar length; `sizes` are (prompt tokens, new tokens) of each row.
 
     The longest come first, so that a lack of memory shows at once. A batch that does not fit is halved, and later
-    batches have no more rows than that half.
+    batches have no more rows than that half. `mates` are the prompts that may share a batch.
     """
     waiting = sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)
     answers: dict[int, torch.Tensor] = {}
     most_rows = len(waiting)
     while waiting:
-        count = min(most_rows, _rows_that_fit([sizes[i] for i in waiting], batch_size, token_budget))
+        count = min(most_rows, _rows_that_fit([sizes[i] for i in waiting], batch_size, token_budget, mates))
         rows = waiting[:count]
         try:
             answers.update(zip(rows, sample(rows), strict=True))
@@ -141,11 +169,15 @@ def _run_batches(
     return [answers[i] for i in range(len(sizes))]
 
 
-def _rows_that_fit(sizes: Sequence[tuple[int, int]], batch_size: int, token_budget: int) -> int:
+def _rows_that_fit(
+    sizes: Sequence[tuple[int, int]], batch_size: int, token_budget: int, mates: BatchMates = BatchMates.ANY
+) -> int:
     """How many of the waiting rows (longest prompt first) go into the next batch."""
     width = sizes[0][0]
     new_tokens = 0
-    for count, (_, limit) in enumerate(sizes):
+    for count, (length, limit) in enumerate(sizes):
+        if (count and mates is BatchMates.NONE) or (length < width and mates is not BatchMates.ANY):
+            return count
         new_tokens = max(new_tokens, limit)
         if count >= batch_size and (width + new_tokens) * (count + 1) > token_budget:
             return count
@@ -259,6 +291,29 @@ class _Options(NamedTuple):
         return limits
 
 
+def check_positions(model: torch.nn.Module, lengths: Sequence[int], limits: Sequence[int] | None) -> None:
+    """Raise a `ValueError` that names the first query whose answer may need more positions than `model` has learned.
+
+    Args:
+        lengths: tokens of each query
+        limits: new tokens allowed for each query; None: as the model likes, which stops at its last position
+    """
+    if not isinstance(plain_model(model), PreTrainedModel):  # something with a `generate`: its limits are not known
+        return
+    encoder, decoder = position_limits(model)
+    for i, length in enumerate(lengths):
+        new_tokens = 1 if limits is None else limits[i]
+        if plain_model(model).config.is_encoder_decoder:
+            sizes = [(f"query {i}", length, encoder), (f"the answer to query {i}", 1 + new_tokens, decoder)]
+        else:
+            sizes = [(f"query {i} ({length}) and its new tokens ({new_tokens})", length + new_tokens, decoder)]
+        for what, size, limit in sizes:
+            if limit is not None and size > limit:
+                raise ValueError(
+                    f"{what}: {size} tokens do not fit into {limit} positions; lower max_new_tokens or cut the query"
+                )
+
+
 def all_eos_ids(
     model: torch.nn.Module | None, eos_token_ids: Collection[int], generation_kwargs: Mapping[str, Any]
 ) -> list[int]:
@@ -275,6 +330,12 @@ def padding_id(tokenizer: Any, asked: int | None = None) -> int:
         if token is not None:
             return token
     return 0
+
+
+def valid_filler(model: torch.nn.Module, pad_token_id: int) -> int:
+    """`pad_token_id`, or 0 if `model` has no embedding for it: the token was added, and the model not resized."""
+    rows = vocabulary_size(model)
+    return pad_token_id if rows is None or pad_token_id < rows else 0
 
 
 def _as_ids(*sources: Any) -> list[int]:
@@ -305,6 +366,13 @@ def _check_arguments(
     for name in ("input_ids", "attention_mask", "decoder_input_ids"):
         if name in generation_kwargs:
             raise ValueError(f"{name} is built from the queries; call model.generate to pass your own")
+    given = generation_kwargs.get("generation_config")
+    for name in NOT_TOKENS:
+        if generation_kwargs.get(name) or (name not in generation_kwargs and getattr(given, name, None)):
+            raise ValueError(
+                f"{name}=True is not available: answers come back as tokens alone. PPOTrainer.step computes log-probs "
+                "itself; for scores of your own, call model.generate"
+            )
     for i, query in enumerate(queries):
         if not isinstance(query, torch.Tensor) or query.is_floating_point() or query.dtype == torch.bool:
             kind = query.dtype if isinstance(query, torch.Tensor) else type(query).__name__
@@ -336,6 +404,8 @@ def _sample_batch(
     if options.criteria or (limits is not None and min(limits) < max(limits)):
         ends = RowEnds(limits, rows, batch.prompt_width, options.criteria, frame.device)
         arguments["stopping_criteria"] = StoppingCriteriaList([ends])
+    if isinstance(model, PreTrainedModel):
+        arguments = generation_arguments(model, arguments)
     output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments)
     sequences = getattr(output, "sequences", output)
     if sequences.shape[0] != rows:

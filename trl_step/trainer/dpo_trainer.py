@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from trl_step.algorithms.losses.preference import LOSS_TYPES, Logps, preference_losses, sequence_logps
 from trl_step.data.collators import DPODataCollatorWithPadding
+from trl_step.data.formatting import features_of
 from trl_step.data.pairs import (
     chosen_above_rejected,
     tokenize_answer,
@@ -24,8 +26,17 @@ from trl_step.models.shortcuts.modes import disable_dropout_in_model
 from trl_step.trainer.text.dpo_answers import sampled_answers, table_of_answers
 from trl_step.trainer.text.dpo_reference import REFERENCE_COLUMNS, ReferenceTrainer
 from trl_step.trainer.text.peft_setup import prepare_for_training
-from trl_step.trainer.text.text_trainer import arguments_of, length_or_default, model_of, prepared, tokenizer_of
+from trl_step.trainer.text.text_trainer import (
+    arguments_of,
+    length_or_default,
+    mapped,
+    model_of,
+    prepared,
+    tokenizer_of,
+)
 
+ROWS = "rows"
+"""Beside the metrics of an evaluated batch: how many rows it has."""
 TrainEval = Literal["train", "eval"]
 
 
@@ -34,8 +45,9 @@ class DPOTrainer(ReferenceTrainer):
 
     Args:
         model: a transformers model, a PeftModel, or a folder or hub name.
-        ref_model: the reference; a model or a name. None: the model's initial state: with an adapter the base model, or
-            a frozen copy of the adapter if that one is already trained; else a copy of the model.
+        ref_model: the reference; a model or a name, not `model` itself. None: the model's initial state: with an
+            adapter the base model, or a frozen copy of the adapter if that one is already trained; else a copy of the
+            model. With `model_init` it is that of the model that it builds.
         beta: strength of the regularization towards the reference; for "ipo" its tau.
         label_smoothing: fraction of labels assumed to be wrong (cDPO), 0 to 0.5; for "sigmoid".
         loss_type: "sigmoid", "hinge", "ipo" or "kto_pair", see `preference_losses`.
@@ -55,7 +67,8 @@ class DPOTrainer(ReferenceTrainer):
         is_encoder_decoder: only with `model_init` in place of a model.
         disable_dropout: set dropout to 0 in both models.
         generate_during_eval: write answers of both models to a few prompts at each evaluation, as a table in wandb.
-        precompute_ref_log_probs: compute the reference's log-probs once, before training; it then needs no memory.
+        precompute_ref_log_probs: compute the reference's log-probs once, before training. It then needs no memory of
+            the accelerator; its copy stays in the host's memory, for rows that are evaluated later.
         dataset_num_proc: processes that tokenize.
         model_init_kwargs, ref_model_init_kwargs: for models given by name.
         model_adapter_name, ref_adapter_name: names of the trained adapter and of the reference one in a PeftModel.
@@ -63,11 +76,13 @@ class DPOTrainer(ReferenceTrainer):
         processing_class: the newer name of `tokenizer`.
 
     Raises:
-        ValueError: there is no tokenizer, no model and no `is_encoder_decoder`, or the loss type is unknown.
+        ValueError: there is no tokenizer, no model and no `is_encoder_decoder`, the loss type is unknown, or
+            `ref_model` would be trained with the model.
         ImportError: `generate_during_eval` without wandb.
     """
 
     _tag_names = ("trl", "dpo")
+    _token_column = "prompt_input_ids"
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -112,10 +127,18 @@ class DPOTrainer(ReferenceTrainer):
         args = arguments_of(args, **({"remove_unused_columns": False} if data_collator is None else {}))
         model = model_of(model, model_init_kwargs)
         ref_model = model_of(ref_model, ref_model_init_kwargs, "ref_model")
-        if peft_config is not None and is_peft_model(model):
-            model = model.merge_and_unload()
-        model, self._peft_has_been_casted_to_bf16 = prepare_for_training(model, peft_config, args)
+        self._peft_has_been_casted_to_bf16 = False
+
+        def prepare_model(model: Any) -> Any:
+            if peft_config is not None and is_peft_model(model):
+                model = model.merge_and_unload()
+            model, self._peft_has_been_casted_to_bf16 = prepare_for_training(model, peft_config, args)
+            if disable_dropout:
+                disable_dropout_in_model(model)
+            return model
+
         if model is not None:
+            model = prepare_model(model)
             is_encoder_decoder = model.config.is_encoder_decoder
         if is_encoder_decoder is None:
             raise ValueError("without a model, say whether model_init builds an encoder-decoder: is_encoder_decoder=")
@@ -127,15 +150,13 @@ class DPOTrainer(ReferenceTrainer):
         self.reference_free = reference_free
         self.precompute_ref_log_probs = precompute_ref_log_probs
         reference = self._reference_of(model, ref_model)
-        if disable_dropout:
-            for one in (model, reference):
-                if one is not None:
-                    disable_dropout_in_model(one)
+        if disable_dropout and reference is not None:
+            disable_dropout_in_model(reference)
 
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.loss_type = loss_type
-        self.max_length = length_or_default(max_length, 512, "max_length")
+        self.max_length = length_or_default(max_length, 512, "max_length", model)
         self.max_prompt_length = length_or_default(max_prompt_length, 128, "max_prompt_length")
         if is_encoder_decoder:
             max_target_length = length_or_default(max_target_length, 128, "max_target_length")
@@ -148,9 +169,16 @@ class DPOTrainer(ReferenceTrainer):
         self._stored_metrics: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
         # tokenize before the trainer holds a model: datasets hashes everything that a row function refers to
         self.processing_class = tokenizer
-        train_dataset, eval_dataset = prepared(
-            lambda rows: rows.map(self.tokenize_row, num_proc=dataset_num_proc), train_dataset, eval_dataset
-        )
+
+        def prepare_rows(rows: Any, num_proc: int | None = dataset_num_proc, **options: Any) -> Any:
+            if isinstance(rows, torch.utils.data.IterableDataset):  # accelerate cannot send texts to other processes
+                options["remove_columns"] = [
+                    name for name in ("prompt", "chosen", "rejected") if name in features_of(rows)
+                ]
+            return mapped(rows, self.tokenize_row, num_proc, **options)
+
+        train_dataset, eval_dataset = prepared(prepare_rows, train_dataset, eval_dataset)
+        self._prepare_rows = partial(_later, prepare_rows)
         super().__init__(
             tokenizer,
             reference,
@@ -160,6 +188,7 @@ class DPOTrainer(ReferenceTrainer):
             or DPODataCollatorWithPadding(tokenizer.pad_token_id, label_pad_token_id, is_encoder_decoder),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            prepare_model=prepare_model,
             model_init=model_init,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
@@ -304,7 +333,12 @@ class DPOTrainer(ReferenceTrainer):
             "logits/chosen": chosen_logits,
         }
         prefix = "eval_" if train_eval == "eval" else ""
-        return losses.mean(), {f"{prefix}{name}": values.detach().mean() for name, values in means.items()}
+        # differs from v0.7: means of 16-bit logits and log-probs are taken in float32
+        float32 = {
+            f"{prefix}{name}": values.detach().mean(dtype=_at_least_float32(values.dtype))
+            for name, values in means.items()
+        }
+        return losses.mean(), float32
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -326,7 +360,7 @@ class DPOTrainer(ReferenceTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self._autocast():
             loss, metrics = self.get_batch_loss_metrics(model, inputs, "eval")
-        self.store_metrics(metrics, "eval")
+        self.store_metrics({**metrics, ROWS: len(inputs["chosen_labels"])}, "eval")
         if prediction_loss_only:
             return loss, None, None
         names = [f"eval_logits/{side}" for side in ("chosen", "rejected")]
@@ -355,6 +389,8 @@ class DPOTrainer(ReferenceTrainer):
     def get_batch_samples(self, model: Any, batch: Any, device: Any = None) -> Any:
         """Sampled answers of the policy and of the reference to the batch's prompts: two lists of texts.
 
+        Those of a decoder begin with the prompts.
+
         `transformers.Trainer` has a method of this name for another purpose; a call with a `device` is forwarded to
         it.
 
@@ -365,8 +401,11 @@ class DPOTrainer(ReferenceTrainer):
         """
         if device is not None:
             return super().get_batch_samples(model, batch, device)
+        return self._sampled_answers(model, batch, with_prompt=True)
+
+    def _sampled_answers(self, model: Any, batch: Any, with_prompt: bool) -> tuple[list[str], list[str]]:
         with self._autocast():
-            options = (batch, self.tokenizer, self.max_length)
+            options = (batch, self.tokenizer, self.max_length, with_prompt)
             policy = sampled_answers(self.accelerator.unwrap_model(model), *options)
             with self._reference() as reference:
                 references = sampled_answers(self.accelerator.unwrap_model(reference), *options)
@@ -380,18 +419,55 @@ class DPOTrainer(ReferenceTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As in `transformers.Trainer`; first, if requested, logs answers to one random batch to wandb."""
+        """As in `transformers.Trainer`, with the means over rows of rewards, log-probs and logits.
+
+        First, if requested, logs answers to one random batch to wandb.
+
+        Returns:
+            Its metrics, and `{metric_key_prefix}_rewards/chosen` and so on.
+        """
         if self.generate_during_eval:
 
             def answers_to(rows: list[Any]) -> Any:
-                return self.get_batch_samples(self.model, self._prepare_inputs(self.data_collator(rows)))
+                batch = self._prepare_inputs(self.data_collator(rows))
+                return self._sampled_answers(self.model, batch, with_prompt=False)
 
-            table = table_of_answers(
-                dataloader.dataset, self.args.eval_batch_size, answers_to, repeats_prompt=not self.is_encoder_decoder
-            )
+            table = table_of_answers(dataloader.dataset, self.args.eval_batch_size, answers_to)
             self.log({"game_log": table})
             self.state.log_history.pop()  # a table cannot be written to the state's JSON
-        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        self._stored_metrics.pop("eval", None)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # differs from v0.7: means over rows, under the prefix; there means over batches, under "eval" in the next log
+        for name, mean in self._means_over_rows(self._stored_metrics.pop("eval", {})).items():
+            output.metrics[f"{metric_key_prefix}_{name.removeprefix('eval_')}"] = mean
+        return output
+
+    def _means_over_rows(self, stored: dict[str, list]) -> dict[str, float]:
+        """Means of the stored values of batches, each weighted by its rows, over all processes."""
+        rows = stored.pop(ROWS, [])
+        if not stored:
+            return {}
+        device = self.accelerator.device
+        weights = torch.tensor(rows, dtype=torch.float, device=device)
+        sums = [
+            (torch.stack([torch.as_tensor(value, device=device).float() for value in values]) * weights).sum()
+            for values in stored.values()
+        ]
+        *totals, count = self.accelerator.reduce(torch.stack([*sums, weights.sum()]), "sum").tolist()
+        return {name: total / count for name, total in zip(stored, totals, strict=True)}
+
+
+def _later(prepare_rows: Callable[..., Any], rows: Any) -> Any:
+    """Rows that come after the model: datasets is not to hash it, nor to send it to other processes."""
+    from datasets import Dataset
+    from datasets.fingerprint import generate_random_fingerprint
+
+    name = {"new_fingerprint": generate_random_fingerprint()} if isinstance(rows, Dataset) else {}
+    return prepare_rows(rows, None, **name)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _check_arguments(tokenizer: Any, generate_during_eval: bool, loss_type: str, label_smoothing: float) -> None:

@@ -7,20 +7,22 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from trl_step import core
-from trl_step.data.collators import padding_on_the_right
+from trl_step.data.collators import DataCollatorForTexts, padding_on_the_right
+from trl_step.data.special_tokens import tokens_of
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
-from trl_step.trainer.text.text_trainer import TextTrainer, tokenizer_of
+from trl_step.trainer.text.target_mean import TargetMeanTrainer
+from trl_step.trainer.text.text_trainer import tokenizer_of
 
 IGNORED = -100
 TRUNCATION_SIDES = {"keep_end": "left", "keep_start": "right"}
 
 
-class IterativeSFTTrainer(TextTrainer):
+class IterativeSFTTrainer(TargetMeanTrainer):
     """Optimizer steps on texts that the caller chooses: `trainer.step(texts=...)` or `step(input_ids, ...)`.
 
     Args:
@@ -78,7 +80,7 @@ class IterativeSFTTrainer(TextTrainer):
             data_collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8)
         elif data_collator is None:
             # differs from v0.7: on the right whatever the tokenizer's side
-            data_collator = DataCollatorForLanguageModeling(padding_on_the_right(tokenizer), mlm=False)
+            data_collator = DataCollatorForTexts(padding_on_the_right(tokenizer), mlm=False)
         super().__init__(
             tokenizer,
             model=model,
@@ -121,7 +123,8 @@ class IterativeSFTTrainer(TextTrainer):
         batch = dict(self.data_collator(rows))
         if self.is_encoder_decoder:
             batch.pop("decoder_input_ids", None)  # the model derives them from the labels
-            batch["labels"][batch["labels"] == self.tokenizer.pad_token_id] = IGNORED
+            if self.tokenizer.pad_token_id != self.tokenizer.eos_token_id:  # the collator has marked its own padding
+                batch["labels"][batch["labels"] == self.tokenizer.pad_token_id] = IGNORED
         elif labels is not None:
             # differs from v0.7: labels given for a decoder are trained on, there they were dropped
             batch["labels"] = torch.full_like(batch["labels"], IGNORED)
@@ -199,8 +202,7 @@ class IterativeSFTTrainer(TextTrainer):
     def _tokenize(self, texts: list[str], name: str) -> dict[str, list[torch.Tensor]]:
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{name} must be a list of texts with at least one")
-        limit = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
-        tokens = self.tokenizer(texts, **limit)
+        tokens = tokens_of(self.tokenizer, texts, self.max_length)
         return {
             part: [torch.tensor(row, dtype=torch.long) for row in tokens[part]]
             for part in ("input_ids", "attention_mask")

@@ -18,12 +18,14 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
 from trl_step.core import PPODecorators
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.inner_model import plain_model
 from trl_step.models.notices import warn_user
+from trl_step.models.probes import require_causal
 from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.local import all_eos_ids, generate_batched, padding_id
-from trl_step.trainer.batches.checks import StepInputs, checked_for
+from trl_step.trainer.batches.checks import StepInputs, Vocabulary, check_size, checked_for
 from trl_step.trainer.batches.layout import make_layout
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.padding import Padded, padding_on_the_right
@@ -31,17 +33,17 @@ from trl_step.trainer.batches.rollout import Precomputed, Rollout
 from trl_step.trainer.engine.engine import FusedEngine
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.engine.memory_budget import MemoryBudget
-from trl_step.trainer.engine.models import Models, prepare, reference_context
+from trl_step.trainer.engine.models import Models, check_reference, prepare, reference_context
 from trl_step.trainer.processes.accelerate_state import detach
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
-from trl_step.trainer.reports.watch import SamplingWatch, active_dropout
+from trl_step.trainer.reports.watch import SamplingWatch, active_dropout, padded_by_hand
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity
 from trl_step.trainer.step_trainer import StepTrainer
-from trl_step.trainer.updates.optimizers import make_optimizer, make_updater
+from trl_step.trainer.updates.optimizers import check_optimizer, check_trained, make_optimizer, make_updater
 
-LOGGED_COLUMNS = frozenset(("label", "query", "response"))
-"""Columns of a data set that the model does not read, but scripts and logs do."""
+LOGGED_COLUMNS = frozenset(("label", "label_ids", "labels", "query", "response"))
+"""Columns of a data set that the model may not read, but scripts, collators and logs do."""
 
 
 class LanguageTrainer(StepTrainer):
@@ -74,6 +76,8 @@ class LanguageTrainer(StepTrainer):
         # policy and reference
         # differs from v0.7: a reference given with a PEFT model was ignored
         self._reference_is_adapter = self.is_peft_model and (ref_model is None or config.exact_v07)
+        if ref_model is not None and not self._reference_is_adapter:
+            check_reference(model, ref_model)
         if ref_model is None and not self.is_peft_model:
             ref_model = create_reference_model(model, num_shared_layers=num_shared_layers)
         self.optional_peft_ctx: Callable = nullcontext
@@ -87,11 +91,12 @@ class LanguageTrainer(StepTrainer):
 
         # batches, and how the models are asked about them
         models = [known for known in (model, ref_model) if known is not None]
-        self._layout = make_layout(config, tokenizer, self.is_encoder_decoder)
+        self._layout = make_layout(config, tokenizer, self.is_encoder_decoder, Vocabulary.of(*models).size)
         self._length_limits = LengthLimits(models, self.is_encoder_decoder, self._layout.fixed_length)
         self._budget = MemoryBudget(config.forward_tokens)
         self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
         for known in models:
+            require_causal(known.pretrained_model)
             fuse_activations(known)
             self._forward.register(known)
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
@@ -100,6 +105,8 @@ class LanguageTrainer(StepTrainer):
         dataloader = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
 
         # everything on the device, and what makes the updates
+        check_trained(model)
+        check_optimizer(optimizer, lr_scheduler, model)
         optimizer = optimizer or make_optimizer(model, config.learning_rate)
         prepared = prepare(
             self.accelerator, config, model, ref_model, optimizer, dataloader, lr_scheduler, self._forward
@@ -144,9 +151,16 @@ class LanguageTrainer(StepTrainer):
     def prepare_dataloader(
         self, dataset: Union[torch.utils.data.Dataset, datasets.Dataset], data_collator: Optional[Callable] = None
     ) -> torch.utils.data.DataLoader:
-        """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first."""
+        """A shuffling loader of whole batches of `config.batch_size`; unused columns are removed first.
+
+        Raises:
+            ValueError: the data set is smaller than one batch on each process.
+        """
+        check_size(dataset, self.config.batch_size, self.accelerator.num_processes)
         if isinstance(dataset, datasets.Dataset) and self.config.remove_unused_columns:
-            used = LOGGED_COLUMNS.union(inspect.signature(self.model.forward).parameters)
+            policy = self.accelerator.unwrap_model(self.model)
+            forwards = (policy.forward, plain_model(policy.pretrained_model).forward)
+            used = LOGGED_COLUMNS.union(*(inspect.signature(forward).parameters for forward in forwards))
             dataset = dataset.remove_columns([column for column in dataset.column_names if column not in used])
         return torch.utils.data.DataLoader(
             dataset,  # type: ignore[arg-type]
@@ -171,7 +185,7 @@ class LanguageTrainer(StepTrainer):
         precomputed: Precomputed,
     ) -> StepInputs:
         """The inputs of `step` in one form and on the device; all processes raise if one of them finds an error."""
-        pretrained = self.accelerator.unwrap_model(self.model).pretrained_model
+        policy = self.accelerator.unwrap_model(self.model)
         error: ValueError | None = None
         checked: Any = None
         try:
@@ -181,12 +195,12 @@ class LanguageTrainer(StepTrainer):
                 scores,
                 response_masks,
                 precomputed,
-                vocabulary=pretrained.get_input_embeddings().num_embeddings,
+                vocabulary=Vocabulary.of(policy, self.ref_model),
                 device=self.current_device,
                 limits=self._length_limits,
                 is_encoder_decoder=self.is_encoder_decoder,
                 exact_v07=self.config.exact_v07,
-                decoder_start=getattr(pretrained.config, "decoder_start_token_id", None),
+                decoder_start=getattr(policy.config, "decoder_start_token_id", None),
             )
         except ValueError as found:
             error = found
@@ -212,6 +226,9 @@ class LanguageTrainer(StepTrainer):
     def _collate(self, sequences: Sequence[torch.Tensor]) -> Padded:
         batch = self.data_collator([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in sequences])
         padded = Padded(*(batch[key].to(self.current_device) for key in Padded._fields))
+        if self.tokenizer.pad_token_id != self._layout.pad_token_id:  # the model may have no embedding for it
+            filled = padded.input_ids.where(padded.attention_mask.bool(), self._layout.pad_token_id)
+            padded = padded._replace(input_ids=filled)
         # differs from v0.7: padding on the left moved the positions of models that count them, such as GPT-2 and BART
         return padded if self.config.exact_v07 else padding_on_the_right(*padded)
 
@@ -269,7 +286,9 @@ class LanguageTrainer(StepTrainer):
         Args:
             query_tensor: one query [Q] int64, or a list of them of any lengths
             length_sampler: called once per query, gives its number of new tokens
-            batch_size: prompts that run together at least; more do while `config.generation_tokens` allows
+            batch_size: prompts that run together at least; more do while `config.generation_tokens` allows. If padding
+                changes what the model says (MiniMax, BartForCausalLM), only prompts of one length do; if other rows
+                do (RWKV), each runs alone
             return_prompt: put the query before the response (decoder-only models)
             generate_ref_response: sample from the reference as well
             generation_kwargs: for `model.generate`; `remove_padding=False` and `pad_to_multiple_of` are taken too
@@ -279,7 +298,8 @@ class LanguageTrainer(StepTrainer):
             token; for a single query [1, R]. With `generate_ref_response` a pair of these.
 
         Raises:
-            ValueError: a query that is not one-dimensional or empty.
+            ValueError: a query that is not one-dimensional or empty, one that with its new tokens is longer than the
+                model's positions, or a setting that asks for more than tokens, such as `output_scores`.
         """
         queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
         for i, query in enumerate(queries):
@@ -353,6 +373,10 @@ class LanguageTrainer(StepTrainer):
             given_masks=given.response_masks is not None,
             end_tokens=self._end_tokens,
         )
+        pad = self.tokenizer.pad_token_id
+        if pad is not None and not seen.given_masks:
+            special = pad in (*seen.end_tokens, self.tokenizer.bos_token_id)
+            seen = seen._replace(padded=padded_by_hand(given.queries, given.responses, pad, seen.end_tokens, special))
         self._sampling.saw_step(stats, seen, self._processes.is_main)
 
     def step_cost(self) -> StepCost:

@@ -35,7 +35,8 @@ class ModelConfig:
     lora_alpha: Optional[int] = field(default=32, metadata={"help": "Scale of the adapter, times its rank."})
     lora_dropout: Optional[float] = field(default=0.05, metadata={"help": "Dropout before the adapter."})
     lora_target_modules: Optional[list[str]] = field(
-        default=None, metadata={"help": "Names of the layers that get an adapter; peft knows those of common models."}
+        default=None,
+        metadata={"help": "Names of the layers that get an adapter, or all-linear; peft knows common models."},
     )
     lora_modules_to_save: Optional[list[str]] = field(
         default=None, metadata={"help": "Names of layers that are trained fully, and saved with the adapter."}
@@ -64,6 +65,8 @@ class ModelConfig:
             raise ValueError("load_in_8bit and load_in_4bit are both set: choose one")
         if self.dtype is not None and self.torch_dtype not in (None, self.dtype):
             raise ValueError(f"dtype={self.dtype} and torch_dtype={self.torch_dtype} are one setting: give one of them")
+        if self.lora_target_modules == ["all-linear"]:  # the command line makes lists; peft knows the word alone
+            self.lora_target_modules = "all-linear"  # type: ignore[assignment]
         self.dtype = self.torch_dtype = self.torch_dtype if self.dtype is None else self.dtype
         nested = self.use_bnb_nested_quant or self.bnb_4bit_use_double_quant
         self.use_bnb_nested_quant = self.bnb_4bit_use_double_quant = nested
@@ -79,11 +82,19 @@ class ScriptArguments:
 
     dataset_name: Optional[str] = field(default=None, metadata={"help": "Folder or hub name of the dataset."})
     dataset_config: Optional[str] = field(default=None, metadata={"help": "Configuration of the dataset."})
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split to train on.", "aliases": ["--dataset_split"]}
-    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     dataset_streaming: bool = field(default=False, metadata={"help": "Stream the dataset during training."})
     ignore_bias_buffers: bool = field(
         default=False, metadata={"help": "Do not synchronize boolean buffers between processes."}
     )
+    dataset_split: Optional[str] = field(
+        default=None, repr=False, metadata={"help": "Old name of dataset_train_split."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_split is None:
+            return
+        if self.dataset_train_split not in ("train", self.dataset_split):
+            raise ValueError("dataset_split is the old name of dataset_train_split: give one of them")
+        self.dataset_train_split, self.dataset_split = self.dataset_split, None

@@ -88,7 +88,8 @@ class PPOTrainer(LanguageTrainer):
             training_data_collator: pads the model's inputs in place of the trainer's own right padding
 
         Raises:
-            ValueError: an argument of the wrong type, or settings that contradict each other.
+            ValueError: an argument of the wrong type, settings that contradict each other, or a model that is not
+                causal: a later token changes the logits of earlier positions.
         """
         config, model = check_arguments(config, model, ref_model, tokenizer, dataset, lr_scheduler)
         super().__init__(

@@ -14,7 +14,7 @@ from trl_step.data.collators import PAIR_COLUMNS, RewardDataCollatorWithPadding
 from trl_step.data.pairs import tokenize_pair_for_rewards
 from trl_step.models.notices import warn_user
 from trl_step.trainer.reward_config import RewardConfig
-from trl_step.trainer.text.peft_setup import prepare_for_training
+from trl_step.trainer.text.peft_setup import for_scores, prepare_for_training, warn_of_a_frozen_head
 from trl_step.trainer.text.text_trainer import TextTrainer, arguments_of, length_or_default, prepared, tokenizer_of
 
 DEFAULT_LENGTH = 512
@@ -55,7 +55,8 @@ class RewardTrainer(TextTrainer):
         model_init, callbacks, optimizers, preprocess_logits_for_metrics: of `transformers.Trainer`.
         compute_metrics: None: `compute_accuracy`. It gets the pairs' softmaxed scores [N, 2] and zeros [N].
         max_length: maximum tokens of a text. None: `args.max_length`, or 512.
-        peft_config: `peft.PeftConfig` with task_type "SEQ_CLS": train an adapter.
+        peft_config: `peft.PeftConfig`: train an adapter and the score head, with the task_type "SEQ_CLS", whatever it
+            says.
         processing_class: the newer name of `tokenizer`.
 
     Raises:
@@ -63,6 +64,7 @@ class RewardTrainer(TextTrainer):
     """
 
     _tag_names = ("trl", "reward-trainer")
+    _token_column = "input_ids_chosen"
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -90,15 +92,23 @@ class RewardTrainer(TextTrainer):
         if data_collator is None:
             if tokenizer is None:
                 raise ValueError("the default collator pads with the tokenizer: pass tokenizer=, or a data_collator")
-            max_length = length_or_default(configured or max_length, DEFAULT_LENGTH, "RewardConfig.max_length")
+            max_length = length_or_default(configured or max_length, DEFAULT_LENGTH, "RewardConfig.max_length", model)
             data_collator = RewardDataCollatorWithPadding(tokenizer, max_length=max_length)
             args = arguments_of(args, remove_unused_columns=False)
             tokenize = partial(_tokenized, tokenizer=tokenizer, max_length=max_length)
             train_dataset, eval_dataset = prepared(tokenize, train_dataset, eval_dataset)
+            self._prepare_rows = tokenize
         args = arguments_of(args)
-        model, _ = prepare_for_training(model, peft_config, args)
-        if model is not None:
+
+        def prepare_model(model: Any) -> Any:
+            adapter = None if peft_config is None else for_scores(peft_config)
+            model, _ = prepare_for_training(model, adapter, args)
+            warn_of_a_frozen_head(model)
             _set_pad_token(model, tokenizer)
+            return model
+
+        if model is not None:
+            model = prepare_model(model)
         super().__init__(
             tokenizer,
             model=model,
@@ -106,6 +116,7 @@ class RewardTrainer(TextTrainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            prepare_model=prepare_model,
             model_init=model_init,
             compute_metrics=compute_metrics or compute_accuracy,
             callbacks=callbacks,
@@ -125,7 +136,9 @@ class RewardTrainer(TextTrainer):
             side: model(input_ids=inputs[f"input_ids_{side}"], attention_mask=inputs[f"attention_mask_{side}"]).logits
             for side in ("chosen", "rejected")
         }
-        difference = scores["chosen"] - scores["rejected"]
+        # differs from v0.7: scores of 16-bit weights are compared in float32
+        chosen, rejected = (score.to(torch.promote_types(score.dtype, torch.float32)) for score in scores.values())
+        difference = chosen - rejected
         if "margin" in inputs:
             margin = inputs["margin"]
             as_v07 = isinstance(self.args, RewardConfig) and self.args.exact_v07
@@ -167,7 +180,9 @@ def _tokenized(dataset: Any, tokenizer: Any, max_length: int) -> Any:
 
 
 def _set_pad_token(model: Any, tokenizer: Any) -> None:
-    """A classifier reads the last token before the padding, so it must know the padding token."""
-    config = model.config.get_text_config()
-    if config.pad_token_id is None and tokenizer is not None:
+    """A classifier reads the last token before the padding, so it must know the padding token of the batches."""
+    if getattr(tokenizer, "pad_token_id", None) is None:
+        return
+    # differs from v0.7: a padding token of the configuration gives way to the tokenizer's
+    for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id

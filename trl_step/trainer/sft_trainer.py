@@ -11,21 +11,30 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from trl_step.data.collators import DataCollatorForCompletionOnlyLM, padding_on_the_right
-from trl_step.data.formatting import get_formatting_func_from_dataset
+from trl_step.data.collators import DataCollatorForCompletionOnlyLM, DataCollatorForTexts, padding_on_the_right
+from trl_step.data.formatting import features_of, get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
+from trl_step.data.special_tokens import tokens_of
 from trl_step.models.notices import warn_user
 from trl_step.trainer.text.peft_setup import prepare_for_training
-from trl_step.trainer.text.text_trainer import TextTrainer, arguments_of, model_of, prepared, tokenizer_of
+from trl_step.trainer.text.target_mean import TargetMeanTrainer
+from trl_step.trainer.text.text_trainer import (
+    arguments_of,
+    mapped,
+    model_of,
+    positions_of,
+    prepared,
+    tokenizer_of,
+)
 
 
-class SFTTrainer(TextTrainer):
+class SFTTrainer(TargetMeanTrainer):
     """Supervised fine-tuning on a column of texts.
 
     Args:
         model: a causal language model, a PeftModel, or a folder or hub name.
         args: `transformers.TrainingArguments`.
-        data_collator: None: `DataCollatorForLanguageModeling`, which pads on the right; see also
+        data_collator: None: for language modeling, which pads on the right and ignores padding alone; see also
             `DataCollatorForCompletionOnlyLM`.
         train_dataset, eval_dataset: rows of text; rows of `messages`, `conversations`, or `prompt` and `completion`,
             which the tokenizer's chat template turns into texts; they may be streamed. A torch dataset, such as
@@ -37,7 +46,8 @@ class SFTTrainer(TextTrainer):
         packing: join the texts and cut rows of `max_seq_length` tokens, whose order comes from `args.seed`.
         formatting_func: from a row to its text with `packing`, else from a batch of rows (columns as lists) to a list
             of texts.
-        max_seq_length: maximum tokens of a text, tokens of a packed row; None: the tokenizer's limit, at most 1024.
+        max_seq_length: maximum tokens of a text, tokens of a packed row; None: the limit of tokenizer and
+            model, at most 1024.
         infinite: has no effect; set `max_steps`.
         num_of_sequences, chars_per_token: of `ConstantLengthDataset`.
         dataset_num_proc, dataset_batch_size: processes and batch size of the tokenization.
@@ -90,17 +100,23 @@ class SFTTrainer(TextTrainer):
         args = arguments_of(args, **noise)
         model = model_of(model, model_init_kwargs)
         tokenizer = tokenizer_of(tokenizer, processing_class) or _tokenizer_beside(model)
-        model, _ = prepare_for_training(model, peft_config, args)
+
+        def prepare_model(model: Any) -> Any:
+            return prepare_for_training(model, peft_config, args)[0]
+
+        model = prepare_model(model)
         if max_seq_length is None:
-            max_seq_length = min(tokenizer.model_max_length, 1024)
+            max_seq_length = min(tokenizer.model_max_length, 1024, positions_of(model) or 1024)
             warn_user(f"max_seq_length is not given: it is {max_seq_length}")
         if data_collator is not None and tokenizer.padding_side != "right":
             warn_user("the tokenizer pads on the left: if data_collator does so too, absolute positions are shifted")
+        if type(data_collator) is DataCollatorForLanguageModeling and not data_collator.mlm:
+            _warn_of_end_tokens(data_collator.tokenizer)
         if formatting_func is None and dataset_text_field is None:
             formatting_func = get_formatting_func_from_dataset(train_dataset, tokenizer)
         if data_collator is None and not packing:
             # differs from v0.7: on the right whatever the tokenizer's side
-            data_collator = DataCollatorForLanguageModeling(padding_on_the_right(tokenizer), mlm=False)
+            data_collator = DataCollatorForTexts(padding_on_the_right(tokenizer), mlm=False)
 
         prepare = partial(
             prepare_packed if packing else prepare_texts,
@@ -122,9 +138,12 @@ class SFTTrainer(TextTrainer):
                 batch_size=dataset_batch_size,
             )
         text_is_named = dataset_text_field is not None or formatting_func is not None
-        train_dataset, eval_dataset = prepared(
-            lambda rows: prepare(rows) if _has_texts(rows, text_is_named) else rows, train_dataset, eval_dataset
-        )
+
+        def prepare_rows(rows: Any) -> Any:
+            return prepare(rows) if _has_texts(rows, text_is_named) else rows
+
+        train_dataset, eval_dataset = prepared(prepare_rows, train_dataset, eval_dataset)
+        self._prepare_rows = prepare_rows
         if packing and isinstance(train_dataset, ConstantLengthDataset):
             train_dataset.infinite = args.max_steps > 0
         super().__init__(
@@ -134,6 +153,7 @@ class SFTTrainer(TextTrainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            prepare_model=prepare_model,
             model_init=model_init,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
@@ -168,15 +188,15 @@ def prepare_texts(
                 "formatting_func gets a batch of rows, each column a list, and must return a list of texts, not "
                 f"{type(texts).__name__}"
             )
-        tokens = tokenizer(texts, add_special_tokens=add_special_tokens, truncation=True, max_length=max_seq_length)
-        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        return tokens_of(tokenizer, texts, max_seq_length, add_special_tokens)
 
-    return dataset.map(
+    return mapped(
+        dataset,
         tokenize,
+        num_proc,
         batched=True,
         batch_size=batch_size,
-        remove_columns=dataset.column_names if remove_unused_columns else None,
-        **({} if num_proc is None else {"num_proc": num_proc}),  # a streamed dataset does not accept num_proc
+        remove_columns=list(features_of(dataset) or ()) if remove_unused_columns else None,
     )
 
 
@@ -220,6 +240,14 @@ def _has_texts(dataset: Any, text_is_named: bool) -> bool:
     if isinstance(dataset, IterableDataset):  # datasets makes it a torch dataset as well
         return text_is_named
     return not isinstance(dataset, torch.utils.data.Dataset)
+
+
+def _warn_of_end_tokens(tokenizer: Any) -> None:
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        warn_user(
+            "pad_token is eos_token, and transformers' DataCollatorForLanguageModeling ignores both: the end of a text "
+            "is never trained. Leave data_collator out, or give the tokenizer a pad_token of its own"
+        )
 
 
 def _require_text(dataset_text_field: str | None, formatting_func: Callable | None) -> None:

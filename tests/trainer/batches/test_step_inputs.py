@@ -7,10 +7,12 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
+from tests import tiny
 from tests.tiny import VOCABULARY, batch, trainer
 from tests.trainer.runs.state_tools import changed, everything
 
@@ -279,3 +281,13 @@ def test_a_fixed_length_that_the_model_has_not_is_refused() -> None:
     responses[4] = torch.full((20,), 7)
     with pytest.raises(ValueError, match=r"queries\[4\] and responses\[4\] together: .* do not fit into 20"):
         ours.step(queries, responses, scores)
+
+
+def test_a_data_set_smaller_than_a_batch_is_an_error():
+    """It gave a loader of no batches, and a run of no steps."""
+    data = datasets.Dataset.from_dict({"input_ids": [[5, 6]] * 7})
+    with pytest.raises(ValueError, match=r"dataset has 7 rows, but 8 make the first batch .batch_size=8.*lower batch_"):
+        tiny.PPOTrainer(tiny.config(), tiny.with_value_head("gpt2"), None, tiny.tokenizer(), data)
+    whole = datasets.Dataset.from_dict({"input_ids": [[5, 6]] * 8})
+    trainer = tiny.PPOTrainer(tiny.config(), tiny.with_value_head("gpt2"), None, tiny.tokenizer(), whole)
+    assert len(trainer.dataloader) == 1

@@ -94,3 +94,17 @@ def test_no_dataset_no_dataloader() -> None:
 def test_another_kind_of_dataset_is_refused() -> None:
     with pytest.raises(ValueError, match="dataset must be a torch or datasets Dataset, got list"):
         build([1, 2, 3])
+
+
+def test_columns_that_a_collator_or_the_model_reads_are_kept() -> None:
+    rows = {"input_ids": [[4, 5, 6]] * 8, "labels": [[1, 2, 3]] * 8, "position_ids": [[0, 1, 2]] * 8, "other": [0] * 8}
+    seen: list[set[str]] = []
+
+    def keep(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        seen.append(set(samples[0]))
+        return samples
+
+    data = datasets.Dataset.from_dict(rows)
+    ours = build(data, keep)
+    next(iter(ours.dataloader))
+    assert seen[0] == {"input_ids", "labels", "position_ids"}

@@ -200,3 +200,154 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     rows = preferences().map(lambda row: {"chosen": [row["chosen"]]})
     with pytest.raises(ValueError, match="chosen must be a text, not list"):
         trainer(tmp_path, train_dataset=rows)
+
+
+def by_hand(model: Any, rows: list[dict]) -> torch.Tensor:
+    """Summed log-probs of the answers, chosen minus rejected, each row by itself [B]."""
+    differences = []
+    for row in rows:
+        sums = []
+        for side in ("chosen", "rejected"):
+            ids, labels = (torch.tensor(row[f"{side}_{part}"]) for part in ("input_ids", "labels"))
+            logps = model.eval()(ids[None]).logits[0].float().log_softmax(-1)
+            sums.append(sum(logps[at, token] for at, token in enumerate(ids[1:]) if labels[at + 1] != -100))
+        differences.append(sums[0] - sums[1])
+    return torch.stack(differences).detach()
+
+
+def test_the_reference_is_not_the_policy_itself(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    model = seeded()
+    with pytest.raises(ValueError, match="ref_model is model: the reference would move"):
+        trainer(tmp_path, model, model)
+    with pytest.raises(ValueError, match=r"ref_model has trained weights of model \(.*lora_A"):
+        trainer(tmp_path, model, model, peft_config=lora())
+    base = seeded()
+    with pytest.raises(ValueError, match=r"ref_model has trained weights of model \(.*lora_A"):
+        trainer(tmp_path, get_peft_model(base, lora()), base)
+    policy, reference = seeded(), seeded(seed=1)
+    policy.transformer.wpe.weight = reference.transformer.wpe.weight
+    with pytest.raises(ValueError, match=r"ref_model has trained weights of model \(transformer.wpe.weight"):
+        trainer(tmp_path, policy, reference)
+    with pytest.raises(ValueError, match="ref_model is model"):
+        DPOTrainer(
+            None, model, args=arguments(tmp_path), model_init=lambda: model, is_encoder_decoder=False,
+            tokenizer=text_tools.tokenizer(), **SIZES,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_reference_of_model_init_is_a_copy(tmp_path: Path, adapter: bool) -> None:
+    options = {"peft_config": lora()} if adapter else {}
+    usual = trainer(tmp_path, **options)
+    if adapter:
+        usual = trainer(tmp_path, None, **options)  # the adapter is drawn after the model, from the same stream
+    ours = DPOTrainer(
+        args=arguments(tmp_path), model_init=lambda: seeded(dropout=0.5), is_encoder_decoder=False,
+        train_dataset=preferences(), eval_dataset=preferences(), tokenizer=text_tools.tokenizer(), **SIZES, **options,
+    )  # fmt: skip
+    for one in (usual, ours):
+        one.train()
+    assert logged(ours, "loss")[0] == pytest.approx(0.6931472)
+    assert logged(ours, "loss") == pytest.approx(logged(usual, "loss"), rel=1e-4)
+    assert (ours.ref_model is None) is adapter
+    assert logged(ours, "rewards/margins")[-1] > 0
+
+
+def test_precomputed_log_probs_after_a_resumed_training(tmp_path: Path) -> None:
+    config = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "per_device_eval_batch_size": 8}
+    whole = trainer(tmp_path / "a", config=config)
+    whole.train()
+    ours = trainer(tmp_path / "b", config=config, precompute_ref_log_probs=True)
+    ours.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    expected = 0.1 * (by_hand(ours.model, ours.eval_dataset) - by_hand(seeded(), ours.eval_dataset)).mean().item()
+    assert expected > 0.1
+    assert ours.evaluate()["eval_rewards/margins"] == pytest.approx(expected, rel=1e-4)
+    assert whole.evaluate()["eval_rewards/margins"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_precomputed_log_probs_of_rows_that_come_later(tmp_path: Path) -> None:
+    other = trainer(tmp_path, train_dataset=preferences(9)).train_dataset.select(range(6, 9))
+    ours = trainer(tmp_path, precompute_ref_log_probs=True)
+    ours.train()
+    expected = 0.1 * (by_hand(ours.model, other) - by_hand(seeded(), other)).mean().item()
+    assert expected > 0.1
+    assert ours.evaluate(other)["eval_rewards/margins"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_means_of_an_evaluation_are_those_over_rows(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, ref_model=seeded(seed=1))  # six rows in batches of four and two
+    margins = 0.1 * (by_hand(ours.model, ours.eval_dataset) - by_hand(ours.ref_model, ours.eval_dataset))
+    found = ours.evaluate()
+    assert margins.mean().item() != pytest.approx((margins[:4].mean() + margins[4:].mean()).item() / 2, rel=1e-2)
+    assert found["eval_rewards/margins"] == pytest.approx(margins.mean().item(), rel=1e-4)
+    assert found["eval_rewards/accuracies"] == pytest.approx((margins > 0).float().mean().item())
+    assert found["eval_loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margins).mean().item(), rel=1e-4)
+
+
+def test_every_evaluation_has_its_own_keys(tmp_path: Path) -> None:
+    sets = {"a": preferences(3), "b": preferences(8).select(range(3, 8))}
+    ours = trainer(tmp_path, ref_model=seeded(seed=1), eval_dataset=sets)
+    expected = {
+        name: (0.1 * (by_hand(ours.model, rows) - by_hand(ours.ref_model, rows))).mean().item()
+        for name, rows in ours.eval_dataset.items()
+    }
+    assert expected["a"] != pytest.approx(expected["b"], rel=0.1)
+    predicted = ours.predict(ours.eval_dataset["a"]).metrics
+    assert predicted["test_rewards/margins"] == pytest.approx(expected["a"], rel=1e-4)
+    found = ours.evaluate()
+    assert {name: found[f"eval_{name}_rewards/margins"] for name in sets} == pytest.approx(expected, rel=1e-4)
+    assert "eval_rewards/margins" not in found
+    held = ours.evaluate(ours.eval_dataset["b"], metric_key_prefix="held")
+    assert held["held_rewards/margins"] == pytest.approx(expected["b"], rel=1e-4)
+    assert not [name for name in held if not name.startswith(("held_", "epoch"))]
+    assert logged(ours, "held_rewards/margins") == [held["held_rewards/margins"]]
+
+
+def test_log_probs_of_bfloat16_weights_are_summed_in_float32(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, seeded().bfloat16(), seeded().bfloat16())
+    with torch.no_grad():
+        ours.model.transformer.wpe.weight.mul_(1.05)
+    batch = ours.data_collator([ours.train_dataset[i] for i in range(4)])
+    _, metrics = ours.get_batch_loss_metrics(ours.model, batch)
+    expected = 0.1 * (by_hand(ours.model, ours.train_dataset) - by_hand(ours.ref_model, ours.train_dataset))[:4].mean()
+    assert metrics["rewards/margins"].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert {value.dtype for value in metrics.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("model", ["gpt2", "t5"])
+def test_answers_of_the_table_are_whole(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # decoding changes the prompt: a word is unknown, and the spaces are others
+    rows = preferences().map(lambda row: {"prompt": f"  unheard   {row['prompt']}"})
+    ours = trainer(tmp_path, seeded(model), generate_during_eval=True, eval_dataset=rows)
+    tails = {}
+
+    def generate(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        answer = torch.tensor([[30, 31, 32]]).repeat(len(input_ids), 1)
+        return answer if model == "t5" else torch.cat((input_ids, answer), dim=1)
+
+    for one in (ours.model, ours.ref_model):
+        monkeypatch.setattr(one, "generate", generate)
+    log = ours.log
+    monkeypatch.setattr(ours, "log", lambda logs, *rest: (tails.update(logs), log(logs, *rest)))
+    ours.evaluate()
+    assert [row[1:] for row in tails["game_log"].data] == [["w30 w31 w32"] * 2] * 4
+    batch = ours.data_collator([ours.eval_dataset[0]])
+    policy, _ = ours.get_batch_samples(ours.model, batch)
+    assert policy[0].endswith("w30 w31 w32")
+    assert (policy[0] == "w30 w31 w32") is (model == "t5")
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_rows_of_texts_are_evaluated(tmp_path: Path, precomputed: bool) -> None:
+    ours = trainer(tmp_path, ref_model=seeded(seed=1), precompute_ref_log_probs=precomputed)
+    assert ours.evaluate(preferences())["eval_loss"] == pytest.approx(ours.evaluate()["eval_loss"], rel=1e-5)
+
+
+def test_a_stream_of_pairs(tmp_path: Path) -> None:
+    stream = preferences().to_iterable_dataset()
+    with pytest.warns(UserWarning, match="dataset_num_proc=2 has no effect on a stream"):
+        ours = trainer(tmp_path, train_dataset=stream, eval_dataset=None, dataset_num_proc=2)
+    ours.train()
+    assert logged(ours, "loss")[0] == pytest.approx(0.6931472)

@@ -184,3 +184,14 @@ def test_rows_that_do_not_fit_move_no_weight(tmp_path: Path, wrong: dict, messag
     with pytest.raises(ValueError, match=message):
         ours.step(**wrong)
     assert not moved(before, ours.model)
+
+
+def test_an_end_token_that_pads_as_well_is_learned(tmp_path: Path) -> None:
+    tokenizer = text_tools.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = [torch.tensor([5, 6, tiny.EOS]), torch.tensor([5, 6, 7, tiny.EOS])]
+    expected = [[5, 6, tiny.EOS, -100], [5, 6, 7, tiny.EOS]]
+    ours = trainer(tmp_path, tokenizer=tokenizer)
+    assert ours.prepare_model_inputs(rows, None, None)["labels"].tolist() == expected
+    theirs = trainer(tmp_path, tiny.t5(), tokenizer=tokenizer)
+    assert [row[:4] for row in theirs.prepare_model_inputs(rows, None, rows)["labels"].tolist()] == expected

@@ -59,3 +59,18 @@ def test_casting_keeps_norms_in_float32() -> None:
     assert all(dtype is torch.bfloat16 for name, dtype in dtypes.items() if "lora_" in name or "wte" in name)
     assert all(dtype is torch.float32 for name, dtype in dtypes.items() if "ln_" in name)
     assert all(dtype is torch.float16 for name, dtype in dtypes.items() if "mlp" in name)
+
+
+def test_all_linear_layers_on_the_command_line() -> None:
+    from peft import get_peft_model
+    from transformers import HfArgumentParser
+
+    (config,) = HfArgumentParser(ModelConfig).parse_args_into_dataclasses(
+        ["--use_peft", "--lora_target_modules", "all-linear"]
+    )
+    assert config.lora_target_modules == "all-linear"
+    model = get_peft_model(tiny.llama(), get_peft_config(config))
+    assert {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    assert ModelConfig(lora_target_modules=["c_attn"]).lora_target_modules == ["c_attn"]

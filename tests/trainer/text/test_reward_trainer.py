@@ -118,3 +118,60 @@ def test_the_loss_of_a_pair_does_not_depend_on_the_texts_beside_it(tmp_path: Pat
     rows = [ours.train_dataset[i] for i in range(2)]
     alone = [ours.compute_loss(ours.model, ours.data_collator([row])).item() for row in rows]
     assert ours.compute_loss(ours.model, ours.data_collator(rows)).item() == pytest.approx(sum(alone) / 2, rel=1e-5)
+
+
+def test_scores_of_bfloat16_weights_are_compared_in_float32(tmp_path: Path) -> None:
+    class Half(Scores):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
+            output = super().forward(input_ids, attention_mask)
+            output.logits = (output.logits / 256).bfloat16()
+            return output
+
+    found = trainer(tmp_path).compute_loss(Half(), pair([1], [0]))
+    assert found.dtype is torch.float32
+    assert found.item() == pytest.approx(math.log1p(math.exp(-1 / 256)))  # in bfloat16 it was 0.6914
+
+
+def test_an_evaluation_before_a_training_knows_the_padding(tmp_path: Path) -> None:
+    model = classifier()
+    model.config.pad_token_id = 7
+    ours = trainer(tmp_path, model=model)
+    texts = Dataset.from_dict({"chosen": ["w5 w6", "w7 w8 w9 w10"], "rejected": ["w5 w11 w12 w13", "w9"]})
+    ours.eval_dataset = trainer(tmp_path, texts).train_dataset
+    terms = []
+    for row in ours.eval_dataset:
+        chosen, rejected = (
+            model.eval()(torch.tensor([row[f"input_ids_{side}"]])).logits.item() for side in ("chosen", "rejected")
+        )
+        terms.append(math.log1p(math.exp(rejected - chosen)))
+    assert ours.evaluate()["eval_loss"] == pytest.approx(sum(terms) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
+def test_the_head_of_an_adapter_for_another_task_is_trained_and_saved(tmp_path: Path, task: str | None) -> None:
+    from peft import PeftModel
+
+    with pytest.warns(UserWarning, match="a reward model needs 'SEQ_CLS'"):
+        ours = trainer(tmp_path, peft_config=lora(task))
+    before = tiny.weights(ours.model)
+    ours.train()
+    assert any("score" in name for name in moved(before, ours.model))
+    ours.save_model(str(tmp_path / "saved"))
+    torch.manual_seed(3)
+    loaded = classifier(0)
+    torch.nn.init.normal_(loaded.score.weight)
+    loaded = PeftModel.from_pretrained(loaded, str(tmp_path / "saved"))
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(loaded.eval()(ids).logits, ours.model.eval()(ids).logits)
+
+
+def test_a_head_that_stays_as_it_is_is_told(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    with pytest.warns(UserWarning, match="the score head of the PeftModel is not trained"):
+        trainer(tmp_path, model=get_peft_model(classifier(), lora(None)))
+
+
+def test_rows_of_texts_are_evaluated(tmp_path: Path) -> None:
+    ours = trainer(tmp_path)
+    assert ours.evaluate(preferences())["eval_loss"] == pytest.approx(ours.evaluate()["eval_loss"])

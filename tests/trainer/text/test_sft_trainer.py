@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+from transformers import DataCollatorForLanguageModeling
 
 from tests import tiny
 from tests.trainer.text import text_tools
 from tests.trainer.text.text_tools import arguments, lora, moved, words
-from trl_step import DataCollatorForCompletionOnlyLM, SFTTrainer
+from trl_step import DataCollatorForCompletionOnlyLM, SFTTrainer, setup_chat_format
 from trl_step.trainer import ConstantLengthDataset
 
 ROWS = Dataset.from_dict({"text": [words(6, seed) for seed in range(8)], "other": list(range(8))})
@@ -111,6 +112,17 @@ def test_an_adapter_moves_alone(tmp_path: Path) -> None:
         trainer(tmp_path, peft_config={"r": 2})
 
 
+def test_an_adapter_of_a_model_that_is_built_later(tmp_path: Path) -> None:
+    ours = SFTTrainer(
+        None, arguments(tmp_path), train_dataset=ROWS, tokenizer=text_tools.tokenizer(), dataset_text_field="text",
+        max_seq_length=8, model_init=lambda: tiny.gpt2(), peft_config=lora(),
+    )  # fmt: skip
+    ours.train()
+    assert {name.split(".")[-3] for name, one in ours.model.named_parameters() if one.requires_grad} == {
+        "lora_A", "lora_B",
+    }  # fmt: skip
+
+
 def test_noise_on_the_embeddings_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, noisy = trainer(tmp_path), trainer(tmp_path, neftune_noise_alpha=5.0)
     assert noisy.args.neftune_noise_alpha == 5.0
@@ -137,7 +149,7 @@ def test_a_model_by_name_brings_its_tokenizer(tmp_path: Path) -> None:
 def test_what_is_not_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the column with the text is unknown"):
         trainer(tmp_path, dataset_text_field=None)
-    with pytest.warns(UserWarning, match="max_seq_length is not given: it is 1024"):
+    with pytest.warns(UserWarning, match="max_seq_length is not given: it is 64"):
         trainer(tmp_path, max_seq_length=None)
     with pytest.warns(UserWarning, match="infinite has no effect"):
         trainer(tmp_path, infinite=True)
@@ -209,3 +221,70 @@ def test_the_padding_side_of_the_tokenizer_changes_nothing(tmp_path: Path) -> No
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     assert left.padding_side == "left"
+
+
+def test_the_end_of_a_chat_is_trained(tmp_path: Path) -> None:
+    model, tokenizer = setup_chat_format(tiny.gpt2(), text_tools.tokenizer())
+    talk = [[{"role": "user", "content": "w5 " * n}, {"role": "assistant", "content": "w6"}] for n in (1, 3)]
+    ours = trainer(
+        tmp_path, model, tokenizer=tokenizer, train_dataset=Dataset.from_dict({"messages": talk}), eval_dataset=None,
+        dataset_text_field=None, max_seq_length=32,
+    )  # fmt: skip
+    rows = [ours.train_dataset[index] for index in range(2)]
+    batch = ours.data_collator(rows)
+    assert batch["input_ids"].shape[1] > len(rows[0]["input_ids"])
+    for row, labels in zip(rows, batch["labels"].tolist(), strict=True):
+        assert labels[: len(row["input_ids"])] == row["input_ids"]
+        assert row["input_ids"].count(tokenizer.eos_token_id) == 2
+        assert set(labels[len(row["input_ids"]) :]) <= {-100}
+    theirs = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    with pytest.warns(UserWarning, match="the end of a text is never trained"):
+        trainer(tmp_path, model, tokenizer=tokenizer, data_collator=theirs)
+
+
+def test_a_stream_has_no_use_for_processes(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="dataset_num_proc=2 has no effect on a stream"):
+        ours = trainer(tmp_path, train_dataset=ROWS.to_iterable_dataset(), eval_dataset=None, dataset_num_proc=2)
+    assert next(iter(ours.train_dataset))["input_ids"] == trainer(tmp_path).train_dataset["input_ids"][0]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_stream_of_messages_without_features(tmp_path: Path, packing: bool) -> None:
+    tokenizer = text_tools.tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    talk = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]
+    stream = IterableDataset.from_generator(lambda: ({"messages": talk, "other": "x"} for _ in range(8)))
+    assert stream.features is None
+    ours = trainer(
+        tmp_path, train_dataset=stream, eval_dataset=None, tokenizer=tokenizer, dataset_text_field=None,
+        packing=packing, max_seq_length=3,
+    )  # fmt: skip
+    row = next(iter(ours.train_dataset))
+    assert list(row["input_ids"])[:2] == [5, 6]
+    assert "messages" not in row
+    ours.train()
+    assert ours.state.global_step == 3
+
+
+def test_a_function_that_returns_several_texts_of_a_packed_row(tmp_path: Path) -> None:
+    options = {"packing": True, "dataset_text_field": None}
+    ours = trainer(tmp_path, formatting_func=lambda row: [row["text"], "w9"], **options)
+    assert len(ours.train_dataset) == 8 * (7 + 2) // 8
+    with pytest.raises(ValueError, match="must return its text or a list of texts, not int"):
+        trainer(tmp_path, formatting_func=lambda row: 5, **options)
+
+
+def test_the_default_length_is_at_most_the_positions_of_the_model(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"text": [words(100, 0)]})
+    with pytest.warns(UserWarning, match="max_seq_length is not given: it is 64"):
+        ours = trainer(tmp_path, max_seq_length=None, train_dataset=rows)
+    assert len(ours.train_dataset["input_ids"][0]) == 64
+    ours.train()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_of_texts_are_evaluated(tmp_path: Path, packing: bool) -> None:
+    ours = trainer(tmp_path, packing=packing)
+    expected = ours.evaluate()["eval_loss"]
+    assert ours.evaluate(ROWS)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert ours.predict(ROWS).metrics["test_loss"] == pytest.approx(expected, rel=1e-5)

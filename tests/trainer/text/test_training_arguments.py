@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import HfArgumentParser
 
 from trl_step import ModelConfig, RewardConfig, ScriptArguments
@@ -54,3 +56,50 @@ def test_command_lines_of_either_release(tmp_path: Path) -> None:
     assert (model.dtype, model.torch_dtype, model.use_dora) == ("bfloat16", "bfloat16", True)
     assert model.lora_target_parameters == ["a", "b"]
     assert (script.dataset_name, script.dataset_train_split) == ("there", "train")
+
+
+OLD_SETTINGS = """
+output_dir: {folder}
+evaluation_strategy: epoch
+no_cuda: true
+warmup_ratio: 0.25
+group_by_length: true
+overwrite_output_dir: true
+max_length: 9
+torch_dtype: bfloat16
+use_bnb_nested_quant: true
+dataset_name: there
+dataset_split: test
+"""
+
+
+@pytest.mark.parametrize("kind", ["yaml", "json"])
+def test_files_with_old_names(tmp_path: Path, kind: str) -> None:
+    parser = HfArgumentParser((RewardConfig, ModelConfig, ScriptArguments))
+    path, text = tmp_path / f"settings.{kind}", OLD_SETTINGS.format(folder=tmp_path)
+    path.write_text(text if kind == "yaml" else json.dumps(yaml.safe_load(text)))
+    read = parser.parse_yaml_file if kind == "yaml" else parser.parse_json_file
+    with pytest.warns(FutureWarning, match="evaluation_strategy is called eval_strategy"):
+        config, model, script = read(path)
+    assert (config.eval_strategy, config.use_cpu, config.max_length) == ("epoch", True, 9)
+    assert config.get_warmup_steps(100) == 25
+    assert config.train_sampling_strategy == "group_by_length"
+    assert "evaluation_strategy" not in config.to_dict()
+    assert (model.dtype, model.bnb_4bit_use_double_quant) == ("bfloat16", True)
+    assert (script.dataset_name, script.dataset_train_split) == ("there", "test")
+
+
+def test_old_names_are_no_second_settings(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    config = RewardConfig(str(tmp_path), max_length=7, eval_strategy="epoch")
+    assert replace(config, eval_strategy="no").eval_strategy == "no"
+    parser = HfArgumentParser((RewardConfig, ScriptArguments))
+    line = f"--output_dir {tmp_path} --group_by_length --adafactor --dataset_split test --overwrite_output_dir"
+    line += " --per_gpu_train_batch_size 3"
+    config, script = parser.parse_args_into_dataclasses(line.split())
+    assert config.per_device_train_batch_size == 3
+    assert (config.optim, config.train_sampling_strategy) == ("adafactor", "group_by_length")
+    assert script.dataset_train_split == "test"
+    with pytest.raises(ValueError, match="dataset_split is the old name of dataset_train_split"):
+        ScriptArguments(dataset_split="test", dataset_train_split="validation")

@@ -68,7 +68,7 @@ def preference_losses(
 def sequence_logps(
     logits: torch.Tensor, labels: torch.Tensor, average: bool, ignored: int, is_encoder_decoder: bool
 ) -> torch.Tensor:
-    """Log-prob of each row's labels, [B].
+    """Log-prob of each row's labels, [B], at least float32.
 
     Args:
         logits: [B, T, V].
@@ -84,6 +84,8 @@ def sequence_logps(
         raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must agree in rows and tokens")
     if not is_encoder_decoder:
         logits, labels = logits[:, :-1], labels[:, 1:]
+    # differs from v0.7: there the log-probs of 16-bit logits were formed and summed in 16 bits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     per_token = -F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=ignored, reduction="none")
     total = per_token.sum(dim=-1)
     return total / (labels != ignored).sum(dim=-1) if average else total

@@ -94,6 +94,7 @@ def recording(cut: TrunkCut, states: list[torch.Tensor]) -> Iterator[None]:
 def resuming(cut: TrunkCut, states: torch.Tensor) -> Iterator[None]:
     """Let `states` [b, S, D] enter `layers[depth]`, and skip the layers below. Surround the backward pass as well:
     a checkpointed layer runs again there."""
+    states = states.contiguous()  # columns of a batch; a layer may ask for a view
 
     def put(
         _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

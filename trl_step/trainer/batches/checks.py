@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trl_step.models import SUPPORTED_ARCHITECTURES
+from trl_step.models.inner_model import vocabulary_size
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.rollout import Precomputed
 from trl_step.trainer.batches.scores import Scores, after_decoder_start, check_scores
@@ -40,6 +41,40 @@ def check_arguments(
     return config, model
 
 
+def check_size(dataset: Any, batch_size: int, processes: int) -> None:
+    """Raise a `ValueError` for a data set of which no whole batch for each process can be made."""
+    needed = batch_size * processes
+    try:
+        rows = len(dataset)
+    except TypeError:  # a stream
+        return
+    if rows < needed:
+        per = f"batch_size={batch_size}" + (f" on each of {processes} processes" if processes > 1 else "")
+        raise ValueError(
+            f"dataset has {rows} rows, but {needed} make the first batch ({per}), so trainer.dataloader would be empty;"
+            " lower batch_size or give more rows"
+        )
+
+
+class Vocabulary(NamedTuple):
+    """Numbers of token ids that the models know."""
+
+    policy: int
+    reference: int | None = None
+    """None: the policy's"""
+
+    @classmethod
+    def of(cls, policy: Any, reference: Any = None) -> Vocabulary:
+        """Of value-head models."""
+        other = None if reference is None else vocabulary_size(reference.pretrained_model)
+        return cls(vocabulary_size(policy.pretrained_model) or 0, other)
+
+    @property
+    def size(self) -> int:
+        """Ids that both know."""
+        return self.policy if self.reference is None else min(self.policy, self.reference)
+
+
 class StepInputs(NamedTuple):
     """What was given to `step`, in one form and on the device."""
 
@@ -60,7 +95,7 @@ def checked_for(
     response_masks: Sequence[torch.Tensor] | None,
     precomputed: Precomputed,
     *,
-    vocabulary: int,
+    vocabulary: Vocabulary,
     device: torch.device,
     limits: LengthLimits,
     is_encoder_decoder: bool,
@@ -70,7 +105,7 @@ def checked_for(
     """Inputs of `step` as the model takes them, or a `ValueError` that names the list and the sample.
 
     Args:
-        vocabulary: number of token ids that the model knows
+        vocabulary: of both models
         limits: of the lengths
         decoder_start: the id of a decoder's start token, if it has one
     """
@@ -91,13 +126,13 @@ def check_step_inputs(
     responses: Sequence[torch.Tensor],
     scores: Sequence[Any] | torch.Tensor,
     response_masks: Sequence[torch.Tensor] | None,
-    vocabulary: int,
+    vocabulary: Vocabulary,
     device: torch.device,
 ) -> StepInputs:
     """All inputs in one form, or a `ValueError` that names the list, the sample and what to do.
 
     Args:
-        vocabulary: number of token ids that the model knows
+        vocabulary: of both models
     """
     scores = list(scores.unbind()) if isinstance(scores, torch.Tensor) and scores.dim() == 1 else scores
     lists = {"queries": queries, "responses": responses, "scores": scores}
@@ -128,7 +163,7 @@ def _check_lists(lists: dict[str, Any]) -> None:
         )
 
 
-def _token_lists(name: str, items: Sequence[Any], vocabulary: int, device: torch.device) -> list[torch.Tensor]:
+def _token_lists(name: str, items: Sequence[Any], vocabulary: Vocabulary, device: torch.device) -> list[torch.Tensor]:
     for i, item in enumerate(items):
         if not isinstance(item, torch.Tensor):
             raise ValueError(f"{name}[{i}] must be a tensor of token ids, got {type(item).__name__}")
@@ -147,10 +182,15 @@ def _token_lists(name: str, items: Sequence[Any], vocabulary: int, device: torch
             )
     tokens = [item.detach().to(device=device, dtype=torch.int64) for item in items]
     flat = torch.cat(tokens)
-    if bool(((flat < 0) | (flat >= vocabulary)).any()):
-        i = next(i for i, ids in enumerate(tokens) if int(ids.min()) < 0 or int(ids.max()) >= vocabulary)
-        bad = next(int(t) for t in tokens[i] if not 0 <= int(t) < vocabulary)
-        raise ValueError(f"{name}[{i}] contains token id {bad}, outside the model's vocabulary 0..{vocabulary - 1}")
+    size = vocabulary.size
+    if bool(((flat < 0) | (flat >= size)).any()):
+        i = next(i for i, ids in enumerate(tokens) if int(ids.min()) < 0 or int(ids.max()) >= size)
+        bad = next(int(t) for t in tokens[i] if not 0 <= int(t) < size)
+        of_reference = 0 <= bad < vocabulary.policy
+        whose = "ref_model's" if of_reference else "model's"
+        advice = "; load a ref_model with the policy's vocabulary, or resize its embeddings" if of_reference else ""
+        last = (size if of_reference else vocabulary.policy) - 1
+        raise ValueError(f"{name}[{i}] contains token id {bad}, outside the {whose} vocabulary 0..{last}{advice}")
     return tokens
 
 

@@ -157,11 +157,14 @@ class Layout:
         return Piece(batch.narrow(inputs, predicted), counted, labels, index, predicted, columns)
 
 
-def make_layout(config: PPOConfig, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool) -> Layout:
-    """The layout that the settings ask for."""
+def make_layout(
+    config: PPOConfig, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool, vocabulary: int
+) -> Layout:
+    """The layout that the settings ask for; ids from `vocabulary` on have no embedding and fill nothing."""
+    filler = padding_id(tokenizer)
     return Layout(
         is_encoder_decoder,
-        padding_id(tokenizer),
+        filler if filler < vocabulary else 0,
         # differs from v0.7: on the right whatever the tokenizer says, so that no position depends on the padding
         tokenizer.padding_side if config.exact_v07 else "right",
         config.pad_max_len if config.pad_for_acceleration else None,

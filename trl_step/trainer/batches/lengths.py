@@ -6,30 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from trl_step.models.inner_model import plain_model
-
-_TABLES = frozenset(("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed"))
-"""What transformers calls tables of learned positions."""
-
-
-def learned_positions(part: nn.Module) -> int | None:
-    """The number of positions that a model, an encoder or a decoder has learned; None if any length goes."""
-    tables = [
-        module
-        for name, module in part.named_modules()
-        if isinstance(module, nn.Embedding) and not _TABLES.isdisjoint(name.split("."))
-    ]
-    return min(map(_usable_rows, tables), default=None)
-
-
-def _usable_rows(table: nn.Embedding) -> int:
-    """OPT and BART leave their first rows out, RoBERTa those up to the padding id."""
-    first: Any = getattr(table, "offset", None)
-    if first is None:
-        first = 0 if table.padding_idx is None else table.padding_idx + 1
-    return table.num_embeddings - int(first)
+from trl_step.models.positions import position_limits
 
 
 class LengthLimits:
@@ -49,12 +27,8 @@ class LengthLimits:
         self.encoder: int | None = None
         self.decoder: int | None = None
         for model in models:
-            inner = plain_model(model.pretrained_model)
-            if is_encoder_decoder:
-                self.encoder = _least(self.encoder, learned_positions(inner.get_encoder()))
-                self.decoder = _least(self.decoder, learned_positions(inner.get_decoder()))
-            else:
-                self.decoder = _least(self.decoder, learned_positions(inner))
+            limits = position_limits(model.pretrained_model)
+            self.encoder, self.decoder = _least(self.encoder, limits.encoder), _least(self.decoder, limits.decoder)
         if fixed_length is not None:
             for limit in (self.encoder, self.decoder):
                 if limit is not None and fixed_length > limit:

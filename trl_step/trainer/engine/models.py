@@ -45,6 +45,17 @@ class Prepared(NamedTuple):
     """those of the policy that train"""
 
 
+def check_reference(model: torch.nn.Module, reference: torch.nn.Module) -> None:
+    """Raise ValueError if training `model` moves `reference` as well."""
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    shared = sum(id(parameter) in trained for parameter in reference.parameters())
+    if shared:
+        raise ValueError(
+            f"ref_model shares {shared} trainable parameters with model, so it would move with it and the KL would "
+            "measure nothing: leave ref_model out, or pass create_reference_model(model) or a model loaded separately"
+        )
+
+
 def reference_context(model: PreTrainedModelWrapper, config: PPOConfig) -> Callable[[], AbstractContextManager[Any]]:
     """Inside what this gives, the PEFT model `model` is its own reference."""
     if config.exact_v07:  # the base model, also if training starts from an adapter

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
+from trl_step.models.inner_model import vocabulary_size
 from trl_step.models.notices import warn_user
 
 DEFAULT_TOP_K = 50
 """transformers' own `top_k` if nobody sets one."""
+PADDED_QUERIES = 0.75
+"""Share of the queries: with so many that begin or end with the padding token, a batch was padded by hand."""
+PADDED_RESPONSES = 0.25
+"""Share of the responses that have padding after their end token; those cut by their length have none."""
 WITHOUT_EFFECT = {
+    "num_beams": 1,
     "top_p": 1.0,
     "min_p": 0.0,
     "typical_p": 1.0,
@@ -40,14 +46,14 @@ def truncated_sampling(model: Any, generation_kwargs: Mapping[str, Any], tempera
     """The settings under which tokens are drawn from another distribution than the one whose log-probs are trained."""
     if not _setting(model, generation_kwargs, "do_sample"):
         return []
-    vocabulary = getattr(model, "pretrained_model", model).get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(getattr(model, "pretrained_model", model))
     sampled_at, top_k = (_setting(model, generation_kwargs, name) for name in ("temperature", "top_k"))
     sampled_at = 1.0 if sampled_at is None else sampled_at
     top_k = DEFAULT_TOP_K if top_k is None else top_k
     problems = []
     if sampled_at != temperature:
         problems.append(f"temperature={sampled_at:g} (PPOConfig.temperature is {temperature:g})")
-    if 0 < top_k < vocabulary:
+    if top_k > 0 and (vocabulary is None or top_k < vocabulary):
         problems.append(f"top_k={top_k:g}")
     for name, neutral in WITHOUT_EFFECT.items():
         value = _setting(model, generation_kwargs, name)
@@ -57,6 +63,45 @@ def truncated_sampling(model: Any, generation_kwargs: Mapping[str, Any], tempera
         if _setting(model, generation_kwargs, name):
             problems.append(name)
     return problems
+
+
+def not_sampled(model: Any, generation_kwargs: Mapping[str, Any]) -> list[str]:
+    """The settings by which answers are the likeliest ones, and not samples."""
+    if _setting(model, generation_kwargs, "do_sample"):
+        return []
+    beams = _setting(model, generation_kwargs, "num_beams")
+    return ["do_sample=False", *([f"num_beams={beams}"] if beams is not None and beams > 1 else [])]
+
+
+def padded_by_hand(
+    queries: Sequence[torch.Tensor],
+    responses: Sequence[torch.Tensor],
+    pad: int,
+    end_tokens: Sequence[int],
+    is_special: bool,
+) -> tuple[str, ...]:
+    """Which lists seem to hold padding, as `Circumstances.padded` says it.
+
+    Args:
+        queries, responses: each [Q_i] and [R_i] int64
+        pad: the padding id
+        end_tokens: ids that end a response
+        is_special: whether the padding id begins or ends texts as well; then one of them is no padding, but two are
+    """
+    # all at once: the host waits for a GPU once
+    edges = torch.stack([ids[[0, min(1, len(ids) - 1), -min(2, len(ids)), -1]] for ids in (*queries, *responses)])
+    count, rows = len(queries), edges.tolist()
+    found = []
+    for where, outer, inner in (("queries begin", 0, 1), ("queries end", 3, 2)):
+        share = sum(row[outer] == pad for row in rows[:count]) / count
+        twice = any(row[outer] == pad == row[inner] for row, ids in zip(rows, queries, strict=False) if len(ids) > 1)
+        if share >= PADDED_QUERIES and (twice or not is_special):
+            found.append(where)
+    ends = {pad, *end_tokens}
+    tails = [row for row, ids in zip(rows[count:], responses, strict=True) if len(ids) > 1]
+    if sum(row[3] == pad and row[2] in ends for row in tails) >= PADDED_RESPONSES * len(responses):
+        found.append("responses end")
+    return tuple(found)
 
 
 class SamplingWatch:
@@ -72,11 +117,16 @@ class SamplingWatch:
         self._warned: set[str] = set()
         self._settings: tuple[str, ...] = ()
         self._sampled = False
+        self._likeliest: tuple[str, ...] | None = None
+        """why no answer since the last step was drawn; None: there was no call of `generate`"""
 
     def saw_generate(self, model: Any, generation_kwargs: Mapping[str, Any]) -> None:
         """Remember the settings of a call of `generate`; warn of those that change the distribution of samples."""
         self._sampled = True
         self._settings = tuple(truncated_sampling(model, generation_kwargs, self.temperature))
+        likeliest = tuple(not_sampled(model, generation_kwargs))
+        # an evaluation with greedy answers, beside the samples of this step, is nobody's fault
+        self._likeliest = likeliest if self._likeliest is None or not likeliest else self._likeliest
         problems = [problem for problem in self._settings if problem not in self._warned]
         if problems:
             self._warned.update(problems)
@@ -91,7 +141,14 @@ class SamplingWatch:
         seen = circumstances._replace(
             known=True, sampled_by_trainer=self._sampled, sampling_settings=self._settings if self._sampled else ()
         )
-        self._sampled = False
+        likeliest, self._sampled, self._likeliest = self._likeliest, False, None
+        if likeliest and aloud and "likeliest" not in self._warned:
+            self._warned.add("likeliest")
+            warn_user(
+                f"step was given answers of generate with {', '.join(likeliest)}: they are the likeliest ones and no "
+                "samples of the policy, so the KL estimate and the policy gradient are biased. Call generate with "
+                "do_sample=True, num_beams=1, top_k=0 and top_p=1.0"
+            )
         for diagnosis in self.checkup.look(stats, seen):
             if aloud:
                 warn_user(str(diagnosis))

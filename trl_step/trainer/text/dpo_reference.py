@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from trl_step.models.adapters import active_adapter, freeze_reference, is_fresh, without_adapter
+from trl_step.models.inner_model import is_peft_model
 from trl_step.models.reference import create_reference_model
+from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.trainer.text.text_trainer import TextTrainer, each
 
@@ -35,23 +37,52 @@ class ReferenceTrainer(TextTrainer):
     is_peft_model: bool
     precompute_ref_log_probs: bool
     _peft_has_been_casted_to_bf16: bool
+    _resting: Any = None
+    """The reference whose log-probs are precomputed, in the host's memory: for rows that come later."""
+    _resting_is_prepared = False
 
     def __init__(self, tokenizer: Any, reference: Any, **arguments: Any) -> None:
+        self._named_adapter = self.ref_adapter_name
+        self._explicit_reference = reference if arguments.get("model") is None else None
         self.ref_model = reference
         super().__init__(tokenizer, **arguments)
-        if reference is not None:
-            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        if self.ref_model is not None:
+            self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As in `TextTrainer`; the reference is the model as it is built, unless `ref_model` is given."""
+        model = super().call_model_init(trial)
+        if self._explicit_reference is not None:
+            _check_separate(model, self._explicit_reference)
+            return model
+        self.ref_adapter_name = self._named_adapter
+        before, self.is_peft_model = self.ref_model, is_peft_model(model)
+        self.ref_model = self._reference_of(model, None)
+        if before is not None and self.ref_model is not None:  # built anew, before a training
+            self.accelerator._models = [one for one in self.accelerator._models if one is not before]
+            self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
+        return model
 
     def _reference_of(self, model: Any, ref_model: Any) -> Any:
-        """A separate reference model, or None if it is the policy with another adapter, or precomputed."""
+        """A separate reference model, or None if it is the policy with another adapter, or precomputed.
+
+        Raises:
+            ValueError: `ref_model` has weights of `model` that are trained.
+        """
         if ref_model is not None:
+            _check_separate(model, ref_model)
             return ref_model.eval()
         if self.is_peft_model:
             if self.ref_adapter_name is None and not is_fresh(model):
                 # differs from v0.7: the reference of a trained adapter is that adapter, not the base model without it
                 self.ref_adapter_name = freeze_reference(model)
             return None
-        if model is None or self.precompute_ref_log_probs:
+        if model is None:
+            return None
+        if self.precompute_ref_log_probs:
+            # sharded weights cannot be copied: their log-probs are known only until the first update
+            self._resting_is_prepared = False
+            self._resting = None if is_sharded(model) else create_reference_model(model).to("cpu")
             return None
         return create_reference_model(model)
 
@@ -69,9 +100,34 @@ class ReferenceTrainer(TextTrainer):
 
     @contextmanager
     def _reference(self) -> Iterator[Any]:
-        """The reference, ready for a forward pass without a gradient."""
+        """The reference, ready for a forward pass without a gradient.
+
+        Raises:
+            ValueError: it was to be precomputed, could not be kept, and the weights have changed.
+        """
+        if self.ref_model is None and self._resting is not None:
+            with torch.no_grad(), self._awake() as reference:
+                yield reference
+            return
+        if self.ref_model is None and not self.is_peft_model and self.state.global_step > 0:
+            raise ValueError(
+                "with sharded weights the precomputed reference is gone after the first update: give the trainer all "
+                "rows that will be evaluated, as eval_dataset"
+            )
         with torch.no_grad(), self.null_ref_context() if self.ref_model is None else nullcontext():
             yield self.model if self.ref_model is None else self.ref_model
+
+    @contextmanager
+    def _awake(self) -> Iterator[Any]:
+        """Inside, the reference that is kept in the host's memory is on the device."""
+        if not self._resting_is_prepared:
+            self._resting = self.accelerator.prepare_model(self._resting, evaluation_mode=True)
+            self._resting_is_prepared = True
+        reference: Any = self._resting
+        try:
+            yield reference.to(self.accelerator.device)
+        finally:
+            reference.to("cpu")
 
     def _autocast(self) -> AbstractContextManager:
         """For passes outside the trainer's own autocast, if an adapter was cast to bfloat16."""
@@ -106,7 +162,9 @@ class ReferenceTrainer(TextTrainer):
         if self.precompute_ref_log_probs:
             self.eval_dataset = self._with_reference(self.eval_dataset, self.args.per_device_eval_batch_size)
             if not isinstance(eval_dataset, str):
-                eval_dataset = self._with_reference(eval_dataset, self.args.per_device_eval_batch_size)
+                eval_dataset = self._with_reference(
+                    self._with_tokens(eval_dataset), self.args.per_device_eval_batch_size
+                )
         return super().get_eval_dataloader(eval_dataset)
 
     def _with_reference(self, dataset: Any, batch_size: int) -> Any:
@@ -124,3 +182,15 @@ class ReferenceTrainer(TextTrainer):
         for name, column in zip(REFERENCE_COLUMNS, zip(*computed, strict=True), strict=True):
             dataset = dataset.add_column(name, torch.cat(column).float().cpu().tolist())
         return dataset
+
+
+def _check_separate(model: Any, ref_model: Any) -> None:
+    """Raise ValueError if training `model` would move `ref_model`."""
+    trained = {} if model is None else {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    shared = [trained[id(parameter)] for parameter in ref_model.parameters() if id(parameter) in trained]
+    if ref_model is model or shared:
+        what = "is model" if ref_model is model else f"has trained weights of model ({shared[0]}, for example)"
+        raise ValueError(
+            f"ref_model {what}: the reference would move with the policy and nothing would be learned. Leave ref_model "
+            "out for a copy of model as it is now, or load it a second time"
+        )

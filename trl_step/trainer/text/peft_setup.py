@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from trl_step.import_utils import is_xpu_available, require_peft
 from trl_step.models.adapters import new_adapter
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.loading import is_quantized
+from trl_step.models.notices import warn_user
 from trl_step.trainer.model_config import ModelConfig
 
 
@@ -100,6 +102,33 @@ def prepare_for_training(model: Any, peft_config: Any, args: Any) -> tuple[Any, 
     if cast:
         peft_module_casting_to_bf16(model)
     return model, cast
+
+
+def for_scores(peft_config: Any) -> Any:
+    """`peft_config` for a classifier: with another task PEFT freezes the score head and does not save it.
+
+    A copy with the task_type "SEQ_CLS", and a warning, if it has none or that of a language model.
+    """
+    task = getattr(peft_config, "task_type", "SEQ_CLS")
+    if task in ("SEQ_CLS", "TOKEN_CLS"):
+        return peft_config
+    warn_user(f"the adapter has task_type={task}: a reward model needs 'SEQ_CLS', so that its score head is trained")
+    peft_config = copy.copy(peft_config)
+    peft_config.task_type = "SEQ_CLS"
+    return peft_config
+
+
+def warn_of_a_frozen_head(model: Any) -> None:
+    """Warn of a PeftModel whose score head is neither trained nor saved with the adapter."""
+    if not is_peft_model(model):
+        return
+    base = model.get_base_model()
+    head = next((getattr(base, name) for name in ("score", "classifier") if hasattr(base, name)), None)
+    if head is not None and not any(parameter.requires_grad for parameter in head.parameters()):
+        warn_user(
+            "the score head of the PeftModel is not trained and not saved with the adapter: unless it is that of a "
+            "trained reward model, build the adapter with task_type='SEQ_CLS'"
+        )
 
 
 def peft_module_casting_to_bf16(model: torch.nn.Module) -> None:

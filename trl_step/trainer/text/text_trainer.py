@@ -19,15 +19,48 @@ class TextTrainer(transformers.Trainer):
 
     Args:
         tokenizer: becomes `processing_class`.
+        prepare_model: from each model that `model_init` builds to the one that is trained, such as its PeftModel.
         arguments: the other arguments of `transformers.Trainer`.
     """
 
     _tag_names: tuple[str, ...] = ("trl",)
+    _prepare_rows: Callable[[Any], Any] | None = None
+    """From rows of texts to rows of tokens."""
+    _token_column = "input_ids"
+    """Rows that have it are tokenized already."""
 
-    def __init__(self, tokenizer: Any, **arguments: Any) -> None:
+    def __init__(self, tokenizer: Any, prepare_model: Callable[[Any], Any] | None = None, **arguments: Any) -> None:
+        self._prepare_model = prepare_model
         super().__init__(processing_class=tokenizer, **arguments)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(list(self._tag_names))
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """The model that `model_init` builds, prepared like one that is given as `model`."""
+        model = super().call_model_init(trial)
+        return model if self._prepare_model is None else self._prepare_model(model)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in `transformers.Trainer`; rows may have texts, like those that the trainer was built with.
+
+        Args:
+            eval_dataset: rows, or the name of one of the trainer's; None: the trainer's.
+        """
+        return super().get_eval_dataloader(self._with_tokens(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As in `transformers.Trainer`; rows may have texts.
+
+        Args:
+            test_dataset: the rows.
+        """
+        return super().get_test_dataloader(self._with_tokens(test_dataset))
+
+    def _with_tokens(self, dataset: Any) -> Any:
+        columns = getattr(dataset, "column_names", None)
+        if self._prepare_rows is None or columns is None or self._token_column in columns:
+            return dataset
+        return prepared(self._prepare_rows, dataset)[0]
 
     @property
     def tokenizer(self) -> Any:
@@ -105,8 +138,25 @@ def prepared(prepare: Callable[[Any], Any], *datasets: Any) -> list[Any]:
         return [each(dataset, prepare) for dataset in datasets]
 
 
-def length_or_default(value: int | None, default: int, name: str) -> int:
-    """`value`, or `default` with a warning that says so."""
+def mapped(dataset: Any, change: Callable[..., Any], num_proc: int | None = None, **options: Any) -> Any:
+    """`dataset.map`, without processes for a stream, which is read in this one."""
+    from datasets import IterableDataset
+
+    if num_proc is not None and isinstance(dataset, IterableDataset):
+        warn_user(f"dataset_num_proc={num_proc} has no effect on a stream")
+        num_proc = None
+    return dataset.map(change, **options, **({} if num_proc is None else {"num_proc": num_proc}))
+
+
+def positions_of(model: Any) -> int | None:
+    """The number of positions in the configuration of a model, None if it has none."""
+    config = getattr(model, "config", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
+
+
+def length_or_default(value: int | None, default: int, name: str, model: Any = None) -> int:
+    """`value`, or `default`, at most the positions of `model`, with a warning that says so."""
     if value is None:
+        default = min(default, positions_of(model) or default)
         warn_user(f"{name} is not given: it is {default} tokens")
     return default if value is None else value

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Optional
 
 import transformers
-from transformers.trainer_utils import IntervalStrategy
 
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -37,13 +36,34 @@ WHAT_TO_DO = {
 }
 
 
+TRANSLATED = {
+    "adafactor": "optim",
+    "group_by_length": "train_sampling_strategy",
+    "include_inputs_for_metrics": "include_for_metrics",
+    "split_batches": "accelerator_config",
+    "dispatch_batches": "accelerator_config",
+}
+"""Old names whose values are others in transformers 5."""
+
+DEFAULTS = {
+    one.name: one.default_factory() if callable(one.default_factory) else one.default
+    for one in fields(transformers.TrainingArguments)
+    if one.init
+}
+"""Of transformers' arguments."""
+
+
 def translate_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of transformers 4's `TrainingArguments` translated to release 5; each change warns once.
 
     Raises:
         TypeError: one setting is given under its old and its new name.
     """
-    translated = dict(arguments)
+    translated = {name: value for name, value in arguments.items() if value is not None or name not in OLD_NAMES}
+    if DEFAULTS.keys() <= {*arguments, "output_dir"}:  # a command line gives all settings, most of them by default
+        for old, new in (*RENAMED.items(), *TRANSLATED.items()):
+            if translated.get(old) is not None and translated.get(new, DEFAULTS[new]) == DEFAULTS[new]:
+                translated.pop(new, None)
     for old, new in RENAMED.items():
         if old in translated:
             _put(translated, new, translated.pop(old), old)
@@ -84,19 +104,27 @@ def _put(arguments: dict[str, Any], new: str, value: Any, old: str) -> None:
     )
 
 
-def _with_flag(name: str, old: str) -> Any:
-    """The field of transformers' arguments, with the old name as a second flag on the command line."""
-    known = next(one for one in fields(transformers.TrainingArguments) if one.name == name)
-    return field(default=known.default, metadata={**known.metadata, "aliases": [f"--{old}"]})
+OLD_NAMES = (*RENAMED, "warmup_ratio", *TRANSLATED, *WITHOUT_EFFECT)
+FLAGS = {
+    "no_cuda", *TRANSLATED, "overwrite_output_dir", "save_safetensors", "use_mps_device", "jit_mode_eval", "use_ipex",
+    "tpu_metrics_debug", "use_legacy_prediction_loop", "include_tokens_per_second",
+}  # fmt: skip
+NUMBERS = {"per_gpu_train_batch_size": int, "per_gpu_eval_batch_size": int, "warmup_ratio": float}
 
 
-EVAL_STRATEGY = _with_flag("eval_strategy", "evaluation_strategy")
-USE_CPU = _with_flag("use_cpu", "no_cuda")
-WARMUP_STEPS = _with_flag("warmup_steps", "warmup_ratio")
+def _old_field(name: str) -> tuple[str, Any, Any]:
+    """A field for an old name, so that `HfArgumentParser` takes it from a command line, from YAML and from JSON."""
+    new = {**RENAMED, "warmup_ratio": "warmup_steps"}.get(name)
+    metadata = {"help": f"Old name of {new}." if new else "Of transformers 4."}
+    kind: Any = bool if name in FLAGS else Optional[NUMBERS.get(name, str)]
+    return name, kind, field(default=None, repr=False, metadata=metadata)
+
+
+_OldNames: Any = make_dataclass("_OldNames", [_old_field(name) for name in OLD_NAMES], init=False)
 
 
 @dataclass(init=False)
-class TrainingArguments(transformers.TrainingArguments):
+class TrainingArguments(_OldNames, transformers.TrainingArguments):  # type: ignore[misc]
     """transformers' `TrainingArguments`, which also accepts old names: `evaluation_strategy`, `no_cuda`, and so on.
 
     Args:
@@ -104,9 +132,9 @@ class TrainingArguments(transformers.TrainingArguments):
         arguments: the other arguments of `transformers.TrainingArguments`, of release 4 or 5.
     """
 
-    eval_strategy: IntervalStrategy | str = EVAL_STRATEGY
-    use_cpu: bool = USE_CPU
-    warmup_steps: float = WARMUP_STEPS
-
     def __init__(self, output_dir: Optional[str] = None, **arguments: Any) -> None:
         super().__init__(output_dir=output_dir, **translate_arguments(arguments))
+
+    def to_dict(self) -> dict[str, Any]:
+        """transformers' dictionary of all settings, under their present names."""
+        return {name: value for name, value in super().to_dict().items() if name not in OLD_NAMES}

@@ -1,11 +1,15 @@
-"""The optimizer that a trainer makes for itself, and what makes its updates."""
+"""The optimizer of a trainer, whether it fits the policy, and what makes the updates."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
+from trl_step.models.inner_model import has_adapter
+from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.updates.on_device import OnDeviceUpdater, may_decide_on_device
@@ -25,6 +29,73 @@ def make_optimizer(model: torch.nn.Module, learning_rate: float) -> torch.optim.
         return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     except RuntimeError:
         return torch.optim.Adam(parameters, lr=learning_rate)
+
+
+def check_optimizer(optimizer: Any, scheduler: Any, model: torch.nn.Module) -> None:
+    """Whether a user's optimizer trains `model`, and a scheduler sets the rate of that optimizer.
+
+    Warns if the optimizer lacks some of what could be trained.
+
+    Args:
+        optimizer: torch's, or one that accelerate has prepared; None is the trainer's own.
+        scheduler: of `optimizer`, or None.
+        model: the policy, before accelerate has it.
+
+    Raises:
+        ValueError: no trainable parameter of `model` is in `optimizer`; `scheduler` is that of another optimizer.
+    """
+    scheduled = None if scheduler is None else getattr(scheduler, "optimizer", None)
+    if scheduled is not None and (optimizer is None or _inner(scheduled) is not _inner(optimizer)):
+        raise ValueError(
+            "lr_scheduler sets the learning rate of another optimizer, so that of this trainer would never change: "
+            "make the scheduler with the optimizer that you pass as optimizer="
+        )
+    held = held_by(optimizer)
+    if held is None:
+        return
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    missing = [name for name, parameter in trainable if id(parameter) not in held]
+    if len(missing) == len(trainable):
+        raise ValueError(
+            f"optimizer holds none of the {len(trainable)} trainable parameters of model, so nothing would be trained: "
+            "make it from the parameters of the model that you pass here, after its adapters were added, such as "
+            "torch.optim.Adam(p for p in model.parameters() if p.requires_grad)"
+        )
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warn_user(
+            f"{len(missing)} of the {len(trainable)} trainable parameters of model are not in the optimizer and stay "
+            f"as they are: {', '.join(missing[:3])}{more}. Add them to it, or freeze them with requires_grad_(False), "
+            "which saves the time for their gradients."
+        )
+
+
+def check_trained(model: Any) -> None:
+    """Warn if nothing of the model inside the wrapper `model` trains."""
+    inside = model.pretrained_model
+    if any(parameter.requires_grad for parameter in inside.parameters()):
+        return
+    what = "unfreeze what should train with requires_grad_(True)"
+    if has_adapter(inside):
+        what = (
+            "its adapter was loaded frozen, as it is by default. To train it, pass is_trainable=True to "
+            "AutoModelForCausalLMWithValueHead.from_pretrained(folder of the adapter), or to "
+            "peft.PeftModel.from_pretrained"
+        )
+    warn_user(f"nothing of the policy but its value head trains, so its answers stay as they are: {what}.")
+
+
+def held_by(optimizer: Any) -> set[int] | None:
+    """The `id` of each parameter in the groups of `optimizer`; None if it does not show them."""
+    groups: Iterable[dict[str, Any]] | None = getattr(optimizer, "param_groups", None)
+    return None if groups is None else {id(parameter) for group in groups for parameter in group["params"]}
+
+
+def _inner(optimizer: Any) -> Any:
+    """What accelerate has wrapped, several times at most."""
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def make_updater(

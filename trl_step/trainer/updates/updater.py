@@ -30,7 +30,7 @@ class Updater:
         processes: they agree on what is skipped; their accelerator runs the backward pass and clips
         model: the prepared policy
         optimizer: the prepared optimizer
-        parameters: what the gradient norm is taken over
+        parameters: those of the policy that train; the gradient norm is taken over those that the optimizer holds
         config: read at every update, so that a script may change it on the way: `max_grad_norm`, the upper bound of
             that norm; `ratio_threshold`: a mini-batch whose mean ratio is above this, or is not a number, is skipped;
             `exact_v07`: do what release 0.7 did: a skipped mini-batch has a zero loss, and the optimizer steps on it
@@ -187,6 +187,7 @@ class Updater:
 
     def step(self) -> None:
         """Clip the gradients that are there, let the optimizer step on them, and clear them."""
+        self._forget_outside()
         if self._has_gradient:
             try:
                 if self.config.max_grad_norm is not None:
@@ -198,6 +199,16 @@ class Updater:
             self.updates += 1
         self.optimizer.zero_grad()
         self._has_gradient = False
+
+    def _forget_outside(self) -> None:
+        """Drop the gradients of parameters that are not in the optimizer, whose groups may change on the way."""
+        # differs from v0.7: they counted in the norm and were never cleared
+        if self.config.exact_v07 or self._deepspeed:  # DeepSpeed's groups hold parameters of its own
+            return
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        for parameter in self.parameters:
+            if id(parameter) not in held:
+                parameter.grad = None
 
     def _optimizer_step(self) -> None:
         self.optimizer.step()
@@ -243,6 +254,7 @@ class Updater:
 
     def _forget_gradients(self) -> None:
         self.optimizer.zero_grad()
+        self._forget_outside()
         self._has_gradient, self._held = False, None
 
     def _forget_scaling(self) -> None:

@@ -1,0 +1,160 @@
+"""Whole steps of models and settings whose shapes are special: the first KL is 0, or an error says what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import (
+    CLIPVisionConfig,
+    DataCollatorWithPadding,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MambaConfig,
+    MambaForCausalLM,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    ProphetNetConfig,
+    ProphetNetForCausalLM,
+    ProphetNetForConditionalGeneration,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
+
+from tests import tiny
+from tests.tiny import IDS, SIZES, VOCABULARY, AutoModelForCausalLMWithValueHead, PPOTrainer
+
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+PROPHET = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_encoder_layers": 2, "num_decoder_layers": 2,
+    "num_encoder_attention_heads": 2, "num_decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64, "decoder_start_token_id": tiny.BOS, **IDS,
+}  # fmt: skip
+
+
+def openai_gpt() -> Any:
+    shape = {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 64}
+    return OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=VOCABULARY, **shape, **NO_DROPOUT))
+
+
+def modernbert() -> Any:
+    """Its output embedding is called "decoder"."""
+    config = ModernBertDecoderConfig(**SIZES, intermediate_size=64, local_attention=8, **IDS)
+    return ModernBertDecoderForCausalLM(config)
+
+
+def prophetnet() -> Any:
+    """It predicts two tokens from each position."""
+    return ProphetNetForCausalLM(ProphetNetConfig(**PROPHET, is_decoder=True, is_encoder_decoder=False))
+
+
+def prophetnet_seq2seq() -> Any:
+    return ProphetNetForConditionalGeneration(ProphetNetConfig(**PROPHET))
+
+
+def mamba() -> Any:
+    return MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4))
+
+
+def rwkv() -> Any:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 64}
+    return RwkvForCausalLM(RwkvConfig(vocab_size=VOCABULARY, **shape, **IDS))
+
+
+def llava() -> Any:
+    """An image of 28 pixels has four patches and a class, so its tower has five positions."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    vision = CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=8)
+    text = LlamaConfig(**SIZES, intermediate_size=64, **IDS)
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, vision_feature_layer=-1)
+    )
+
+
+def wrapped(model: Any, **options: Any) -> Any:
+    wrapper = tiny.AutoModelForSeq2SeqLMWithValueHead
+    if not model.config.is_encoder_decoder:
+        wrapper = AutoModelForCausalLMWithValueHead
+    return wrapper.from_pretrained(model, **options)
+
+
+def first_kl(trainer: Any) -> float:
+    queries, responses, scores = tiny.batch()
+    first = trainer.step(queries, responses, scores)
+    assert trainer.step(queries, responses, scores)["objective/kl"] != 0.0  # it trains
+    assert first["ppo/policy/ratio_error"] < 1e-3
+    return first["objective/kl"]
+
+
+@pytest.mark.parametrize("build", [modernbert, prophetnet, prophetnet_seq2seq, llava, openai_gpt])
+def test_the_first_kl_is_0(build):
+    torch.manual_seed(0)
+    assert first_kl(tiny.trainer(wrapped(build()))) == 0.0
+
+
+@pytest.mark.parametrize("build", [openai_gpt, mamba, rwkv, modernbert])
+def test_bottom_layers_are_shared_whatever_they_are_called(build):
+    """Mini-batches of different width are cut from the recorded hidden states: openai-gpt asks for a view of them."""
+    torch.manual_seed(0)
+    config = tiny.config(mini_batch_size=2)
+    trainer = PPOTrainer(config, wrapped(build()), None, tiny.tokenizer(), num_shared_layers=1)
+    own = dict(trainer.model.named_parameters())
+    shared = [name for name, other in trainer.ref_model.named_parameters() if own[name] is other]
+    assert shared
+    assert not any(own[name].requires_grad for name in shared)
+    assert any(parameter.requires_grad for parameter in trainer.model.pretrained_model.parameters())
+    assert first_kl(trainer) == 0.0
+
+
+def test_layers_that_are_not_found_come_with_advice_that_works():
+    with pytest.raises(ValueError, match=r"create_reference_model\(model, num_shared_layers=.*pass the result as ref"):
+        PPOTrainer(tiny.config(), tiny.with_value_head("gpt2"), None, tiny.tokenizer(), num_shared_layers=9)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("kind", ["lora", "tokens"])
+def test_adapters_on_the_input_embedding(name, kind):
+    torch.manual_seed(0)
+    top = "c_attn" if name == "gpt2" else "q_proj"
+    embedding = "wte" if name == "gpt2" else "embed_tokens"
+    options = {"target_modules": [top, embedding]} if kind == "lora" else {"target_modules": [top]}
+    if kind == "tokens":
+        options["trainable_token_indices"] = [4]
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=2, fan_in_fan_out=name == "gpt2", **options)
+    trainer = tiny.trainer(wrapped(tiny.CAUSAL[name](), peft_config=adapter), learning_rate=1e-2)
+    trainer.generate(tiny.batch()[0], max_new_tokens=3, do_sample=True, top_k=0)
+    assert first_kl(trainer) == 0.0
+
+
+@pytest.mark.parametrize("collator", [False, True])
+def test_a_padding_token_without_an_embedding_is_masked_like_any_other(collator):
+    """It was added to the tokenizer, and the model not resized."""
+    numbers = []
+    for added in (False, True):
+        tokenizer = tiny.tokenizer()
+        if added:
+            tokenizer.add_special_tokens({"pad_token": "<pad>"})
+        collate = DataCollatorWithPadding(tokenizer) if collator else None
+        model = tiny.with_value_head("gpt2")
+        trainer = PPOTrainer(tiny.config(), model, None, tokenizer, training_data_collator=collate)
+        torch.manual_seed(1)
+        limits = iter(range(1, 9))
+        responses = trainer.generate(
+            tiny.batch()[0], lambda limits=limits: next(limits), return_prompt=False, do_sample=True, top_k=0
+        )
+        stats = trainer.step(tiny.batch()[0], responses, tiny.batch()[2])
+        numbers.append((stats["objective/kl"], stats["ppo/loss/total"]))
+    assert numbers[0] == numbers[1]
+    assert numbers[0][0] == 0.0
+
+
+def test_a_reference_with_a_smaller_vocabulary_is_named():
+    trainer = tiny.trainer()
+    trainer.ref_model.pretrained_model.resize_token_embeddings(40)
+    with pytest.raises(ValueError, match=r"queries\[2\] contains token id 45, outside the ref_model's vocab"):
+        trainer.step(*tiny.batch())

@@ -1,0 +1,72 @@
+"""A policy of which nothing but the value head trains: said when the trainer is built."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import batch, gpt2, trainer, with_value_head
+from trl_step import AutoModelForCausalLMWithValueHead
+
+MESSAGE = "nothing of the policy but its value head trains"
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """The folder of a trained adapter with a value head."""
+    torch.manual_seed(0)
+    gpt2().save_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=2, task_type="CAUSAL_LM", fan_in_fan_out=True, init_lora_weights=False)
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), peft_config=lora
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def messages(model: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer(model)
+    return [str(warning.message) for warning in seen if MESSAGE in str(warning.message)]
+
+
+def test_a_frozen_adapter_is_said_with_what_to_do(adapter: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(adapter.parent / "base")
+    for model in (
+        AutoModelForCausalLMWithValueHead.from_pretrained(adapter),
+        AutoModelForCausalLMWithValueHead.from_pretrained(PeftModel.from_pretrained(base, str(adapter))),
+        AutoModelForCausalLMWithValueHead.from_pretrained(AutoModelForCausalLM.from_pretrained(adapter)),
+    ):
+        (message,) = messages(model)
+        assert "is_trainable=True" in message
+
+
+def test_a_frozen_trunk_is_said() -> None:
+    model = with_value_head("gpt2")
+    model.pretrained_model.requires_grad_(False)
+    (message,) = messages(model)
+    assert "requires_grad" in message
+    assert "is_trainable" not in message
+
+
+def test_what_trains_is_not_warned_of(adapter: Path) -> None:
+    assert not messages(with_value_head("gpt2"))
+    assert not messages(AutoModelForCausalLMWithValueHead.from_pretrained(adapter, is_trainable=True))
+
+
+def test_a_frozen_adapter_does_not_move(adapter: Path) -> None:
+    """What the warning says is so."""
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(adapter)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with pytest.warns(UserWarning, match=MESSAGE):
+        ours = trainer(model)
+    ours.step(*batch())
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
+    assert moved == {"v_head.summary.weight", "v_head.summary.bias"}

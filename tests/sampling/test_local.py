@@ -134,11 +134,6 @@ def test_beam_search() -> None:
     assert torch.equal(got[2], want[2])
 
 
-def test_dictionary_output_is_taken() -> None:
-    model, queries = tiny_gpt2(), ragged_queries(3, 5)
-    assert same(answer(model, queries, return_dict_in_generate=True, output_scores=True), answer(model, queries))
-
-
 def test_dropout_is_off_and_every_mode_restored() -> None:
     """Row A2: greedy tokens are those of eval mode although the policy is being trained."""
     model, queries = tiny_gpt2(embd_pdrop=0.9, resid_pdrop=0.9, attn_pdrop=0.9), ragged_queries(3, 11)

@@ -92,6 +92,24 @@ def release(model: nn.Module) -> None:
         unit.reshard()
 
 
+@contextmanager
+def embeddings_in_the_root(*models: Any) -> Iterator[None]:
+    """Inside, accelerate sees no embeddings of these value-head models, and leaves them to the root of FSDP2.
+
+    Otherwise it shards input and output embeddings as units, and fails if more modules share the weight, as in T5.
+    """
+    hidden = ("get_input_embeddings", "get_output_embeddings")
+    for model in models:
+        for name in hidden:
+            setattr(model, name, lambda: None)
+    try:
+        yield
+    finally:
+        for model in models:
+            for name in hidden:
+                delattr(model, name)
+
+
 @torch.no_grad()
 def start_fsdp(model: nn.Module, is_encoder_decoder: bool, device: torch.device) -> None:
     """One pass through the root of a freshly sharded model: FSDP2 takes the module that runs first as the root, and

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.adapters import without_adapter
-from trl_step.models.sharding import start_fsdp
+from trl_step.models.sharding import embeddings_in_the_root, start_fsdp
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.updates import deepspeed
@@ -79,14 +79,16 @@ def prepare(
         deepspeed.configure(accelerator, config)
         ref_model = None if ref_model is None else deepspeed.unshared(ref_model, model)
     is_encoder_decoder = getattr(model, "is_encoder_decoder", False)
-    model, optimizer, dataloader, lr_scheduler = accelerator.prepare(model, optimizer, dataloader, lr_scheduler)
+    with embeddings_in_the_root(model) if accelerator.is_fsdp2 else nullcontext():
+        model, optimizer, dataloader, lr_scheduler = accelerator.prepare(model, optimizer, dataloader, lr_scheduler)
     if ref_model is not None:
         ref_model = place_reference(ref_model, accelerator.device)
     if deepspeed.uses_deepspeed(accelerator) and deepspeed.begin(model):
         forward.forget_head(model.module)
     if accelerator.is_fsdp2:
         if ref_model is not None:
-            ref_model = fsdp2_prepare_model(accelerator, ref_model).eval()
+            with embeddings_in_the_root(ref_model):
+                ref_model = fsdp2_prepare_model(accelerator, ref_model).eval()
         for sharded in (model, ref_model):
             if sharded is not None:
                 start_fsdp(sharded, is_encoder_decoder, accelerator.device)

@@ -78,10 +78,9 @@ class RunState:
                 "save with trainer.model.save_checkpoint of DeepSpeed, or the policy alone with save_pretrained"
             )
 
-    def save(self, folder: Path, collected: dict[str, Any] | None = None) -> None:
-        """Write the run as it is now, or as it was `collected`, into `folder`; see `PPOTrainer.save_state`."""
-        trees = self.collect() if collected is None else collected
-        trees["identity"] = self.identity()
+    def save(self, folder: Path) -> None:
+        """Write the run as it is now into `folder`; see `PPOTrainer.save_state`."""
+        trees = {**self.collect(), "identity": self.identity()}
         own = [name for name in trees if self.processes.is_main or name not in SHARED]
 
         def write_files(data: Path) -> list[str]:

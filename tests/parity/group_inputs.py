@@ -1,7 +1,7 @@
 """The inputs of the recorded group algorithms, from NumPy's legacy random stream, which no release changes.
 
-NumPy only. Every array has one row per sample. Where a token does not count, log-probs hold other numbers than padding would, so
-that a mean which takes them in is seen.
+NumPy only. Every array has one row per sample. Where a token does not count, log-probs hold other numbers than padding
+would, so that a mean which takes them in is seen.
 """
 
 from __future__ import annotations

@@ -65,13 +65,12 @@ def adapters():
 
 
 def adapted_model(case: Case):
-    """The language model, with adapters if the case has them."""
+    """The language model, with fresh adapters if the case has them."""
     model = plain_model(case)
     if case.lora:
         from peft import get_peft_model
 
         model = get_peft_model(model, adapters())
-        fill_adapters(model)
     return model
 
 
@@ -100,6 +99,8 @@ class PPO:
         trainer = with_own_loss(library) if case.algorithm == "own-loss" else library.PPOTrainer
         model = adapted_model(case) if case.grouped else make_model(library, case)
         self.trainer = trainer(config, model, None, tokenizer(), num_shared_layers=case.shared_layers or None)
+        if case.lora and case.grouped:  # not before: a trained adapter would be part of the reference
+            fill_adapters(self.trainer.model)
 
     @property
     def model(self):
@@ -136,8 +137,8 @@ class TrlGRPO:
 
     Timed is what lies between the start of the first update and the end of the last: `rollout_func` hands over the
     completions, then come log-probs of policy and reference, advantages, and all updates. Making the data loader and
-    everything else that `train()` does once is not timed. Checkpointing of activations and bf16, both on by
-    default, are off.
+    everything else that `train()` does once is not timed. On by default and off here: checkpointing of activations,
+    bf16, and the ratio as a factor of the KL.
     """
 
     def __init__(self, library, case: Case) -> None:
@@ -176,7 +177,8 @@ class TrlGRPO:
         config = library.GRPOConfig(
             output_dir=folder, per_device_train_batch_size=case.mini_batch, num_generations=case.group,
             steps_per_generation=case.samples // case.mini_batch, num_iterations=PPO_EPOCHS, max_steps=self.updates,
-            beta=BETA, epsilon=0.2, loss_type="grpo", max_completion_length=case.response[1],
+            beta=BETA, use_bias_correction_kl=False, epsilon=0.2, loss_type="grpo",
+            max_completion_length=case.response[1],
             importance_sampling_level="sequence" if case.algorithm == "gspo" else "token",
             learning_rate=LEARNING_RATE, lr_scheduler_type="constant", max_grad_norm=0.0, bf16=False,
             gradient_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no",

@@ -41,9 +41,14 @@ def hidden_width(config: Any) -> int:
     """Width of the decoder's last hidden state.
 
     Raises:
-        ValueError: the configuration does not say it.
+        ValueError: the configuration does not say it, or is a Reformer's.
     """
     text = config.get_text_config(decoder=True)
+    if text.model_type == "reformer":
+        raise ValueError(
+            "Reformer cannot be trained by a step: its layers are reversible, and their backward pass works in train "
+            "mode only, in which dropout would make the policy another one than is evaluated. Take another model"
+        )
     # OPT projects back to this width after its last layer
     width = getattr(text, "word_embed_proj_dim", None) or getattr(text, "hidden_size", None)
     if width is None:

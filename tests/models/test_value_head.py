@@ -129,3 +129,11 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(monkeypatch: 
     torch.testing.assert_close(got, want)
     model.gradient_checkpointing_disable()
     assert not model.gradient_checkpointing
+
+
+def test_a_head_refuses_what_it_does_not_know() -> None:
+    config = GPT2Config(n_embd=WIDTH)
+    with pytest.raises(ValueError, match=r"does not know sumary_dropout_prob: it takes summary_dropout_prob"):
+        ValueHead(config, sumary_dropout_prob=0.0)
+    wrapper_arguments = {"v_head_init_strategy": "normal", "v_head_initializer_range": 0.1}
+    assert isinstance(ValueHead(config, summary_dropout_prob=0.0, **wrapper_arguments).dropout, nn.Identity)

@@ -15,6 +15,7 @@ from trl_step.models.modeling_base import PreTrainedModelWrapper
 
 DROPOUT = 0.1
 INITIALIZER_RANGE = 0.2
+HEAD_ARGUMENTS = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
 
 
 class ValueHead(nn.Module):
@@ -24,10 +25,16 @@ class ValueHead(nn.Module):
         config: configuration of the language model; its hidden size is the width D. Its attribute
             `summary_dropout_prob`, if any, takes precedence over the argument.
         summary_dropout_prob: dropout before the map (default 0.1).
+        v_head_init_strategy, v_head_initializer_range: for the wrapper, which passes all of its arguments on.
+
+    Raises:
+        ValueError: another argument; the configuration has no width.
     """
 
     def __init__(self, config: Any, **kwargs: Any) -> None:
         super().__init__()
+        if unknown := sorted(set(kwargs) - set(HEAD_ARGUMENTS)):
+            raise ValueError(f"ValueHead does not know {', '.join(unknown)}: it takes {', '.join(HEAD_ARGUMENTS)}")
         dropout = getattr(config, "summary_dropout_prob", kwargs.get("summary_dropout_prob", DROPOUT))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.summary = nn.Linear(hidden_width(config), 1)
@@ -70,7 +77,7 @@ class _ValueHeadModel(PreTrainedModelWrapper):
         ValueError: the model has no language model head; the strategy is unknown.
     """
 
-    supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
+    supported_args = HEAD_ARGUMENTS
 
     def __init__(self, pretrained_model: Any, **kwargs: Any) -> None:
         super().__init__(pretrained_model, **kwargs)

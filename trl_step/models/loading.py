@@ -78,9 +78,11 @@ def _load_config(source: str, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _class_for(parent_class: Any, config: Any) -> Any:
-    """`parent_class`, or the auto class of multimodal models if only that one knows the configuration, or the class that
-    the configuration names if none does: the text decoder of Mllama, which AutoModelForCausalLM takes out of the whole
-    model."""
+    """`parent_class`, or the auto class of multimodal models if only that one knows the configuration.
+
+    If none does, the class that the configuration names: AutoModelForCausalLM takes the text decoder out of Mllama, but
+    does not know its configuration.
+    """
     if _model_classes(parent_class, config) or parent_class.__name__ in (getattr(config, "auto_map", None) or {}):
         return parent_class
     for_decoders = parent_class is AutoModelForCausalLM

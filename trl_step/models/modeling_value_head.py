@@ -74,7 +74,7 @@ class _ValueHeadModel(PreTrainedModelWrapper):
         v_head_initializer_range: its standard deviation (default 0.2).
 
     Raises:
-        ValueError: the model has no language model head; the strategy is unknown.
+        ValueError: the model has no language model head, or is of the other class's kind; the strategy is unknown.
     """
 
     supported_args = HEAD_ARGUMENTS
@@ -82,9 +82,21 @@ class _ValueHeadModel(PreTrainedModelWrapper):
     def __init__(self, pretrained_model: Any, **kwargs: Any) -> None:
         super().__init__(pretrained_model, **kwargs)
         output_embedding(pretrained_model)  # raises if there is none
+        self._check_kind(pretrained_model.config)
         head_kwargs, _, _ = self._split_kwargs(kwargs)
         self.v_head = ValueHead(pretrained_model.config, **head_kwargs)
         self._init_weights(**head_kwargs)
+
+    def _check_kind(self, config: Any) -> None:
+        # differs from v0.7: BART in the causal wrapper trained on logits whose encoder had read the answer
+        takes_both_sides = bool(getattr(self, "is_encoder_decoder", False))
+        if bool(getattr(config, "is_encoder_decoder", False)) != takes_both_sides:
+            kind = "a decoder alone" if takes_both_sides else "an encoder-decoder"
+            other = "CausalLM" if takes_both_sides else "Seq2SeqLM"
+            raise ValueError(
+                f"the model is {kind}, according to its {type(config).__name__}: use AutoModelFor{other}WithValueHead "
+                f"in place of {type(self).__name__}"
+            )
 
     def _init_weights(self, **kwargs: Any) -> None:
         strategy = kwargs.get("v_head_init_strategy")

@@ -218,6 +218,12 @@ def test_a_padding_token_without_an_embedding_is_masked_like_any_other(collator)
     assert numbers[0][0] == 0.0
 
 
+@pytest.mark.parametrize(("policy", "reference"), [("gpt2", "t5"), ("t5", "gpt2")])
+def test_a_reference_of_another_kind_is_named(policy, reference):
+    with pytest.raises(ValueError, match=r"model is an? .* and ref_model is an? .*Leave ref_model out"):
+        tiny.trainer(policy, tiny.with_value_head(reference))
+
+
 def test_a_reference_with_a_smaller_vocabulary_is_named():
     trainer = tiny.trainer()
     trainer.ref_model.pretrained_model.resize_token_embeddings(40)

@@ -46,7 +46,14 @@ class Prepared(NamedTuple):
 
 
 def check_reference(model: torch.nn.Module, reference: torch.nn.Module) -> None:
-    """Raise ValueError if training `model` moves `reference` as well."""
+    """Raise ValueError if training `model` moves `reference` as well, or if they are of different kinds."""
+    kinds = [bool(getattr(one, "is_encoder_decoder", False)) for one in (model, reference)]
+    if kinds[0] != kinds[1]:
+        names = [("a decoder alone", "an encoder-decoder")[kind] for kind in kinds]
+        raise ValueError(
+            f"model is {names[0]} and ref_model is {names[1]}: the reference must read the same batches. "
+            "Leave ref_model out for a copy of model, or load one of the same kind"
+        )
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     shared = sum(id(parameter) in trained for parameter in reference.parameters())
     if shared:

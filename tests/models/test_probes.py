@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from tests import tiny
+from tests.models.families import small_model
 from tests.models.tiny_models import CAUSAL, SEQ2SEQ, SIZES, VISION, plain
-from trl_step.models.probes import require_causal
+from trl_step.models.probes import change_by_length, require_causal
 
 
 def paligemma() -> Any:
@@ -44,9 +45,41 @@ def test_a_model_that_looks_ahead_is_refused_when_the_trainer_is_built(build):
         tiny.trainer(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("build", [paligemma, xlnet, bert])
+def test_rounding_does_not_hide_that_a_model_looks_ahead(build, dtype):
+    torch.manual_seed(0)
+    model = build()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.01)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="is not causal"):
+        require_causal(model.to(dtype))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [*CAUSAL, *SEQ2SEQ])
-def test_causal_models_pass(name):
-    require_causal(plain(name))
+def test_causal_models_pass(name, dtype):
+    model = plain(name).to(dtype)
+    require_causal(model)
+    assert change_by_length(model) is None
+
+
+def test_a_decoder_that_looks_ahead_with_a_cache_only_is_causal_in_a_step():
+    """FSMT leaves its causal mask out if it is asked for a cache; a step never asks for one."""
+    model = small_model("seq2seq", "fsmt")
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
+    first, second = model.eval()(input_ids=ids[:1].expand(2, -1), decoder_input_ids=ids).logits
+    assert (first[:-1] - second[:-1]).abs().max() > 0.1
+    require_causal(model)
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_a_model_whose_logits_depend_on_the_number_of_columns_is_found(kind):
+    assert change_by_length(small_model(kind, "prophetnet")) > 0.1
 
 
 def test_asking_leaves_modes_and_random_streams_alone():

@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.models.families import small_config
 from tests.models.tiny_models import SIZES, VISION, VOCABULARY, WIDTH, inputs_of, lora, plain, trained_adapter, wrapped
 from tests.tiny import trainer as tiny_trainer
 from trl_step.models import AutoModelForCausalLMWithValueHead
@@ -89,6 +90,22 @@ def test_a_multimodal_policy_is_found_by_its_folder(tmp_path: Path, name: str) -
         loaded = Wrapper.from_pretrained(tmp_path)
     assert type(loaded.pretrained_model) is type(before.pretrained_model)
     torch.testing.assert_close(outputs(loaded), outputs(before))
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("llama4", "Llama4"), ("mllama", "Mllama")])
+@pytest.mark.filterwarnings("ignore:.*holds no value head")
+def test_the_text_decoder_of_a_multimodal_folder_is_found_again(tmp_path: Path, name: str, architecture: str) -> None:
+    """AutoModelForCausalLM takes the decoder out of the whole model; what it saves has the decoder's configuration,
+    which it does not know for Mllama."""
+    torch.manual_seed(0)
+    whole = getattr(transformers, f"{architecture}ForConditionalGeneration")(small_config(name)).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    policy = Wrapper.from_pretrained(tmp_path / "whole")
+    assert type(policy.pretrained_model).__name__ == f"{architecture}ForCausalLM"
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(policy)[0], whole(**inputs_of()).logits)
+    policy.save_pretrained(tmp_path / "policy")
+    torch.testing.assert_close(outputs(Wrapper.from_pretrained(tmp_path / "policy")), outputs(policy))
 
 
 @pytest.mark.filterwarnings("ignore:.*holds no value head")

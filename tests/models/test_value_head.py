@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2Model, OPTConfig
 
+from tests.models.families import small_model
 from tests.models.tiny_models import CAUSAL, SEQ2SEQ, WIDTH, inputs_of, plain, wrapped, wrapper_of
-from trl_step.models import AutoModelForCausalLMWithValueHead, ValueHead
+from trl_step.models import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead, ValueHead
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, *SEQ2SEQ])
@@ -129,3 +130,29 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(monkeypatch: 
     torch.testing.assert_close(got, want)
     model.gradient_checkpointing_disable()
     assert not model.gradient_checkpointing
+
+
+def test_a_head_refuses_what_it_does_not_know() -> None:
+    config = GPT2Config(n_embd=WIDTH)
+    with pytest.raises(ValueError, match=r"does not know sumary_dropout_prob: it takes summary_dropout_prob"):
+        ValueHead(config, sumary_dropout_prob=0.0)
+    wrapper_arguments = {"v_head_init_strategy": "normal", "v_head_initializer_range": 0.1}
+    assert isinstance(ValueHead(config, summary_dropout_prob=0.0, **wrapper_arguments).dropout, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "right"),
+    [("bart", "CausalLM", "Seq2SeqLM"), ("t5", "CausalLM", "Seq2SeqLM"), ("gpt2", "Seq2SeqLM", "CausalLM")],
+)
+def test_a_model_of_the_other_kind_is_refused(name: str, given: str, right: str) -> None:
+    """BART in the causal wrapper trained: its encoder had read the answer whose tokens it predicted."""
+    classes = {"CausalLM": AutoModelForCausalLMWithValueHead, "Seq2SeqLM": AutoModelForSeq2SeqLMWithValueHead}
+    with pytest.raises(ValueError, match=f"use AutoModelFor{right}WithValueHead in place of AutoModelFor{given}With"):
+        classes[given].from_pretrained(plain(name))
+
+
+def test_a_model_of_sound_that_is_listed_as_seq2seq_is_a_decoder() -> None:
+    model = small_model("seq2seq", "qwen2_audio")
+    with pytest.raises(ValueError, match="Qwen2AudioConfig: use AutoModelForCausalLMWithValueHead"):
+        AutoModelForSeq2SeqLMWithValueHead.from_pretrained(model)
+    AutoModelForCausalLMWithValueHead.from_pretrained(model)

@@ -55,6 +55,16 @@ def test_every_kind_of_loss_moves_the_weights_otherwise(name: str) -> None:
         assert any(excess(here[key], plain[key]).max() > 1 for key in moved)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-unclipped") and name.startswith("sft")])
+def test_a_loss_of_another_scale_would_be_seen(name: str) -> None:
+    """Gradients of the clipped runs are longer than the limit: any multiple of the loss moves the weights alike."""
+    clipped, unclipped = recorded(name.removesuffix("-unclipped")), recorded(name)
+    rate = 0.02 / 0.05
+    moved = [key for key in clipped if key.startswith("moved/")]
+    assert any(excess(unclipped[key], clipped[key] * rate).max() > 1 for key in moved)
+    assert {"logged", "eval_loss"} <= set(unclipped)
+
+
 def test_a_prompt_that_merges_into_its_answer_was_recorded() -> None:
     tokens = recorded("dpo-sigmoid")
     joined = tokens["batch/chosen_labels"][1]

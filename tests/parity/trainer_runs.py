@@ -11,8 +11,8 @@ import random
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,11 @@ def trained(trainer: Any, before: dict[str, torch.Tensor]) -> Arrays:
     return found
 
 
+def logged(trainer: Any) -> Arrays:
+    """The loss of each update."""
+    return {"logged": np.array([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])}
+
+
 def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter as it is."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -161,7 +166,17 @@ def as_arrays(tensors: dict[str, Any], prefix: str) -> Arrays:
 # --- the runs ------------------------------------------------------------------------------------------------
 
 
-def dpo(library: ModuleType, options: dict[str, Any], seq2seq: bool = False, lora: bool = False) -> Arrays:
+UNCLIPPED = {"max_grad_norm": 1e9, "learning_rate": 0.02}
+"""Transformers clips gradients to a norm of 1 by default, which hides a wrong scale of the loss"""
+
+
+def dpo(
+    library: ModuleType,
+    options: dict[str, Any],
+    seq2seq: bool = False,
+    lora: bool = False,
+    training: Mapping[str, Any] = MappingProxyType({}),
+) -> Arrays:
     """Tokens, batch, log-probs, losses, metrics, three updates."""
     build = t5 if seq2seq else gpt2
     sizes: dict[str, Any] = {"max_length": 20, "max_prompt_length": 8, **({"max_target_length": 9} if seq2seq else {})}
@@ -175,7 +190,7 @@ def dpo(library: ModuleType, options: dict[str, Any], seq2seq: bool = False, lor
         trainer = library.DPOTrainer(
             build(1),
             None if lora else build(2),
-            args=arguments(folder),
+            args=arguments(folder, **training),
             train_dataset=rows,
             eval_dataset=rows,
             tokenizer=build_tokenizer(),
@@ -201,9 +216,7 @@ def dpo(library: ModuleType, options: dict[str, Any], seq2seq: bool = False, lor
         found |= as_arrays({"mean": loss}, "loss") | as_arrays(metrics, "metrics")
         before = copy_of(trainer.model)
         trainer.train()
-        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        found["logged"] = np.array(logged)
-        return found | trained(trainer, before)
+        return found | logged(trainer) | trained(trainer, before)
 
 
 def draw_adapters(model: torch.nn.Module) -> None:
@@ -215,7 +228,7 @@ def draw_adapters(model: torch.nn.Module) -> None:
                 parameter.copy_(torch.from_numpy(stream.standard_normal(tuple(parameter.shape)).astype(np.float32)))
 
 
-def reward(library: ModuleType, margins: bool) -> Arrays:
+def reward(library: ModuleType, margins: bool, training: Mapping[str, Any] = MappingProxyType({})) -> Arrays:
     """Loss, evaluation and three updates of a reward model; with margins, those of the release's own broadcast."""
     tokenizer = build_tokenizer()
     data = preferences()
@@ -227,7 +240,7 @@ def reward(library: ModuleType, margins: bool) -> Arrays:
         columns["margin"] = [0.1, 0.9, 0.4, 0.0, 1.5, 0.3, 0.7, 0.2]
     rows = Dataset.from_dict(columns)
     with tempfile.TemporaryDirectory() as folder:
-        config = library.RewardConfig(**settings(folder, max_length=32))
+        config = library.RewardConfig(**settings(folder, max_length=32, **training))
         config.exact_v07 = True
         trainer = library.RewardTrainer(
             gpt2(3, "GPT2ForSequenceClassification"), config, tokenizer=tokenizer, train_dataset=rows, eval_dataset=rows
@@ -241,7 +254,7 @@ def reward(library: ModuleType, margins: bool) -> Arrays:
         found["accuracy"] = np.array(trainer.evaluate()["eval_accuracy"])
         before = copy_of(trainer.model)
         trainer.train()
-        return found | trained(trainer, before)
+        return found | logged(trainer) | trained(trainer, before)
 
 
 def packing(library: ModuleType, **options: Any) -> Arrays:
@@ -277,14 +290,14 @@ def completions(library: ModuleType) -> Arrays:
     return found | as_arrays(dict(collator([tokenizer(text) for text in single])), "ids")
 
 
-def iterative(library: ModuleType, seq2seq: bool) -> Arrays:
+def iterative(library: ModuleType, seq2seq: bool, training: Mapping[str, Any] = MappingProxyType({})) -> Arrays:
     """Three steps on token ids; labels of a decoder are its inputs."""
     stream = np.random.RandomState(5)
     model = (t5 if seq2seq else gpt2)(4)
     with tempfile.TemporaryDirectory() as folder:
         trainer = library.IterativeSFTTrainer(
             model,
-            arguments(folder, per_device_train_batch_size=3, max_steps=100, gradient_accumulation_steps=2),
+            arguments(folder, per_device_train_batch_size=3, max_steps=100, gradient_accumulation_steps=2, **training),
             build_tokenizer(),
         )
         before = copy_of(trainer.model)
@@ -293,19 +306,26 @@ def iterative(library: ModuleType, seq2seq: bool) -> Arrays:
             rows = [torch.from_numpy(stream.randint(4, 22, length)) for length in (5, 9, 2, 7, 7, 3, 6)]
             labels = [torch.from_numpy(stream.randint(4, 22, length)) for length in (4, 3, 6, 2, 5, 5, 8)]
             trainer.step(input_ids=rows, labels=labels if seq2seq else rows)
-        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        return {"logged": np.array(logged)} | trained(trainer, before)
+        return logged(trainer) | trained(trainer, before)
 
 
-def sft(library: ModuleType, packed: bool) -> Arrays:
-    """Tokens and three updates on a text field."""
+def sft(library: ModuleType, packed: bool, training: Mapping[str, Any] = MappingProxyType({})) -> Arrays:
+    """Tokens, an evaluation and three updates on a text field."""
     rows = Dataset.from_dict({"text": texts(8, 12, 30, 11)})
     random.seed(0)
     with tempfile.TemporaryDirectory() as folder:
         trainer = library.SFTTrainer(
             gpt2(5),
-            arguments(folder, remove_unused_columns=True, per_device_train_batch_size=16, seed=0),
+            arguments(
+                folder,
+                remove_unused_columns=True,
+                per_device_train_batch_size=16,
+                per_device_eval_batch_size=32,
+                seed=0,
+                **training,
+            ),
             train_dataset=rows,
+            eval_dataset=rows,
             tokenizer=build_tokenizer(),
             dataset_text_field="text",
             max_seq_length=16,
@@ -313,9 +333,10 @@ def sft(library: ModuleType, packed: bool) -> Arrays:
             num_of_sequences=4,
         )
         found = {"tokens": np.array([token for row in trainer.train_dataset["input_ids"] for token in row])}
+        found["eval_loss"] = np.array(trainer.evaluate()["eval_loss"])
         before = copy_of(trainer.model)
         trainer.train()
-        return found | trained(trainer, before)
+        return found | logged(trainer) | trained(trainer, before)
 
 
 def neftune(library: ModuleType) -> Arrays:
@@ -359,6 +380,12 @@ def runs() -> Iterator[tuple[str, Run]]:
     yield "iterative-t5", lambda library: iterative(library, seq2seq=True)
     yield "sft", lambda library: sft(library, packed=False)
     yield "sft-packed", lambda library: sft(library, packed=True)
+    yield "sft-unclipped", lambda library: sft(library, packed=False, training=UNCLIPPED)
+    yield "sft-packed-unclipped", lambda library: sft(library, packed=True, training=UNCLIPPED)
+    yield "iterative-unclipped", lambda library: iterative(library, seq2seq=False, training=UNCLIPPED)
+    yield "iterative-t5-unclipped", lambda library: iterative(library, seq2seq=True, training=UNCLIPPED)
+    yield "reward-unclipped", lambda library: reward(library, margins=False, training=UNCLIPPED)
+    yield "dpo-unclipped", lambda library: dpo(library, {}, training=UNCLIPPED)
     yield "neftune", neftune
     yield "prompt-stats", prompt_stats
 

@@ -24,6 +24,16 @@ def test_answers_beyond_the_positions_are_refused_before_sampling():
         answer(model, ragged_queries(64), max_new_tokens=None)
 
 
+@pytest.mark.parametrize("build", [tiny_gpt2, tiny_bart])
+@pytest.mark.parametrize("bad", [-1, 10_000])
+def test_token_ids_without_an_embedding_are_refused_before_sampling(build, bad):
+    """They were an IndexError, and on a GPU an assert that ends the process's use of it."""
+    queries = ragged_queries(3, 5)
+    queries[1][2] = bad
+    with pytest.raises(ValueError, match=rf"query 1 contains token id {bad}, outside the model's vocabulary 0\.\."):
+        answer(build(), queries, is_encoder_decoder=build is tiny_bart)
+
+
 def test_encoder_and_decoder_have_their_own_positions():
     model = tiny_bart()
     assert answer(model, ragged_queries(64), max_new_tokens=3, is_encoder_decoder=True)

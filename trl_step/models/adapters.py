@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,19 @@ def freeze_reference(model: Any) -> str:
 
 def frozen_base_names(model: nn.Module) -> set[str]:
     """Names, as in the state dict, of the tensors that existed before any adapter and are not trained."""
+    of_adapters = _adapter_prefixes(model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name for name in model.state_dict() if name not in trained and not name.startswith(of_adapters)}
+
+
+def trained_base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train and existed before any adapter: biases with `bias="all"`, or unfrozen by hand."""
+    of_adapters = _adapter_prefixes(model)
+    return {n: p for n, p in model.named_parameters() if p.requires_grad and not n.startswith(of_adapters)}
+
+
+def _adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of all tensors that adapters added."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -253,12 +266,20 @@ def frozen_base_names(model: nn.Module) -> set[str]:
         else:
             continue
         of_adapters.update(f"{prefix}.{part}." for part in parts)
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {
-        name
-        for name in model.state_dict()
-        if name not in trained and not any(name.startswith(prefix) for prefix in of_adapters)
-    }
+    return tuple(of_adapters)
+
+
+@contextmanager
+def replaced_values(values: Mapping[nn.Parameter, torch.Tensor]) -> Iterator[None]:
+    """Inside, each parameter has the given value, on its own device."""
+    kept = {parameter: parameter.data for parameter in values}
+    try:
+        for parameter, value in values.items():
+            parameter.data = value.to(parameter.device)
+        yield
+    finally:
+        for parameter, value in kept.items():
+            parameter.data = value
 
 
 # --- the reward adapter --------------------------------------------------------------------------------------

@@ -35,10 +35,15 @@ def output_embedding(model: nn.Module) -> nn.Module:
     """The module that turns hidden states into logits, according to the model itself.
 
     Raises:
-        ValueError: the model has none.
+        ValueError: the model has none, or names its input embedding (FSMT): nothing shows then what enters its head.
     """
     base = plain_model(model)
     embedding = base.get_output_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        raise ValueError(
+            f"{type(base).__name__} names its input embedding as its output embedding: its get_output_embeddings() is "
+            "looked up with token ids, so the hidden states that become logits cannot be read. Take another model"
+        )
     if embedding is None:
         raise ValueError(
             f"{type(base).__name__} has no language model head: its get_output_embeddings() is None. Load the model "

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -77,14 +78,27 @@ def _load_config(source: str, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _class_for(parent_class: Any, config: Any) -> Any:
-    """`parent_class`, or the auto class of multimodal models if only that one knows the configuration."""
+    """`parent_class`, or the auto class of multimodal models if only that one knows the configuration.
+
+    If none does, the class that the configuration names: AutoModelForCausalLM takes the text decoder out of Mllama, but
+    does not know its configuration.
+    """
     if _model_classes(parent_class, config) or parent_class.__name__ in (getattr(config, "auto_map", None) or {}):
         return parent_class
     for_decoders = parent_class is AutoModelForCausalLM
     if parent_class not in (AutoModelForCausalLM, AutoModelForSeq2SeqLM) or for_decoders == config.is_encoder_decoder:
         return parent_class
     multimodal = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
-    return next((known for known in multimodal if _model_classes(known, config)), parent_class)
+    return next((known for known in multimodal if _model_classes(known, config)), _named(config) or parent_class)
+
+
+def _named(config: Any) -> Any:
+    """The class of transformers that the configuration names, or None if it is not made for this configuration."""
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, name, None)
+        if found is not None and getattr(found, "config_class", None) is type(config):
+            return found
+    return None
 
 
 # --- dtype ---------------------------------------------------------------------------------------------------
@@ -199,6 +213,8 @@ def _restore(model_class: Any, known: Any) -> None:
 
 def _model_classes(parent_class: Any, config: Any) -> tuple[Any, ...]:
     """The classes that an auto class may build for `config`; empty for code that comes with the checkpoint."""
+    if not hasattr(parent_class, "_model_mapping"):
+        return (parent_class,)
     if type(config) not in parent_class._model_mapping:
         return ()
     classes = parent_class._model_mapping[type(config)]

@@ -13,6 +13,7 @@ from trl_step.models.modeling_language import LanguageModelWrapper
 
 DROPOUT = 0.1
 INITIALIZER_RANGE = 0.2
+HEAD_ARGUMENTS = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
 
 
 class ValueHead(nn.Module):
@@ -22,10 +23,16 @@ class ValueHead(nn.Module):
         config: configuration of the language model; its hidden size is the width D. Its attribute
             `summary_dropout_prob`, if any, takes precedence over the argument.
         summary_dropout_prob: dropout before the map (default 0.1).
+        v_head_init_strategy, v_head_initializer_range: for the wrapper, which passes all of its arguments on.
+
+    Raises:
+        ValueError: another argument; the configuration has no width.
     """
 
     def __init__(self, config: Any, **kwargs: Any) -> None:
         super().__init__()
+        if unknown := sorted(set(kwargs) - set(HEAD_ARGUMENTS)):
+            raise ValueError(f"ValueHead does not know {', '.join(unknown)}: it takes {', '.join(HEAD_ARGUMENTS)}")
         dropout = getattr(config, "summary_dropout_prob", kwargs.get("summary_dropout_prob", DROPOUT))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.summary = nn.Linear(hidden_width(config), 1)
@@ -39,9 +46,14 @@ def hidden_width(config: Any) -> int:
     """Width of the decoder's last hidden state.
 
     Raises:
-        ValueError: the configuration does not say it.
+        ValueError: the configuration does not say it, or is a Reformer's.
     """
     text = config.get_text_config(decoder=True)
+    if text.model_type == "reformer":
+        raise ValueError(
+            "Reformer cannot be trained by a step: its layers are reversible, and their backward pass works in train "
+            "mode only, in which dropout would make the policy another one than is evaluated. Take another model"
+        )
     # OPT projects back to this width after its last layer
     width = getattr(text, "word_embed_proj_dim", None) or getattr(text, "hidden_size", None)
     if width is None:
@@ -60,17 +72,29 @@ class _ValueHeadModel(LanguageModelWrapper):
         v_head_initializer_range: its standard deviation (default 0.2).
 
     Raises:
-        ValueError: the model has no language model head; the strategy is unknown.
+        ValueError: the model has no language model head, or is of the other class's kind; the strategy is unknown.
     """
 
     supported_modules = ("v_head",)
-    supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
+    supported_args = HEAD_ARGUMENTS
 
     def __init__(self, pretrained_model: Any, **kwargs: Any) -> None:
         super().__init__(pretrained_model, **kwargs)
+        self._check_kind(pretrained_model.config)
         head_kwargs, _, _ = self._split_kwargs(kwargs)
         self.v_head = ValueHead(pretrained_model.config, **head_kwargs)
         self._init_weights(**head_kwargs)
+
+    def _check_kind(self, config: Any) -> None:
+        # differs from v0.7: BART in the causal wrapper trained on logits whose encoder had read the answer
+        takes_both_sides = bool(getattr(self, "is_encoder_decoder", False))
+        if bool(getattr(config, "is_encoder_decoder", False)) != takes_both_sides:
+            kind = "a decoder alone" if takes_both_sides else "an encoder-decoder"
+            other = "CausalLM" if takes_both_sides else "Seq2SeqLM"
+            raise ValueError(
+                f"the model is {kind}, according to its {type(config).__name__}: use AutoModelFor{other}WithValueHead "
+                f"in place of {type(self).__name__}"
+            )
 
     def _init_weights(self, **kwargs: Any) -> None:
         strategy = kwargs.get("v_head_init_strategy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from trl_step.models.inner_model import decoder_backbone, plain_model
 
@@ -47,8 +48,10 @@ def learned_positions(part: nn.Module, other_parts: frozenset[nn.Module] = froze
 def _towers(base: Any) -> frozenset[nn.Module]:
     """All modules of the towers for images and sound."""
     text = {base, base.base_model, base.get_encoder(), base.get_decoder()}
-    towers = {base.get_encoder(modality=modality) for modality in ("image", "audio")} - text
-    return frozenset(module for tower in towers for module in tower.modules())
+    named = {base.get_encoder(modality=modality) for modality in ("image", "audio")}
+    # some have a name of their own, or are inside the encoder of the text
+    nested = {m for m in base.modules() if isinstance(m, PreTrainedModel) and m.main_input_name != "input_ids"}
+    return frozenset(module for tower in (named | nested) - text if tower is not None for module in tower.modules())
 
 
 def _usable_rows(table: nn.Embedding) -> int:

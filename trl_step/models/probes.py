@@ -17,7 +17,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from trl_step.models.decoder_pass import run_decoder
-from trl_step.models.inner_model import plain_model
+from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
 from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import eval_mode
 
@@ -26,6 +26,32 @@ LEAK = 1e-4
 """of the largest logit: a smaller difference is rounding in float32"""
 ROUNDING_STEPS = 4
 """the same for lower precisions, in rounding steps"""
+
+
+def require_precision(model: nn.Module) -> None:
+    """Raise a `ValueError` if a model in another precision than float32 cannot run, or has no finite logits.
+
+    Products of experts and a few others know no float64, and the masks of a few models are infinite in it.
+
+    Args:
+        model: as in `require_causal`.
+    """
+    base = plain_model(model)
+    if base.dtype == torch.float32 or not can_be_asked(model):
+        return
+    problem = ""
+    try:
+        with probing(model):
+            logits = run_decoder(model, _probe_inputs(model, ordinary_ids(model, PROBE_LENGTH).unsqueeze(0))).logits
+        if not bool(torch.isfinite(logits).all()):
+            problem = "its logits for plain text are not finite"
+    except RuntimeError as error:
+        problem = str(error).strip().partition("\n")[0]
+    if problem:
+        raise ValueError(
+            f"{type(base).__name__} does not run in {str(base.dtype).removeprefix('torch.')}: {problem}. Load it in "
+            "float32, with from_pretrained(..., dtype=torch.float32), or convert it with .float()"
+        )
 
 
 def require_causal(model: nn.Module) -> None:
@@ -38,14 +64,31 @@ def require_causal(model: nn.Module) -> None:
             the decoder is asked. A model whose weights are not all here, or which fails on plain text, is not asked.
     """
     change = _change_before_the_last(model)
-    if change is None:
+    if change is None and not _last_token_has_a_slope(model):
         return
-    name = type(plain_model(model)).__name__
+    name, by = type(plain_model(model)).__name__, "" if change is None else f" by {change:.2g}"
     raise ValueError(
-        f"{name} is not causal: another last token changes the logits of earlier positions by {change:.2g}, so a "
+        f"{name} is not causal: another last token changes the logits of earlier positions{by}, so a "
         "token's log-prob would depend on the tokens after it. PPO needs a model that reads from left to right: set "
         "is_decoder=True in the configuration of an encoder that was trained as one, or take another model"
     )
+
+
+def change_by_length(model: nn.Module) -> float | None:
+    """By how much one more token, whichever it is, changes the logits of earlier positions; None if it is rounding.
+
+    ProphetNet does so: its log-probs depend on the number of columns of a batch.
+
+    Args:
+        model: as in `require_causal`.
+    """
+    if not can_be_asked(model):
+        return None
+    ids = ordinary_ids(model, PROBE_LENGTH + 1).unsqueeze(0)
+    longer, shorter = (_logits_of(model, rows) for rows in (ids, ids[:, :-1]))
+    if longer is None or shorter is None:
+        return None
+    return _beyond_rounding(longer[0, :-1], shorter[0])
 
 
 def _change_before_the_last(model: nn.Module) -> float | None:
@@ -54,18 +97,66 @@ def _change_before_the_last(model: nn.Module) -> float | None:
         return None
     ids = ordinary_ids(model, PROBE_LENGTH + 1)
     rows = torch.stack((ids[:-1], torch.cat((ids[: PROBE_LENGTH - 1], ids[-1:]))))  # they differ in the last token
-    inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
-    if plain_model(model).config.is_encoder_decoder:
-        inputs["input_ids"] = rows[:1].expand_as(rows)
-        inputs["decoder_input_ids"] = rows
+    logits = _logits_of(model, rows)
+    return None if logits is None else _beyond_rounding(logits[0, :-1], logits[1, :-1])
+
+
+def _last_token_has_a_slope(model: nn.Module) -> bool:
+    """Whether earlier logits have a derivative by the last token's embedding, in a precision whose rounding may hide
+    their change. What a mask hides has a derivative of exactly 0."""
+    base = plain_model(model)
+    if not can_be_asked(model) or base.dtype.itemsize > 2:
+        return False
+    embedding = getattr(decoder_backbone(model) or base, "get_input_embeddings", base.get_input_embeddings)()
+    seen: list[torch.Tensor] = []
+
+    def follow(_module: nn.Module, _arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        followed = output.detach().requires_grad_()
+        if output.numel() == PROBE_LENGTH * output.shape[-1]:
+            seen.append(followed)
+        return followed
+
+    handle = embedding.register_forward_hook(follow)
     try:
-        with probing(model):
-            logits = run_decoder(model, inputs).logits
+        logits = _logits_of(model, ordinary_ids(model, PROBE_LENGTH).unsqueeze(0), gradients=True)
+        if logits is None or not seen or not logits.requires_grad:
+            return False
+        (slopes,) = torch.autograd.grad(logits[0, :-1].float().square().sum(), seen[-1], allow_unused=True)
+    except RuntimeError:  # an operator without a derivative
+        return False
+    finally:
+        handle.remove()
+    if slopes is None:
+        return False
+    last = slopes.reshape(PROBE_LENGTH, -1)[-1]  # the positions are dimension 0 or 1
+    return bool(((last != 0) & ~last.isnan()).any())
+
+
+def _logits_of(model: nn.Module, rows: torch.Tensor, gradients: bool = False) -> torch.Tensor | None:
+    """Logits [n, S, V] of `rows` [n, S]; None if the model fails on plain text."""
+    try:
+        with probing(model), torch.set_grad_enabled(gradients):
+            return run_decoder(model, _probe_inputs(model, rows)).logits
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return None  # whatever is wrong shows where the model is used
-    earlier = logits[:, :-1].float()
-    change = float((earlier[0] - earlier[1]).abs().max())
-    limit = max(LEAK, ROUNDING_STEPS * torch.finfo(logits.dtype).eps) * float(earlier.abs().max())
+
+
+def _probe_inputs(model: nn.Module, rows: torch.Tensor) -> dict[str, Any]:
+    """Arguments of a forward pass over the decoder's `rows` [n, S], without a cache as in a step."""
+    inputs: dict[str, Any] = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+    if plain_model(model).config.is_encoder_decoder:
+        # of another length than the rows, by which a slope is known to be the decoder's
+        query = ordinary_ids(model, PROBE_LENGTH - 1).expand(len(rows), -1)
+        inputs = {"input_ids": query, "attention_mask": torch.ones_like(query), "decoder_input_ids": rows}
+    if takes_argument(model, "use_cache"):
+        inputs["use_cache"] = False
+    return inputs
+
+
+def _beyond_rounding(one: torch.Tensor, other: torch.Tensor) -> float | None:
+    """The largest difference of logits, if it is more than rounding."""
+    change = float((one.float() - other.float()).abs().max())
+    limit = max(LEAK, ROUNDING_STEPS * torch.finfo(one.dtype).eps) * float(one.float().abs().max())
     return change if change > limit else None
 
 

@@ -102,6 +102,7 @@ def generate_batched(
     limits = options.limits(queries, max_new_tokens, is_encoder_decoder)
     # with weights that stay sharded (synced_gpus), every process runs the same number of batches: cut by count alone
     in_step = bool(generation_kwargs.get("synced_gpus"))
+    check_tokens(_pretrained(inner), queries)
     check_positions(_pretrained(inner), [len(query) for query in queries], limits)
     frame = _Frame(pad_token_id, is_encoder_decoder, torch.device(device), pad_to_multiple_of)
 
@@ -289,6 +290,21 @@ class _Options(NamedTuple):
                     "or max_length, or shorten the query"
                 )
         return limits
+
+
+def check_tokens(model: torch.nn.Module, queries: Sequence[torch.Tensor]) -> None:
+    """Raise a `ValueError` that names the first query with a token id for which `model` has no embedding."""
+    rows = vocabulary_size(model)
+    if rows is None or not queries:
+        return
+    device = queries[0].device
+    ranges = torch.stack([torch.stack(query.aminmax()).long().to(device) for query in queries]).tolist()
+    for i, (least, most) in enumerate(ranges):
+        if least < 0 or most >= rows:
+            raise ValueError(
+                f"query {i} contains token id {least if least < 0 else most}, outside the model's vocabulary "
+                f"0..{rows - 1}; take the model's own tokenizer, or resize its embeddings"
+            )
 
 
 def check_positions(model: torch.nn.Module, lengths: Sequence[int], limits: Sequence[int] | None) -> None:

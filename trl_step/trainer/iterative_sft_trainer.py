@@ -25,6 +25,10 @@ TRUNCATION_SIDES = {"keep_end": "left", "keep_start": "right"}
 class IterativeSFTTrainer(TargetMeanTrainer):
     """Optimizer steps on texts that the caller chooses: `trainer.step(texts=...)` or `step(input_ids, ...)`.
 
+    With `args.gradient_accumulation_steps` the loss of each batch is the mean over its own targets, as in release
+    0.7.11, and an update follows the mean of these losses. It is not the mean over all targets of the accumulated
+    batches, as in `SFTTrainer`: the next batch may be that of a later call of `step`, whose targets are not known yet.
+
     Args:
         model: a causal or encoder-decoder transformers model, or a PeftModel.
         args: `transformers.TrainingArguments`; `max_steps` ends the learning-rate schedule.
@@ -213,7 +217,8 @@ class IterativeSFTTrainer(TargetMeanTrainer):
         with self.accelerator.accumulate(self.model):
             loss = self.compute_loss(self.model, batch)
             self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients and self.args.max_grad_norm is not None:
+            # differs from v0.7: 0 means no clipping, as in transformers' trainers; there no weight moved
+            if self.accelerator.sync_gradients and self.args.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
             self.optimizer.step()
             if self.accelerator.sync_gradients:

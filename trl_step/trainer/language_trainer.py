@@ -21,7 +21,7 @@ from trl_step.models import PreTrainedModelWrapper, create_reference_model
 from trl_step.models.critic import PolicyWithCritic, wrappers_of
 from trl_step.models.inner_model import plain_model
 from trl_step.models.notices import warn_user
-from trl_step.models.probes import require_causal
+from trl_step.models.probes import change_by_length, require_causal, require_precision
 from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
@@ -41,6 +41,7 @@ from trl_step.trainer.reports.watch import SamplingWatch, active_dropout, padded
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity
 from trl_step.trainer.step_trainer import StepTrainer
+from trl_step.trainer.updates.deepspeed import uses_deepspeed
 from trl_step.trainer.updates.optimizers import check_optimizer, check_trained, make_optimizer, make_updater
 
 LOGGED_COLUMNS = frozenset(("label", "label_ids", "labels", "query", "response"))
@@ -84,7 +85,8 @@ class LanguageTrainer(StepTrainer):
             ref_model = create_reference_model(model, num_shared_layers=num_shared_layers)
         self.optional_peft_ctx: Callable = nullcontext
         if self._reference_is_adapter:
-            self.optional_peft_ctx = reference_context(model, config)
+            sharded = self.accelerator.is_fsdp2 or uses_deepspeed(self.accelerator)
+            self.optional_peft_ctx = reference_context(model, config, sharded)
         policy: Any = model if value_model is None else PolicyWithCritic(model, value_model)
         if config.gradient_checkpointing:
             policy.gradient_checkpointing_enable()
@@ -100,7 +102,9 @@ class LanguageTrainer(StepTrainer):
         self._budget = MemoryBudget(config.forward_tokens)
         self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
         for known in models:
+            require_precision(known.pretrained_model)
             require_causal(known.pretrained_model)
+            self._consider_length(known.pretrained_model)
             fuse_activations(known)
             self._forward.register(known)
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
@@ -125,6 +129,20 @@ class LanguageTrainer(StepTrainer):
 
         self._sampling = SamplingWatch(config.temperature)
         self._last_step: Optional[StepFacts] = None
+
+    def _consider_length(self, model: Any) -> None:
+        """Samples of one length go together if the number of columns changes what `model` says about a token."""
+        change = change_by_length(model)
+        if change is None:
+            return
+        # differs from v0.7: log-probs of such a model depended on the longest sample of the mini-batch
+        self._budget.one_length = not self.config.exact_v07
+        warn_user(
+            f"{type(plain_model(model)).__name__} changes the logits of a token by {change:.2g} if one more token "
+            "follows, whichever it is. step runs samples of one length together, so that padding changes nothing; but "
+            "generate, which writes token by token, samples from another distribution than the one that is trained. "
+            "Take another model"
+        )
 
     def _parts(self) -> dict[str, Any]:
         return {

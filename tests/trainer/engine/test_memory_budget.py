@@ -15,6 +15,12 @@ def test_split_by_hand():
     assert [p.tolist() for p in MemoryBudget().split([4, 5, 3])] == [[0, 1, 2]]
 
 
+def test_split_into_samples_of_one_length():
+    budget = MemoryBudget(10)
+    budget.one_length = True
+    assert [p.tolist() for p in budget.split([4, 4, 4, 5, 3, 3])] == [[0, 1], [2], [3], [4, 5]]
+
+
 @pytest.mark.parametrize("gap", [0, 1, 2, 3])
 def test_as_many_parts_as_the_process_with_the_most(gap):
     parts = MemoryBudget(10).split_alike([4, 5, 3], lambda own: own + gap)

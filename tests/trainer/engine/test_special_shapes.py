@@ -27,7 +27,9 @@ from transformers import (
 )
 
 from tests import tiny
+from tests.models.families import padding_error, small_model
 from tests.tiny import IDS, SIZES, VOCABULARY, AutoModelForCausalLMWithValueHead, PPOTrainer
+from trl_step.models.positions import position_limits
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 PROPHET = {
@@ -97,6 +99,69 @@ def test_the_first_kl_is_0(build):
     assert first_kl(tiny.trainer(wrapped(build()))) == 0.0
 
 
+@pytest.mark.parametrize("build", [prophetnet, prophetnet_seq2seq])
+def test_samples_of_one_length_go_together_if_their_number_of_columns_changes_the_logits(build):
+    """ProphetNet: the log-probs of a sample moved by 0.003 beside a longer one; with larger weights by 1.1."""
+    torch.manual_seed(0)
+    model = build()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.2)
+    with pytest.warns(UserWarning, match="changes the logits of a token by .* if one more token follows"):
+        trainer = tiny.trainer(wrapped(model), forward_tokens=None)
+    queries, responses, scores = tiny.batch()
+    assert padding_error(trainer, queries, responses) < 1e-5
+    stats = trainer.step(queries, responses, scores)
+    assert stats["ppo/policy/ratio_error"] < 1e-5
+    assert stats["objective/kl"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "limits"),
+    [
+        ("causal", "git", (None, 64)),  # its tower has 5 positions, and a name of its own
+        ("causal", "phi4_multimodal", (None, None)),  # 4, inside the embedding
+        ("causal", "gemma4", (None, None)),  # no tower for sound at all
+        ("seq2seq", "t5gemma2", (None, None)),  # 4, inside the encoder of the text
+    ],
+)
+def test_the_tower_for_images_sets_no_limit_wherever_it_is(kind, name, limits):
+    assert position_limits(small_model(kind, name)) == limits
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "why"),
+    [
+        ("seq2seq", "fsmt", "names its input embedding as its output embedding"),
+        ("causal", "reformer", "Reformer cannot be trained by a step"),
+    ],
+)
+def test_models_that_cannot_train_are_refused_when_they_are_wrapped(kind, name, why):
+    with pytest.raises(ValueError, match=why):
+        wrapped(small_model(kind, name))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "t5", "bart"])
+def test_the_first_kl_of_a_float64_model_is_0(name):
+    assert first_kl(tiny.trainer(tiny.with_value_head(name).double())) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "what"),
+    [
+        ("causal", "mixtral", "MixtralForCausalLM does not run in float64: .*Double"),
+        ("causal", "qwen3_next", "Qwen3NextForCausalLM does not run in float64"),
+        ("causal", "prophetnet", "not finite"),
+        ("seq2seq", "prophetnet", "not finite"),
+    ],
+)
+def test_models_that_know_no_float64_are_named_with_what_to_do(kind, name, what):
+    model = wrapped(small_model(kind, name).double())
+    with pytest.raises(ValueError, match=f"{what}.*float32, with from_pretrained.*dtype=torch.float32.*float()"):
+        tiny.trainer(model)
+    tiny.trainer(model.float())
+
+
 @pytest.mark.parametrize("build", [openai_gpt, mamba, rwkv, modernbert])
 def test_bottom_layers_are_shared_whatever_they_are_called(build):
     """Mini-batches of different width are cut from the recorded hidden states: openai-gpt asks for a view of them."""
@@ -151,6 +216,12 @@ def test_a_padding_token_without_an_embedding_is_masked_like_any_other(collator)
         numbers.append((stats["objective/kl"], stats["ppo/loss/total"]))
     assert numbers[0] == numbers[1]
     assert numbers[0][0] == 0.0
+
+
+@pytest.mark.parametrize(("policy", "reference"), [("gpt2", "t5"), ("t5", "gpt2")])
+def test_a_reference_of_another_kind_is_named(policy, reference):
+    with pytest.raises(ValueError, match=r"model is an? .* and ref_model is an? .*Leave ref_model out"):
+        tiny.trainer(policy, tiny.with_value_head(reference))
 
 
 def test_a_reference_with_a_smaller_vocabulary_is_named():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +352,37 @@ def test_a_stream_of_pairs(tmp_path: Path) -> None:
         ours = trainer(tmp_path, train_dataset=stream, eval_dataset=None, dataset_num_proc=2)
     ours.train()
     assert logged(ours, "loss")[0] == pytest.approx(0.6931472)
+
+
+@pytest.mark.parametrize("streamed", [("train",), ("eval",), ("train", "eval")])
+def test_a_stream_beside_precomputed_log_probs(tmp_path: Path, streamed: tuple[str, ...]) -> None:
+    """The reference is asked about each batch, as without precomputing."""
+    stream = preferences().to_iterable_dataset()
+    found = []
+    for precomputed in (False, True):
+        ours = trainer(
+            tmp_path,
+            ref_model=seeded(seed=1),
+            config={"max_steps": 3},
+            precompute_ref_log_probs=precomputed,
+            **{f"{side}_dataset": stream for side in streamed},
+        )
+        with pytest.warns(UserWarning, match="no effect on a stream") if precomputed else nullcontext():
+            ours.train()
+            found.append([*logged(ours, "loss"), *logged(ours, "rewards/margins"), ours.evaluate()["eval_loss"]])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_biases_that_train_beside_an_adapter_do_not_move_the_reference(tmp_path: Path, precomputed: bool) -> None:
+    config = lora()
+    config.bias = "all"
+    ours = trainer(tmp_path, seeded("gpt2"), peft_config=config, precompute_ref_log_probs=precomputed,
+                   config={"max_steps": 4, "learning_rate": 1e-1})  # fmt: skip
+    batch = ours.data_collator([ours.train_dataset[i] for i in range(4)])
+    before = ours.compute_reference_log_probs(batch)
+    ours.train()
+    policy = ours.concatenated_forward(ours.model, batch)[0]
+    torch.testing.assert_close(ours.compute_reference_log_probs(batch), before)
+    assert (policy - before[0]).abs().max() > 1e-2

@@ -195,3 +195,15 @@ def test_an_end_token_that_pads_as_well_is_learned(tmp_path: Path) -> None:
     assert ours.prepare_model_inputs(rows, None, None)["labels"].tolist() == expected
     theirs = trainer(tmp_path, tiny.t5(), tokenizer=tokenizer)
     assert [row[:4] for row in theirs.prepare_model_inputs(rows, None, rows)["labels"].tolist()] == expected
+
+
+def test_a_gradient_norm_of_0_means_no_clipping(tmp_path: Path) -> None:
+    """As in every trainer of transformers; every gradient was multiplied by 0."""
+    found = []
+    for limit in (0.0, 1e9):
+        ours = trainer(tmp_path, config={"max_grad_norm": limit})
+        torch.manual_seed(1)
+        ours.step(texts=TEXTS)
+        found.append(tiny.weights(ours.model))
+        assert moved(tiny.weights(trainer(tmp_path).model), ours.model)
+    assert all(torch.equal(one, other) for one, other in zip(*(each.values() for each in found), strict=True))

@@ -25,6 +25,8 @@ class MemoryBudget:
         self.token_budget = token_budget
         self.most_samples: int | None = None
         """set once memory ran out"""
+        self.one_length = False
+        """whether only samples of one length may go together: the number of columns changes what the model says"""
 
     def state_dict(self) -> dict[str, int | None]:
         """What memory has allowed; the budget is a setting."""
@@ -43,7 +45,8 @@ class MemoryBudget:
             count = len(parts[-1]) + 1 if parts else 1
             too_many = self.most_samples is not None and count > self.most_samples
             too_long = self.token_budget is not None and count * longest > self.token_budget
-            if not parts or too_many or too_long:
+            other_length = self.one_length and i > 0 and length != lengths[i - 1]
+            if not parts or too_many or too_long or other_length:
                 parts.append([])
                 longest = length
             parts[-1].append(i)

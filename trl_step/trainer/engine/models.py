@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
 from trl_step.models import PreTrainedModelWrapper
-from trl_step.models.adapters import without_adapter
+from trl_step.models.adapters import replaced_values, trained_base_parameters, without_adapter
 from trl_step.models.sharding import embeddings_in_the_root, start_fsdp
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.ppo_config import PPOConfig
@@ -46,7 +46,14 @@ class Prepared(NamedTuple):
 
 
 def check_reference(model: torch.nn.Module, reference: torch.nn.Module) -> None:
-    """Raise ValueError if training `model` moves `reference` as well."""
+    """Raise ValueError if training `model` moves `reference` as well, or if they are of different kinds."""
+    kinds = [bool(getattr(one, "is_encoder_decoder", False)) for one in (model, reference)]
+    if kinds[0] != kinds[1]:
+        names = [("a decoder alone", "an encoder-decoder")[kind] for kind in kinds]
+        raise ValueError(
+            f"model is {names[0]} and ref_model is {names[1]}: the reference must read the same batches. "
+            "Leave ref_model out for a copy of model, or load one of the same kind"
+        )
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     shared = sum(id(parameter) in trained for parameter in reference.parameters())
     if shared:
@@ -56,11 +63,38 @@ def check_reference(model: torch.nn.Module, reference: torch.nn.Module) -> None:
         )
 
 
-def reference_context(model: PreTrainedModelWrapper, config: PPOConfig) -> Callable[[], AbstractContextManager[Any]]:
-    """Inside what this gives, the PEFT model `model` is its own reference."""
+def reference_context(
+    model: PreTrainedModelWrapper, config: PPOConfig, sharded: bool = False
+) -> Callable[[], AbstractContextManager[Any]]:
+    """Inside what this gives, the PEFT model `model` is its own reference: with the adapter that training starts from,
+    or with none, and with the base weights as they are now.
+
+    Args:
+        sharded: whether the weights will be spread over processes.
+
+    Raises:
+        ValueError: base weights train beside the adapter, and are sharded.
+    """
     if config.exact_v07:  # the base model, also if training starts from an adapter
         return partial(without_adapter, model.pretrained_model)
-    return model.reference_adapter
+    trained = trained_base_parameters(model.pretrained_model)
+    if not trained:
+        return model.reference_adapter
+    if sharded:
+        raise ValueError(
+            f"{next(iter(trained))} and {len(trained) - 1} other parameters of the base model train beside the "
+            "adapter, so the base model cannot be the reference, and sharded weights cannot be kept twice: pass a "
+            'ref_model, or train the adapter alone (bias="none")'
+        )
+    # differs from v0.7: the reference moved with them
+    first = {parameter: parameter.detach().clone() for parameter in trained.values()}
+    return partial(_as_it_was, model, first)
+
+
+@contextmanager
+def _as_it_was(model: PreTrainedModelWrapper, first: Mapping[torch.nn.Parameter, torch.Tensor]) -> Iterator[None]:
+    with model.reference_adapter(), replaced_values(first):
+        yield
 
 
 def prepare(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
-from trl_step.models.adapters import active_adapter, freeze_reference, is_fresh, without_adapter
+from trl_step.models.adapters import (
+    active_adapter,
+    freeze_reference,
+    is_fresh,
+    replaced_values,
+    trained_base_parameters,
+    without_adapter,
+)
 from trl_step.models.inner_model import is_peft_model
+from trl_step.models.notices import warn_user
 from trl_step.models.reference import create_reference_model
 from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import eval_mode
@@ -40,6 +49,8 @@ class ReferenceTrainer(TextTrainer):
     _resting: Any = None
     """The reference whose log-probs are precomputed, in the host's memory: for rows that come later."""
     _resting_is_prepared = False
+    _first_values: Mapping[torch.nn.Parameter, torch.Tensor] = MappingProxyType({})
+    """Base weights that train beside an adapter, as they were: the reference has them too."""
 
     def __init__(self, tokenizer: Any, reference: Any, **arguments: Any) -> None:
         self._named_adapter = self.ref_adapter_name
@@ -73,6 +84,8 @@ class ReferenceTrainer(TextTrainer):
             _check_separate(model, ref_model)
             return ref_model.eval()
         if self.is_peft_model:
+            # differs from v0.7: the reference moved with them
+            self._first_values = {p: p.detach().clone() for p in trained_base_parameters(model).values()}
             if self.ref_adapter_name is None and not is_fresh(model):
                 # differs from v0.7: the reference of a trained adapter is that adapter, not the base model without it
                 self.ref_adapter_name = freeze_reference(model)
@@ -88,14 +101,23 @@ class ReferenceTrainer(TextTrainer):
 
     @contextmanager
     def null_ref_context(self) -> Iterator[None]:
-        """Inside, `self.model` is the reference: another adapter, or none, is active."""
+        """Inside, `self.model` is the reference: another adapter, or none, is active.
+
+        Raises:
+            ValueError: base weights train beside the adapter, and are sharded.
+        """
         model = self.accelerator.unwrap_model(self.model)
+        if self._first_values and is_sharded(model):
+            raise ValueError(
+                f"{len(self._first_values)} parameters of the base model train beside the adapter, and sharded weights "
+                'cannot be kept twice: pass a ref_model, or train the adapter alone (bias="none")'
+            )
         switched: AbstractContextManager = nullcontext()
         if self.ref_adapter_name is not None:
             switched = active_adapter(model, self.ref_adapter_name)
         elif self.is_peft_model:
             switched = without_adapter(model)
-        with switched, eval_mode(model):
+        with switched, eval_mode(model), replaced_values(self._first_values):
             yield
 
     @contextmanager
@@ -168,10 +190,19 @@ class ReferenceTrainer(TextTrainer):
         return super().get_eval_dataloader(eval_dataset)
 
     def _with_reference(self, dataset: Any, batch_size: int) -> Any:
-        """`dataset` with the two columns `REFERENCE_COLUMNS`; one that has them, or None, is returned unchanged."""
+        """`dataset` with the two columns `REFERENCE_COLUMNS`; one that has them, or None, is returned unchanged.
+
+        So is a stream: the reference is asked about each batch when it comes.
+        """
         return each(dataset, lambda one: self._with_columns(one, batch_size))
 
     def _with_columns(self, dataset: Any, batch_size: int) -> Any:
+        if isinstance(dataset, IterableDataset):
+            warn_user(
+                "precompute_ref_log_probs=True has no effect on a stream: the reference is asked about each batch when "
+                "it comes. Give a Dataset to compute its log-probs before training"
+            )
+            return dataset
         if set(REFERENCE_COLUMNS) <= set(dataset.column_names):
             return dataset
         loader = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))

@@ -75,6 +75,19 @@ def algorithms_table() -> str:
     return markdown(["case", "library", "s", "time over `gae`'s", "time over `trl_step`'s", "peak MB"], rows)
 
 
+def seeds_table() -> str:
+    """One row per estimator and seed of the sentiment example."""
+    header = ["`advantage_estimator`", "seed", "reward before", "after", "first step above 0.9", "KL at the end",
+              "steps", "s", "CPU s"]  # fmt: skip
+    rows = [
+        [run["estimator"], str(run["seed"]), f"{run['reward_first']:.3f}", f"{run['reward_last']:.3f}",
+         str(run["step_above"]), f"{run['kl_last']:.1f}", str(run["steps"]), f"{run['seconds']:.0f}",
+         f"{run['cpu_seconds']:.0f}"]
+        for run in results("demo_seeds")["runs"]
+    ]  # fmt: skip
+    return markdown(header, rows)
+
+
 def generate_table() -> str:
     """One row per library."""
     found = results("generate")
@@ -128,6 +141,7 @@ def episodes_table() -> str:
 
 
 TABLES = {
+    "table of estimators": seeds_table,
     "table of steps": step_table,
     "table of libraries": peers_table,
     "table of algorithms": algorithms_table,

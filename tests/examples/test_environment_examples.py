@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,7 +20,7 @@ TINY = ["--small_model.layers=1", "--small_model.width=16", "--small_model.updat
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, ModuleType]]:
     """The examples' files as modules, importable as they are for a script that lies beside them."""
-    names = ("small_model", "small_run", "problems", "ppo_calculator", "game", "ppo_guess_number")
+    names = ("small_model", "small_run", "problems", "ppo_calculator", "group_calculator", "game", "ppo_guess_number")
     with pytest.MonkeyPatch.context() as patch:
         for folder in (EXAMPLES, EXAMPLES / "calculator", EXAMPLES / "guess_number"):
             patch.syspath_prepend(str(folder))
@@ -64,6 +64,24 @@ def test_the_calculator_in_short_form(modules, drawn, tmp_path: Path, capsys: py
     assert all(step["entropy"] > 1 for step in drawn)
     assert "right answers on held-out problems: " in capsys.readouterr().out.splitlines()[-1]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "model").config.n_embd == 16
+
+
+def test_the_calculator_by_groups_in_short_form(modules, drawn, tmp_path: Path, monkeypatch) -> None:
+    """The tiny model solves nothing, so chance scores here; groups of equal scores are drawn anew."""
+    stream = random.Random(0)
+    monkeypatch.setattr(modules["ppo_calculator"], "is_right", lambda text, answer: stream.random() < 0.3)
+    summary = run(modules["group_calculator"], tmp_path, "--held_out=6", "--max_new_tokens=4", "--attempts=4")
+    assert summary["steps"] == len(summary["right_in_training"]) == 2
+    assert summary["episodes_drawn"] >= 16
+    assert is_png(tmp_path / "runs" / "curves.png")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "model").config.n_embd == 16
+
+
+def test_the_price_of_length(modules) -> None:
+    script = modules["group_calculator"]
+    arguments = SimpleNamespace(free_length=24, longest=40)
+    prices = [float(script.price_of_length(length, arguments)) for length in (3, 24, 32, 40, 60)]
+    assert prices == [0.0, 0.0, 0.5, 1.0, 1.0]
 
 
 def test_the_calculator_with_a_model_of_a_name(modules, tmp_path: Path) -> None:

@@ -227,6 +227,20 @@ def test_lora(example, cache: Path, tmp_path: Path) -> None:
     assert (tmp_path / "model" / "adapter_config.json").exists()
 
 
+@pytest.mark.parametrize("options", [["--use_peft", "--advantage_estimator=rloo"], ["--advantage_estimator=grpo"]])
+def test_groups_without_a_value_head(example, cache: Path, tmp_path: Path, options: list[str]) -> None:
+    run(example, cache, tmp_path, "--answers_per_query=2", "--log_with=None", *options)
+    files = {file.name for file in (tmp_path / "model").iterdir()}
+    assert ("adapter_config.json" in files) == ("--use_peft" in options)
+    assert ("model.safetensors" in files) != ("--use_peft" in options)
+
+
+def test_several_answers_to_a_query_stand_together(example) -> None:
+    several = example["ppo_sentiment"].several
+    assert several({"a": [1, 2, 3, 4, 5]}, 2) == {"a": [1, 1, 2, 2]}
+    assert several({"a": [1, 2, 3]}, 1) == {"a": [1, 2, 3]}
+
+
 def test_an_encoder_decoder_of_ones_own(example, assets, cache: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(assets.model)
     tiny = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0,

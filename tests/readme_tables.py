@@ -41,7 +41,7 @@ def _row(stat: Stat) -> str:
 
 PORTING = DOCS / "from-trl-0.7.md"
 TUNING = DOCS / "which-setting.md"
-PAGES = (README, PORTING, TUNING, DOCS / "performance.md")
+PAGES = (README, PORTING, TUNING, DOCS / "performance.md", DOCS / "algorithms.md")
 CURVES = ("env/reward_mean", "objective/kl", "ppo/policy/entropy", "ppo/policy/clipfrac", "ppo/val/var_explained")
 CALL_NAMES = {
     "pipeline": "`pipeline(...)`",
@@ -93,8 +93,8 @@ def curve_table() -> str:
     runs = {name: curves for lines in plots.values() for name, curves in lines.items()}
     lines = ["| run | score | KL | entropy | clipped | explained variance |", "|---|---|---|---|---|---|"]
     for name, curves in runs.items():
-        means = (_mean_of_last_tenth(curves[key]) for key in CURVES)
-        lines.append(f"| {name} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+        means = (f"{_mean_of_last_tenth(curves[key]):.2f}" if key in curves else "-" for key in CURVES)
+        lines.append(f"| {name} | " + " | ".join(means) + " |")
     return "\n".join(lines)
 
 

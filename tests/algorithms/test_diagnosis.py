@@ -115,6 +115,18 @@ def test_ends_that_were_lost_are_told_soon_unless_the_trainer_sampled() -> None:
     assert "end-of-sequence token (1, 7)" in diagnosis.finding
 
 
+def test_a_score_that_does_not_reach_the_beginning_is_told() -> None:
+    def found(lam: float | None, length: float) -> list[str]:
+        return names({"length": length}, seen=OUTSIDE._replace(lam=lam))
+
+    assert found(0.95, 1000.0) == ["score reach"]
+    assert found(0.95, 271.0) == ["score reach"]  # 0.95^270 = 9.7e-7
+    assert found(0.95, 270.0) == []
+    assert found(1.0, 1000.0) == found(None, 1000.0) == found(0.95, math.nan) == []
+    (diagnosis,) = diagnose(START, [HEALTHY._replace(length=1000.0)], OUTSIDE._replace(lam=0.95))
+    assert "1000 tokens reaches its first token with weight 6e-23" in diagnosis.finding
+
+
 def test_a_checkup_tells_each_thing_once_and_remembers_the_step() -> None:
     checkup = Checkup()
     healthy = {"objective/kl": 0.0, "ppo/policy/entropy": 2.0, "ppo/policy/clipfrac": 0.1}

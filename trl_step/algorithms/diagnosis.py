@@ -40,6 +40,8 @@ LOST_END_PATIENCE = 3
 SURPRISE_TOLERANCE = 0.2
 """Relative difference of the responses' surprise and the policy's entropy, if they come from different
 distributions."""
+SCORE_REACH = 1e-6
+"""Weight of a sample's score at its first token; with lambda 0.95 that is a response of 270 tokens."""
 MISMATCH = 0.05
 """Nats per token between the sampler's log-probs and the policy's; a server in bfloat16 stays below."""
 SLOPE_TOLERANCE = 0.15
@@ -63,6 +65,8 @@ class Signs(NamedTuple):
     std_score: float
     ended: float
     length_deviation: float
+    length: float = math.nan
+    """mean number of tokens of a response"""
     mismatch: float = math.nan
     """mean of the sampler's log-prob less the policy's"""
     mismatch_slope: float = math.nan
@@ -88,6 +92,7 @@ class Signs(NamedTuple):
             std_score=number("ppo/std_scores"),
             ended=number("tokens/responses_ended"),
             length_deviation=number("tokens/responses_len_std"),
+            length=number("tokens/responses_len_mean"),
             mismatch=number("ppo/sampling/kl"),
             mismatch_slope=number("ppo/sampling/slope"),
             mismatch_below=number("ppo/sampling/less_likely"),
@@ -116,6 +121,10 @@ class Circumstances(NamedTuple):
     padded: tuple[str, ...] = ()
     """what seems to be padded in the lists given to `step`: "queries begin", "queries end", "responses end" """
 
+    lam: float | None = None
+    """lambda of the advantages, if the score of a sample reaches its tokens through it alone: there are values, and one
+    number per sample"""
+
 
 UNKNOWN = Circumstances()
 
@@ -124,8 +133,8 @@ class Diagnosis(NamedTuple):
     """One thing that is wrong."""
 
     name: str
-    """"negative KL", "sampler mismatch", "first ratio", "entropy collapse", "value head", "constant scores", "no end
-    token", "clipping", "padding" """
+    """"negative KL", "sampler mismatch", "first ratio", "entropy collapse", "score reach", "value head", "constant
+    scores", "no end token", "clipping", "padding" """
     finding: str
     """what was seen, with its numbers"""
     advice: str
@@ -196,7 +205,7 @@ def diagnose(first: Signs, recent: Sequence[Signs], circumstances: Circumstances
         circumstances: of the last step
     """
     return [*_kl(first, recent, circumstances), *_sampler(recent[-1]), *_policy(first, recent, circumstances),
-            *_scores(recent), *_value_head(recent), *_ends(recent, circumstances),
+            *_scores(recent), *_reach(recent[-1], circumstances), *_value_head(recent), *_ends(recent, circumstances),
             *_padding(circumstances)]  # fmt: skip
 
 
@@ -341,6 +350,20 @@ def _scores(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
             "penalty",
             "look at what the reward function is given (decoded responses, without special tokens?) and at score_clip, "
             "which may cut all scores to one value",
+        )
+
+
+def _reach(now: Signs, seen: Circumstances) -> Iterator[Diagnosis]:
+    if seen.lam is None or not now.length > 1:
+        return
+    weight = seen.lam ** (now.length - 1)
+    if weight < SCORE_REACH:
+        yield Diagnosis(
+            "score reach",
+            f"with lambda {seen.lam:g} the score of a response of {now.length:.0f} tokens reaches its first token with "
+            f"weight {weight:.0e}: its beginning learns from the values alone",
+            "set length_adaptive_alpha=0.05 and value_lam=1.0, or lam=1.0; give rewards for single tokens or turns; or "
+            'compare several answers to a prompt (advantage_estimator="grpo"), which needs no values',
         )
 
 

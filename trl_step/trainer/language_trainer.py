@@ -396,12 +396,21 @@ class LanguageTrainer(StepTrainer):
             given_logprobs=given.precomputed.old_logprobs is not None,
             given_masks=given.response_masks is not None,
             end_tokens=self._end_tokens,
+            lam=self._lam_of_scores(given),
         )
         pad = self.tokenizer.pad_token_id
         if pad is not None and not seen.given_masks:
             special = pad in (*seen.end_tokens, self.tokenizer.bos_token_id)
             seen = seen._replace(padded=padded_by_hand(given.queries, given.responses, pad, seen.end_tokens, special))
         self._sampling.saw_step(stats, seen, self._processes.is_main)
+
+    def _lam_of_scores(self, given: StepInputs) -> Optional[float]:
+        """See `Circumstances.lam`."""
+        config = self.config
+        through_values = config.needs_values and given.advantages is None and config.gae_level == "token"
+        adaptive = config.length_adaptive_alpha is not None
+        one_number = isinstance(given.scores, torch.Tensor)
+        return config.lam if through_values and one_number and not adaptive else None
 
     def step_cost(self) -> StepCost:
         """The FLOPs and seconds of the last step, and how far from the machine's limit it was.

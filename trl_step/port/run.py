@@ -10,20 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trl_step.port.aliases import trl_is_trl_step
+from trl_step.port.edits import read_source
 from trl_step.port.patches import translated
+from trl_step.port.releases import origin_of
 
 
-def run_script(script: str, arguments: Sequence[str] = ()) -> None:
+def run_script(script: str, arguments: Sequence[str] = (), release: str | None = None) -> None:
     """Run `script` like `python script arguments...`, with `trl` and the old keywords supported.
 
-    Each translation is reported on stderr in one line.
+    Each translation is reported on stderr in one line. `release` is that of TRL which the script was written for; None
+    looks for a pin, see `releases.origin_of`.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     if not Path(script).is_file():
         raise FileNotFoundError(f"there is no script {script}")
-    with trl_is_trl_step(), translated(report), command_line(script, arguments):
+    origin = origin_of(Path(script), read_source(Path(script))[0].decode(), release)
+    with trl_is_trl_step(), translated(report, origin), command_line(script, arguments):
         runpy.run_path(script, run_name="__main__")
 
 

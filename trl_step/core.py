@@ -10,7 +10,7 @@ import functools
 import gc
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 WANDB_PADDING = -1
 WHITEN_EPSILON = 1e-8
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 ReduceSum = Callable[[torch.Tensor], torch.Tensor]
 """Sums a tensor over all processes; in a single process it returns the tensor."""
@@ -312,7 +314,7 @@ class _EmptyDeviceCache:
     def __init__(self, settings: type[PPODecorators]) -> None:
         self.settings = settings
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: Function) -> Function:
         @functools.wraps(function)
         def decorated(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
@@ -321,7 +323,7 @@ class _EmptyDeviceCache:
                 free_device_cache()
             return result
 
-        return decorated
+        return cast("Function", decorated)
 
     def __enter__(self) -> None:
         pass

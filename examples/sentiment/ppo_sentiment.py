@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from assets import DEFAULT_CACHE, AssetSettings, build_assets
+from building import one_line_if_interrupted
 from datasets import Dataset, load_dataset
 from report import Evaluation, check_packages, draw_curves, print_samples, write_summary
 from tqdm.auto import tqdm
@@ -320,4 +321,5 @@ def prepare(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted(can_resume=True):
+        main()

@@ -289,6 +289,7 @@ class PreTrainedModelWrapper(nn.Module):
         kwargs.setdefault("selected_adapters", kept)
         result = self.pretrained_model.save_pretrained(folder, *args, **kwargs)
         if kwargs.get("is_main_process", True):
+            adapters.remove_paths_from_card(folder, self.pretrained_model)
             write_value_head(folder, own)
         return result
 

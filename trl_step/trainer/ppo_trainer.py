@@ -35,12 +35,14 @@ from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.shortcuts.modes import training_without_dropout
 from trl_step.trainer.batches.checks import check_arguments
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
+from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import Engine, HookEngine
 from trl_step.trainer.language_trainer import LanguageTrainer
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.reports.callbacks import StepReport, call_all
 from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
+from trl_step.trainer.text.text_trainer import tokenizer_of
 from trl_step.trainer.updates.epochs import Trained, run_epochs
 from trl_step.trainer.updates.updater import without_losses
 
@@ -60,6 +62,8 @@ class PPOTrainer(LanguageTrainer):
     and only when, a method that takes logits is overridden.
     """
 
+    config: PPOConfig
+
     def __init__(
         self,
         config: Optional[PPOConfig] = None,
@@ -72,6 +76,7 @@ class PPOTrainer(LanguageTrainer):
         num_shared_layers: Optional[int] = None,
         lr_scheduler: Optional[torch.optim.lr_scheduler.LRScheduler] = None,
         training_data_collator: Optional[Callable] = None,
+        processing_class: Optional[PreTrainedTokenizerBase] = None,
     ) -> None:
         """
         Args:
@@ -86,11 +91,13 @@ class PPOTrainer(LanguageTrainer):
             num_shared_layers: with `ref_model=None`, share and freeze that many bottom layers
             lr_scheduler: of `optimizer`; stepped once per `step`
             training_data_collator: pads the model's inputs in place of the trainer's own right padding
+            processing_class: the newer name of `tokenizer`
 
         Raises:
             ValueError: an argument of the wrong type, settings that contradict each other, or a model that is not
                 causal: a later token changes the logits of earlier positions.
         """
+        tokenizer = tokenizer_of(tokenizer, processing_class)
         config, model = check_arguments(config, model, ref_model, tokenizer, dataset, lr_scheduler)
         super().__init__(
             config,
@@ -122,7 +129,7 @@ class PPOTrainer(LanguageTrainer):
         self,
         queries: list[torch.Tensor],
         responses: list[torch.Tensor],
-        scores: list[torch.Tensor],
+        scores: ScoresGiven,
         response_masks: Optional[list[torch.Tensor]] = None,
         *,
         old_logprobs: Optional[list[torch.Tensor]] = None,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +18,7 @@ from trl_step.models import SUPPORTED_ARCHITECTURES
 from trl_step.models.inner_model import vocabulary_size
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.rollout import Precomputed
-from trl_step.trainer.batches.scores import Scores, after_decoder_start, check_scores
+from trl_step.trainer.batches.scores import Scores, ScoresGiven, after_decoder_start, check_scores
 from trl_step.trainer.ppo_config import PPOConfig
 
 
@@ -91,7 +92,7 @@ class StepInputs(NamedTuple):
 def checked_for(
     queries: Sequence[torch.Tensor],
     responses: Sequence[torch.Tensor],
-    scores: Sequence[Any] | torch.Tensor,
+    scores: ScoresGiven,
     response_masks: Sequence[torch.Tensor] | None,
     precomputed: Precomputed,
     *,
@@ -124,7 +125,7 @@ def checked_for(
 def check_step_inputs(
     queries: Sequence[torch.Tensor],
     responses: Sequence[torch.Tensor],
-    scores: Sequence[Any] | torch.Tensor,
+    scores: ScoresGiven,
     response_masks: Sequence[torch.Tensor] | None,
     vocabulary: Vocabulary,
     device: torch.device,
@@ -134,7 +135,8 @@ def check_step_inputs(
     Args:
         vocabulary: of both models
     """
-    scores = list(scores.unbind()) if isinstance(scores, torch.Tensor) and scores.dim() == 1 else scores
+    if isinstance(scores, (torch.Tensor, np.ndarray)) and scores.ndim == 1:
+        scores = list(scores)
     lists = {"queries": queries, "responses": responses, "scores": scores}
     if response_masks is not None:
         lists["response_masks"] = response_masks

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 LARGEST = torch.finfo(torch.float32).max
+ScoresGiven = Sequence[Any] | torch.Tensor | np.ndarray
+"""What `step` takes: numbers, one-element tensors or vectors of token scores, one for each sample; or one vector."""
 Scores = torch.Tensor | list[torch.Tensor]
 """[B] float32; or, if any sample has one per response token, a list of [R_i] float32."""
 

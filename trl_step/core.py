@@ -36,6 +36,18 @@ def sum_over_processes(accelerator: Any) -> ReduceSum:
     return accelerator.reduce if getattr(accelerator, "use_distributed", False) else keep
 
 
+# --- precision -----------------------------------------------------------------------------------------------
+
+WITHOUT_FLOAT64 = ("mps",)
+"""Kinds of devices that have no float64."""
+to_host = torch.Tensor.cpu
+
+
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` as float64, on its device, or on the CPU if that kind of device has no such numbers."""
+    return (to_host(tensor) if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()
+
+
 # --- masked statistics ---------------------------------------------------------------------------------------
 
 

@@ -69,3 +69,16 @@ def test_an_interrupted_script_ends_with_one_line(
     with pytest.raises(SystemExit, match="130"), building.one_line_if_interrupted(can_resume):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == line
+
+
+def test_axes_carry_units(building: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+    from sentiment.report import draw_curves
+
+    labels = {}
+    plain = Axes.set
+    monkeypatch.setattr(
+        Axes, "set", lambda self, **given: (labels.update({given["title"]: given["ylabel"]}), plain(self, **given))
+    )
+    draw_curves([{"reward": 1.0, "KL": 2.0, "entropy": 1.0}], tmp_path / "curves.png")
+    assert labels == {"reward": "mean score", "KL": "nats per response", "entropy": "nats per token"}

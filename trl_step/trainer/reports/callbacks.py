@@ -71,7 +71,9 @@ def call_all(callbacks: Iterable[Callback], report: StepReport, failed: set[int]
 
 
 class ProgressBar:
-    """A tqdm bar with reward, KL, entropy and tokens per second, on the main process.
+    """A tqdm bar with mean score, KL (nats per response), entropy (nats per token) and tokens per second.
+
+    Only the main process shows it.
 
     Args:
         total: steps of the whole run

@@ -74,6 +74,7 @@ def train_small_model(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    model.loss_type = "ForCausalLM"  # transformers does not know it from the class's name, and says so
     rate = 2e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=settings.updates + 1, pct_start=0.1)

@@ -184,6 +184,7 @@ def train_language_model(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    model.loss_type = "ForCausalLM"  # transformers does not know it from the class's name, and says so
     rows = encode([review.text + END_OF_TEXT for review in reviews], tokenizer, settings.context)
 
     def batch_of(chosen: list[int]) -> Batch:

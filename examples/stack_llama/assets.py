@@ -137,6 +137,7 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: Ass
                 output_dir=folder, max_steps=settings.updates, per_device_train_batch_size=16, learning_rate=3e-3,
                 lr_scheduler_type="cosine", warmup_steps=settings.updates // 20, report_to="none", save_strategy="no",
                 logging_steps=50, seed=settings.seed, weight_decay=0.01,
+                dataloader_pin_memory=torch.accelerator.is_available(),
             ),
             train_dataset=Dataset.from_dict({"text": texts}),
             processing_class=tokenizer,

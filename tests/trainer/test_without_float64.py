@@ -27,16 +27,12 @@ class WithoutFloat64(TorchDispatchMode):
         given = [each for each in tree_leaves((args, kwargs or {})) if isinstance(each, torch.Tensor)]
         result = function(*args, **(kwargs or {}))
         made = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
-        # a tensor that is made from numbers lies on the host
-        on_host = (
-            not given
-            or function is torch.ops.aten.lift_fresh.default
-            or any(getattr(each, "on_host", False) for each in given)
-        )
-        if on_host:
-            for each in made:
+        exact = [each for each in made if each.dtype == torch.float64]
+        is_new = not given or function is torch.ops.aten.lift_fresh.default  # made from numbers, so on the host
+        if is_new or any(getattr(each, "on_host", False) for each in given):
+            for each in exact:
                 each.on_host = True
-        elif any(each.dtype == torch.float64 for each in (*given, *made)):
+        elif exact or any(each.dtype == torch.float64 for each in given):
             raise TypeError(f"{function}: this device has no float64")
         return result
 

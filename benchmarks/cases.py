@@ -10,7 +10,14 @@ PPO_EPOCHS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of random tokens on a GPT-2 shape; lengths are (shortest, longest), drawn uniformly."""
+    """A batch of random tokens on a GPT-2 shape; lengths are (shortest, longest), drawn uniformly.
+
+    Args:
+        algorithm: "gae" (PPO with a value head and the clipped loss), "grpo" and "gspo" (group advantages without a
+            critic), or "own-loss" (as "gae", with the clipped loss written by the user)
+        group: samples with the same query, one after the other
+        like: the case with "gae" that has the same sizes; empty: this one
+    """
 
     name: str
     layers: int
@@ -22,6 +29,19 @@ class Case:
     shared_layers: int = 0
     lora: bool = False
     vocabulary: int = VOCABULARY
+    algorithm: str = "gae"
+    group: int = 1
+    like: str = ""
+
+    @property
+    def shape(self) -> str:
+        """Cases of equal shape differ in the algorithm only."""
+        return self.like or self.name
+
+    @property
+    def grouped(self) -> bool:
+        """Whether advantages are taken within groups, without a critic."""
+        return self.algorithm in ("grpo", "gspo")
 
     def arguments(self) -> dict:
         """As a dictionary for JSON."""
@@ -34,7 +54,8 @@ class Case:
             steps = max(self.samples - 1, 1)
             return [low + round((high - low) * ((i * stride) % self.samples) / steps) for i in range(self.samples)]
 
-        return list(zip(spread(*self.query, 5), spread(*self.response, 3)))  # noqa: B905  (Python 3.9 peers)
+        queries, responses = spread(*self.query, 5), spread(*self.response, 3)
+        return [(queries[i - i % self.group], responses[i]) for i in range(self.samples)]
 
     def flops(self) -> float:
         """Minimum floating-point operations of one step; a multiply-add counts 2."""
@@ -53,7 +74,11 @@ def _case(name: str, layers: int, width: int, samples: int, query: tuple, respon
     return Case(name, layers, width, samples, query, response, **options)
 
 
-CASES = {
+def _like(name: str, case: Case, algorithm: str, group: int = 1) -> Case:
+    return replace(case, name=name, algorithm=algorithm, group=group, like=case.name)
+
+
+_GAE = {
     case.name: case
     for case in (
         _case("small", 4, 256, 16, (64, 64), (64, 64)),
@@ -64,9 +89,43 @@ CASES = {
         _case("lora", 6, 512, 16, (64, 64), (64, 64), lora=True),
     )
 }
+_OTHERS = (
+    _like("grpo", _GAE["small"], "grpo", group=4),
+    _like("gspo", _GAE["small"], "gspo", group=4),
+    _like("own-loss", _GAE["small"], "own-loss"),
+    _like("grpo-fixed", _GAE["fixed"], "grpo", group=4),
+    _like("gspo-fixed", _GAE["fixed"], "gspo", group=4),
+    _like("own-loss-fixed", _GAE["fixed"], "own-loss"),
+    _like("grpo-lora", _GAE["lora"], "grpo", group=4),
+)
+CASES = {**_GAE, **{case.name: case for case in _OTHERS}}
+
+
+def families(names: list[str]) -> list[list[Case]]:
+    """The named cases, those of equal shape together."""
+    found: dict[str, list[Case]] = {}
+    for name in names:
+        found.setdefault(CASES[name].shape, []).append(CASES[name])
+    return list(found.values())
 
 
 def quick(case: Case) -> Case:
     """The same case, small enough to see in seconds that everything works."""
     return replace(case, layers=2, width=32, samples=4, mini_batch=2, query=(4, 8), response=(2, 6),
-                   shared_layers=min(case.shared_layers, 1), vocabulary=500)  # fmt: skip
+                   shared_layers=min(case.shared_layers, 1), vocabulary=500, group=min(case.group, 2))  # fmt: skip
+
+
+def quick_names() -> list[str]:
+    """The cases that are still different from each other when they are small."""
+    seen = {}
+    for name, case in CASES.items():
+        seen.setdefault(replace(quick(case), name="", like=""), name)
+    return list(seen.values())
+
+
+def comparable(case: Case) -> Case:
+    """The same algorithm on a small batch that is one mini-batch, whatever order a library draws.
+
+    Queries have equal lengths, as some libraries count the positions of padding.
+    """
+    return replace(quick(case), samples=8, mini_batch=8, query=(6, 6), width=64, group=4)

@@ -18,7 +18,7 @@ REFERENCE = "trl 0.7.11"
 
 
 def main() -> None:
-    args = parse(options(__doc__, list(PEERS), rounds=3, steps=3))
+    args = parse(options(__doc__, [n for n, peer in PEERS.items() if "gae" in peer.algorithms], rounds=3, steps=3))
     case = quick(CASE) if args.quick else CASE
     seconds: dict[str, list[float]] = {name: [] for name in args.peers}
     tokens: dict[str, int] = {}

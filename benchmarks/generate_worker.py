@@ -10,7 +10,7 @@ import warnings
 
 import torch
 from cases import Case
-from worker import make_model, tokenizer
+from contenders import make_model, tokenizer
 
 warnings.filterwarnings("ignore")
 

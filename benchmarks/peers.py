@@ -10,22 +10,37 @@ import venv
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cases import Case
+
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("TRL_STEP_BENCH_CACHE", HERE.parent / ".cache" / "benchmarks"))
 CONSTRAINTS = HERE.parent / "constraints.txt"
 
 
 class Peer(NamedTuple):
-    """`packages`: what pip installs; empty: the running Python is used."""
+    """A library and what it can run.
+
+    Args:
+        library: the module that is imported
+        packages: what pip installs; empty: the running Python is used
+        constrained: with the versions of constraints.txt
+        algorithms: of the cases that it can run
+        adapters_only: it trains no other weights
+    """
 
     name: str
     library: str
     packages: tuple[str, ...] = ()
     constrained: bool = False
-    config: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    algorithms: tuple[str, ...] = ("gae",)
+    adapters_only: bool = False
+
+    def runs(self, case: Case) -> bool:
+        """Whether it has the case's algorithm."""
+        return case.algorithm in self.algorithms and (case.lora or not self.adapters_only)
 
 
-OURS = Peer("trl_step", "trl_step")
+OURS = Peer("trl_step", "trl_step", algorithms=("gae", "grpo", "gspo", "own-loss"))
 PEERS = {
     "trl_step": OURS,
     "trl 0.7.11": Peer(
@@ -38,6 +53,14 @@ PEERS = {
     ),
     "trl 0.11.4": Peer(
         "trl 0.11.4", "trl", ("trl==0.11.4", "torch", "transformers", "accelerate", "datasets", "peft", "rich"), True
+    ),
+    "trl 1.16.0": Peer(
+        "trl 1.16.0", "trl", ("trl==1.16.0", "torch", "transformers", "accelerate", "datasets", "peft"), True,
+        algorithms=("grpo", "gspo"),
+    ),
+    "agilerl 2.58.0": Peer(
+        "agilerl 2.58.0", "agilerl", ("torch==2.13.0", "agilerl[cpu-llm]==2.58.0"),
+        algorithms=("grpo", "gspo"), adapters_only=True,
     ),
 }  # fmt: skip
 

@@ -1,23 +1,29 @@
-"""Time and memory of one PPO step compared with older releases, and how far it is from the machine's own limit.
+"""Time and memory of one step compared with other libraries, and how far it is from the machine's own limit.
 
-    python benchmarks/step.py            # about half an hour on two cores
+    python benchmarks/step.py            # one to two hours on two cores
     python benchmarks/step.py --quick    # seconds: only to see that it works
     python benchmarks/step.py --cases small ragged --peers trl_step "trl 0.7.11" --rounds 5
+    python benchmarks/step.py --cases small grpo gspo own-loss --peers trl_step "trl 1.16.0"
 
-Every run is a fresh process: one warm-up, then `--steps` steps. The contenders alternate, `--rounds` times. No time
-is reported before the warm-up's statistics and weights agree with release 0.7.11. A run in which the machine's matrix
-rate changed by more than 15 % between start and end is repeated, at most `--retries` times.
+Every run is a fresh process: one warm-up, then `--steps` steps. The contenders alternate, `--rounds` times, and so do
+the cases of equal shape, whose times are compared. A run in which the machine's matrix rate changed by more than 15 %
+between start and end is repeated, at most `--retries` times.
+
+No time is reported before the libraries agree: with "gae" the warm-up's statistics and weights with release 0.7.11,
+and a loss of the user's own with the built-in one; with group advantages, the movement of all weights in one step on
+a small batch that is a single mini-batch, as every library draws mini-batches in another order.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from typing import Any
 
-from cases import CASES, Case, quick
+from cases import CASES, Case, comparable, families, quick, quick_names
 from command_line import options, parse
-from peers import PEERS, python_of, run
+from peers import OURS, PEERS, python_of, run
 from report import bars, save, show
 
 REFERENCE = "trl 0.7.11"
@@ -28,6 +34,10 @@ GOALS = {  # time over the reference's, time over the limit, peak over the refer
     "long-prompt": (0.35, 2.2, 0.3),
     "shared": (0.3, 1.8, 0.35),
     "lora": (0.45, 1.8, 0.45),
+}
+ALGORITHM_GOALS = {  # time over that of the clipped loss with the same advantages; peak as there
+    "own-loss": 1.05,
+    "gspo": 1.35,
 }
 
 
@@ -43,28 +53,60 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], rtol: float = 2e-3
     return found
 
 
-def measure(case: Case, peers: list[str], pythons: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """All runs of one case, with alternating contenders."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
+def far_apart(ours: dict[str, list[float]], theirs: dict[str, list[float]], rtol: float = 1e-3) -> str:
+    """What differs between two movements of the weights; empty if they agree."""
+    if ours.keys() != theirs.keys():
+        return f"weights that only one of them trains: {sorted(ours.keys() ^ theirs.keys())}"
+    pairs = [(a, b) for name in theirs for a, b in zip(ours[name], theirs[name], strict=True)]
+    distance = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / sum(b * b for _, b in pairs))
+    return "" if distance <= rtol else f"the weights moved elsewhere: {distance:.2%} of the way"
+
+
+def check_movement(case: Case, peers: list[str], pythons: dict[str, str], threads: int) -> None:
+    """Stop unless all libraries move the weights alike in a step of the case's algorithm."""
+    job = {"case": comparable(case).arguments(), "compare": True, "threads": threads}
+    moved = {name: run(pythons[name], "worker.py", job | {"library": PEERS[name].library})["moved"] for name in peers}
+    for name in peers[1:]:
+        if wrong := far_apart(moved[peers[0]], moved[name]):
+            raise SystemExit(f"{case.name}: {peers[0]} does not agree with {name}: {wrong}")
+
+
+def measure(
+    family: list[Case], peers: list[str], pythons: dict[str, str], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """All runs of cases of one shape, with alternating cases and contenders: case, library, summary."""
+    pairs = [(case, name) for case in family for name in peers if PEERS[name].runs(case)]
+    for case in family:
+        able = [name for name in peers if PEERS[name].runs(case)]
+        if case.grouped and len(able) > 1:
+            check_movement(case, able, pythons, args.threads)
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {(case.name, name): [] for case, name in pairs}
     for _ in range(args.rounds):
-        for name in peers:
-            job = {
-                "library": PEERS[name].library,
-                "case": case.arguments(),
-                "steps": args.steps,
-                "threads": args.threads,
-            }
-            for attempt in range(args.retries + 1):
-                result = run(pythons[name], "worker.py", job)
-                before, after = result["rate"]
-                if abs(before - after) <= 0.15 * max(before, after) or attempt == args.retries:
-                    break
-            runs[name].append(result)
-            if REFERENCE in peers and runs[REFERENCE]:
-                wrong = differences(result, runs[REFERENCE][0])
-                if wrong and name != REFERENCE:
-                    raise SystemExit(f"{case.name}: {name} does not agree with {REFERENCE}:\n" + "\n".join(wrong[:10]))
-    return {name: summary(case, results) for name, results in runs.items()}
+        for case, name in pairs:
+            result = steady(case, name, pythons[name], args)
+            runs[case.name, name].append(result)
+            known = (case.like, name) if case.algorithm == "own-loss" else (case.name, REFERENCE)
+            if runs.get(known) and known != (case.name, name):
+                wrong = differences(result, runs[known][0])
+                if case.algorithm == "own-loss":  # which does not say what it clips
+                    wrong = [line for line in wrong if not line.startswith("stats ppo/policy/clipfrac")]
+                if wrong:
+                    raise SystemExit(f"{case.name}: {name} does not agree with {known}:\n" + "\n".join(wrong[:10]))
+    found: dict[str, dict[str, Any]] = {case.name: {} for case in family}
+    for case, name in pairs:
+        found[case.name][name] = summary(case, runs[case.name, name])
+    return found
+
+
+def steady(case: Case, name: str, python: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One run, repeated if the machine was not steady."""
+    job = {"library": PEERS[name].library, "case": case.arguments(), "steps": args.steps, "threads": args.threads}
+    for attempt in range(args.retries + 1):
+        result = run(python, "worker.py", job)
+        before, after = result["rate"]
+        if abs(before - after) <= 0.15 * max(before, after) or attempt == args.retries:
+            break
+    return result
 
 
 def summary(case: Case, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,17 +131,13 @@ def ratio(case: Case, results: list[dict[str, Any]]) -> float:
     return statistics.median([s * max(result["rate"]) / case.flops() for result in results for s in result["seconds"]])
 
 
-def table(found: dict[str, dict[str, Any]], peers: list[str]) -> list[list[str]]:
+def table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
     """One row per case and peer."""
     rows = []
     for case, by_peer in found.items():
         base = by_peer.get(REFERENCE)
-        for peer in peers:
-            r = by_peer[peer]
-            relative = [
-                f"{r[key] / base[key]:.2f}" if base and base[key] > 0 else ""
-                for key in ("seconds", "cpu_seconds", "peak_mb")
-            ]
+        for peer, r in by_peer.items():
+            relative = [over(r[key], base[key] if base else 0) for key in ("seconds", "cpu_seconds", "peak_mb")]
             rows.append(
                 [f"{case}: {peer}", f"{r['seconds']:.2f}", f"{r['seconds_min']:.2f}", relative[0], relative[1],
                  f"{r['ratio_to_limit']:.2f}", f"{r['peak_mb']:.0f}", relative[2]]
@@ -107,22 +145,61 @@ def table(found: dict[str, dict[str, Any]], peers: list[str]) -> list[list[str]]
     return rows
 
 
+def algorithm_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """One row per case and peer, where a shape was measured with several algorithms."""
+    rows = []
+    for family in families(list(found)):
+        if len(family) < 2:
+            continue
+        gae = found.get(family[0].shape, {}).get(OURS.name)
+        grpo = next((found[case.name].get(OURS.name) for case in family if case.algorithm == "grpo"), None)
+        for case in family:
+            ours = found[case.name].get(OURS.name)
+            clip = grpo if case.grouped else gae
+            for peer, r in found[case.name].items():
+                rows.append(
+                    [f"{case.name}: {peer}", f"{r['seconds']:.2f}",
+                     *(over(r["seconds"], base["seconds"] if base else 0) for base in (gae, clip, ours)),
+                     f"{r['peak_mb']:.0f}", over(r["peak_mb"], gae["peak_mb"] if gae else 0)]
+                )  # fmt: skip
+    return rows
+
+
+def over(value: float, base: float) -> str:
+    return f"{value / base:.2f}" if base > 0 else ""
+
+
 def main() -> None:
     parser = options(__doc__, list(PEERS), rounds=3, steps=5, retries=2)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     args = parse(parser)
+    names = quick_names() if args.quick and args.cases == list(CASES) else args.cases
     pythons = {name: python_of(PEERS[name], dict(args.python)) for name in args.peers}
-    found = {}
-    for name in args.cases:
-        found[name] = measure(quick(CASES[name]) if args.quick else CASES[name], args.peers, pythons, args)
+    found: dict[str, dict[str, Any]] = {}
+    for family in families(names):
+        found |= measure([quick(case) for case in family] if args.quick else family, args.peers, pythons, args)
         header = ["case: library", "s/step", "min", "time /0.7.11", "CPU /0.7.11", "/limit", "peak MB",
                   "peak /0.7.11"]  # fmt: skip
-        show("one PPO step, float32", header, table(found, args.peers))
+        show("one step, float32", header, table(found))
+        if rows := algorithm_table(found):
+            header = ["case: library", "s/step", "time /gae", "time /clip", "time /trl_step", "peak MB", "peak /gae"]
+            show("the same shape, another algorithm", header, rows)
         if not args.quick:
-            save("step", {"goals": GOALS, "cases": found}, args.output)
-    if not args.quick:
-        series = {peer: [found[case][peer]["seconds"] for case in found] for peer in args.peers}
-        bars(args.output / "step.png", "seconds per PPO step", list(found), series, "s")
+            record(found, args)
+
+
+def record(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
+    """Write what is measured so far: step.json against older releases, algorithms.json where algorithms differ."""
+    gae = {name: by_peer for name, by_peer in found.items() if CASES[name].algorithm == "gae" and REFERENCE in by_peer}
+    if gae:
+        save("step", {"goals": GOALS, "cases": gae}, args.output)
+        peers = [peer for peer in args.peers if all(peer in by_peer for by_peer in gae.values())]
+        series = {peer: [by_peer[peer]["seconds"] for by_peer in gae.values()] for peer in peers}
+        bars(args.output / "step.png", "seconds per PPO step", list(gae), series, "s")
+    compared = [case.name for family in families(list(found)) if len(family) > 1 for case in family]
+    if compared:
+        cases = {name: found[name] for name in compared}
+        save("algorithms", {"goals": ALGORITHM_GOALS, "cases": cases}, args.output)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from cases import CASES, quick
-from worker import make_model, tokenizer
+from contenders import make_model, tokenizer
 
 import trl_step
 

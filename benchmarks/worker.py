@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 import warnings
+from importlib import metadata
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import numpy as np
 import torch
 from cases import Case
+from contenders import make
 
 warnings.filterwarnings("ignore")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -70,51 +72,6 @@ def matrix_rate(case: Case) -> float:
     return best
 
 
-def tokenizer():
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(8)}, unk_token="w3"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1", unk_token="w3")
-
-
-def make_model(library, case: Case):
-    """The same weights for every peer: drawn by name, not in the order in which a release builds its modules."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=case.vocabulary, n_embd=case.width, n_layer=case.layers, n_head=max(case.width // 64, 1),
-        n_positions=512, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        pad_token_id=0, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    plain, options = GPT2LMHeadModel(config), {}
-    fill(plain)
-    if case.lora:
-        from peft import LoraConfig
-
-        options["peft_config"] = LoraConfig(
-            r=16, lora_alpha=32, lora_dropout=0.0, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"
-        )
-    model = library.AutoModelForCausalLMWithValueHead.from_pretrained(plain, **options)
-    model.v_head.dropout = torch.nn.Identity()
-    fill(model.v_head)
-    if case.lora:
-        fill([(n, p) for n, p in model.pretrained_model.named_parameters() if "lora_" in n])
-    return model
-
-
-def fill(module) -> None:
-    named = module if isinstance(module, list) else sorted(module.named_parameters())
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in named:
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif "ln_" not in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-
-
 def batch(case: Case, seed: int):
     generator = torch.Generator().manual_seed(seed)
 
@@ -122,8 +79,27 @@ def batch(case: Case, seed: int):
         return torch.randint(8, case.vocabulary, (n,), generator=generator)
 
     queries, responses = zip(*[(ids(q), ids(r)) for q, r in case.lengths()])  # noqa: B905
+    queries = [queries[i - i % case.group] for i in range(case.samples)]
     scores = [torch.tensor(float(x)) for x in torch.randn(case.samples, generator=generator)]
-    return list(queries), list(responses), scores
+    return queries, list(responses), scores
+
+
+def movement(before: dict, model) -> dict[str, list[float]]:
+    """Eight fixed random projections of how far each weight moved, under a name that all libraries share."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not name.endswith("c_attn.bias"):  # the keys' bias has no gradient: noise
+            moved = (parameter.detach() - before[name]).double().flatten()
+            generator = torch.Generator().manual_seed(len(moved))
+            directions = torch.randn(8, len(moved), generator=generator, dtype=torch.double)
+            found[shared_name(name)] = (directions @ moved).tolist()
+    return found
+
+
+def shared_name(name: str) -> str:
+    """A weight's name without the prefixes of wrappers and the name of the adapter."""
+    name = name.replace(".actor.", ".default.")
+    return name[name.index("transformer.") :]
 
 
 def saved_for_backward(trainer, inputs) -> float:
@@ -149,18 +125,23 @@ def saved_for_backward(trainer, inputs) -> float:
     return most
 
 
+def version(name: str) -> str:
+    return getattr(importlib.import_module(name), "__version__", None) or metadata.version(name)
+
+
 def main() -> None:
     job = json.loads(sys.argv[1])
     case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in job["case"].items()})
     torch.set_num_threads(job.get("threads", 2))
     library = importlib.import_module(job["library"])
-    options = {"batch_size": case.samples, "mini_batch_size": case.mini_batch, "learning_rate": 1e-4}
-    accelerator = {"cpu": True, **job.get("accelerator", {})}
-    config = library.PPOConfig(accelerator_kwargs=accelerator, **{**options, **job.get("config", {})})
-    model = make_model(library, case)
-    trainer = library.PPOTrainer(config, model, None, tokenizer(), num_shared_layers=case.shared_layers or None)
+    trainer = make(library, case, job.get("config", {}), job.get("accelerator", {}))
+    if job.get("compare"):
+        before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+        trainer.step(*batch(case, 0))
+        print("RESULT " + json.dumps({"moved": movement(before, trainer.model)}))
+        return
     np.random.seed(0)
-    first = trainer.step(*batch(case, 0))  # the warm-up, and the step that must agree with the other peers
+    first = trainer.step(*batch(case, 0))  # the warm-up, and the step that must agree
     trained = [(n, p) for n, p in trainer.model.named_parameters() if p.requires_grad]
     result = {
         "stats": {k: float(v) for k, v in first.items() if np.ndim(v) == 0 and not k.startswith("time/")},
@@ -176,15 +157,12 @@ def main() -> None:
     with PeakMemory() as memory:
         for seed in range(1, job["steps"] + 1):
             inputs = batch(case, seed)
-            wall, cpu = time.perf_counter(), time.process_time()
-            trainer.step(*inputs)
-            result["seconds"].append(time.perf_counter() - wall)
-            result["cpu_seconds"].append(time.process_time() - cpu)
+            wall, cpu = trainer.timed(*inputs)
+            result["seconds"].append(wall)
+            result["cpu_seconds"].append(cpu)
     result["peak_mb"] = memory.growth
     result["rate"].append(matrix_rate(case))
-    result["versions"] = {
-        name: importlib.import_module(name).__version__ for name in (job["library"], "torch", "transformers")
-    }
+    result["versions"] = {name: version(name) for name in (job["library"], "torch", "transformers")}
     print("RESULT " + json.dumps(result))
 
 

@@ -61,6 +61,20 @@ def peers_table() -> str:
     return markdown(header, rows)
 
 
+def algorithms_table() -> str:
+    """One row per case and library, where algorithms were timed on one shape; `gae` is that of `trl_step`."""
+    found = results("algorithms")["cases"]
+    rows = []
+    for case, by_peer in found.items():
+        gae, ours = found[CASES[case].shape]["trl_step"], by_peer["trl_step"]
+        for peer, r in by_peer.items():
+            rows.append(
+                [case, peer, f"{r['seconds']:.2f}", f"{r['seconds'] / gae['seconds']:.2f}",
+                 f"{r['seconds'] / ours['seconds']:.2f}", f"{r['peak_mb']:.0f}"]
+            )  # fmt: skip
+    return markdown(["case", "library", "s", "time over `gae`'s", "time over `trl_step`'s", "peak MB"], rows)
+
+
 def generate_table() -> str:
     """One row per library."""
     found = results("generate")
@@ -116,6 +130,7 @@ def episodes_table() -> str:
 TABLES = {
     "table of steps": step_table,
     "table of libraries": peers_table,
+    "table of algorithms": algorithms_table,
     "table of generate": generate_table,
     "table of episodes": episodes_table,
     "table of growth": scaling_table,

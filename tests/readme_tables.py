@@ -34,7 +34,8 @@ def metric_table() -> str:
 
 
 def _row(stat: Stat) -> str:
-    cells = (f"`{stat.key}`", stat.formula, stat.shape, OVER_PROCESSES[stat.reduction])
+    formula = f"{stat.formula} (with {stat.when})" if stat.when else stat.formula
+    cells = (f"`{stat.key}`", formula, stat.shape, OVER_PROCESSES[stat.reduction])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

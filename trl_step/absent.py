@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-_SAMPLED = (
-    "PPOTrainer, for which your loop samples and scores responses; for {kind}, sample several responses to each query "
-    "and give `step` each score minus the mean of the scores of its query"
-)
+_SAMPLED = "PPOTrainer, for which your own loop samples and scores several responses to each query"
 _PAIRS = "DPOTrainer on pairs, with loss_type 'sigmoid', 'hinge', 'ipo' or 'kto_pair'"
 _ARGUMENTS = "transformers.TrainingArguments, and what is the method's own as arguments of {trainer}"
 INSTEAD = {
-    "GRPOTrainer": _SAMPLED.format(kind="advantages relative to a group, as in GRPO"),
-    "GRPOConfig": "PPOConfig, with PPOTrainer",
-    "RLOOTrainer": _SAMPLED.format(kind="leave-one-out advantages, as in RLOO"),
-    "RLOOConfig": "PPOConfig, with PPOTrainer",
+    "GRPOTrainer": f'{_SAMPLED}, with PPOConfig(advantage_estimator="grpo")',
+    "GRPOConfig": 'PPOConfig(advantage_estimator="grpo"), with PPOTrainer',
+    "RLOOTrainer": f'{_SAMPLED}, with PPOConfig(advantage_estimator="rloo")',
+    "RLOOConfig": 'PPOConfig(advantage_estimator="rloo"), with PPOTrainer',
     "PPOv2Trainer": "PPOTrainer, whose loop you write yourself",
     "PPOv2Config": "PPOConfig, with PPOTrainer",
-    "OnlineDPOTrainer": _SAMPLED.format(kind="rewards by comparison"),
-    "NashMDTrainer": _SAMPLED.format(kind="rewards by comparison"),
-    "XPOTrainer": _SAMPLED.format(kind="rewards by comparison"),
+    "OnlineDPOTrainer": f"{_SAMPLED}, each scored by comparison",
+    "NashMDTrainer": f"{_SAMPLED}, each scored by comparison",
+    "XPOTrainer": f"{_SAMPLED}, each scored by comparison",
     "KTOTrainer": _PAIRS,
     "ORPOTrainer": _PAIRS,
     "CPOTrainer": _PAIRS,

@@ -89,20 +89,7 @@ def main() -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLMWithValueHead.from_pretrained(config.model_name)
     trainer = PPOTrainer(config, model, create_reference_model(model), tokenizer)
-    environment = TextEnvironment(
-        trainer.model,
-        tokenizer,
-        tools={"Calculator": calculate},
-        reward_fn=reward,
-        prompt="" if built_in else PROMPT,
-        max_turns=2,  # one for the call, one for the answer
-        generation_kwargs={
-            "do_sample": True,
-            "top_k": 0,
-            "top_p": 1.0,
-            "max_new_tokens": arguments.max_new_tokens,
-        },
-    )
+    environment = make_environment(trainer, arguments, built_in)
 
     random_numbers = random.Random(config.seed)
     held_out = [draw_problem(random_numbers, held_out=True) for _ in range(arguments.held_out)]
@@ -119,6 +106,24 @@ def main() -> None:
     seconds = write_outcome(trainer, arguments.output_dir, history, summary, started)["seconds"]
     gain = 100 * (after - before)
     print(f"right answers on held-out problems: {before:.1%} -> {after:.1%} ({gain:+.1f} points, {seconds:.0f} s)")
+
+
+def make_environment(trainer: PPOTrainer, arguments: Arguments, built_in: bool) -> TextEnvironment:
+    """Episodes with the calculator; a model that was not built for it is shown how in a prompt."""
+    return TextEnvironment(
+        trainer.model,
+        trainer.tokenizer,
+        tools={"Calculator": calculate},
+        reward_fn=reward,
+        prompt="" if built_in else PROMPT,
+        max_turns=2,  # one for the call, one for the answer
+        generation_kwargs={
+            "do_sample": True,
+            "top_k": 0,
+            "top_p": 1.0,
+            "max_new_tokens": arguments.max_new_tokens,
+        },
+    )
 
 
 def train(trainer: PPOTrainer, environment: TextEnvironment, random_numbers: random.Random) -> list[dict[str, float]]:

@@ -4,6 +4,10 @@ Without a network, in a few minutes on two cores; the first run builds a small m
 
     python examples/sentiment/ppo_sentiment.py
 
+Without a value head, by comparing four continuations of each beginning (or `rloo`):
+
+    python examples/sentiment/ppo_sentiment.py --advantage_estimator grpo --answers_per_query 4
+
 The classic run, with GPT-2 and IMDB from the hub:
 
     python examples/sentiment/ppo_sentiment.py --model_name lvwerra/gpt2-imdb --query_dataset stanfordnlp/imdb \
@@ -30,7 +34,7 @@ from building import one_line_if_interrupted
 from datasets import Dataset, load_dataset
 from report import UNITS, Evaluation, check_packages, draw_curves, print_samples, write_summary
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from trl_step import (
     AutoModelForCausalLMWithValueHead,
@@ -71,6 +75,8 @@ class Arguments:
     """folder for the summary, curves, tensorboard logs, the run's states and the tuned model"""
     max_new_tokens: int = 24
     """longest response, in tokens"""
+    answers_per_query: int = 1
+    """responses to each query in a batch; `grpo` and `rloo` compare them"""
     held_out: int = 64
     """queries from the split "test", to compare before and after"""
     use_seq2seq: bool = False
@@ -127,7 +133,8 @@ def train(trainer: PPOTrainer, reward_model: RewardModel, arguments: Arguments) 
     history = History(arguments.output_dir / "history.jsonl", trainer)
     progress = tqdm(batches(trainer), initial=trainer.steps_done, total=trainer.config.total_ppo_epochs, desc="PPO")
     for batch in progress:
-        # 1. generate: continue each query
+        # 1. generate: continue each query, or continue some of them several times
+        batch = several(batch, arguments.answers_per_query)
         responses = generate(trainer, batch["input_ids"], arguments)
         batch["response"] = trainer.tokenizer.batch_decode(responses, skip_special_tokens=True)
 
@@ -175,6 +182,11 @@ def batches(trainer: PPOTrainer) -> Iterator[dict[str, list]]:
             left -= 1
             if left == 0:
                 return
+
+
+def several(batch: dict[str, list], times: int) -> dict[str, list]:
+    """The first rows of a batch, each `times` times: as many rows as before, or as near to that as `times` allows."""
+    return {name: [row for row in rows[: len(rows) // times] for _ in range(times)] for name, rows in batch.items()}
 
 
 def generate(trainer: PPOTrainer, queries: list[torch.Tensor], arguments: Arguments) -> list[torch.Tensor]:
@@ -252,16 +264,22 @@ def collate(samples: Any) -> dict[str, list]:
 
 
 def load_models(arguments: Arguments) -> tuple[Any, Any]:
-    """The policy with its value head, and the frozen reference: None with LoRA, whose reference is the base model."""
-    model_class = AutoModelForSeq2SeqLMWithValueHead if arguments.use_seq2seq else AutoModelForCausalLMWithValueHead
+    """The policy, with a value head if the advantages need one, and the frozen reference: None with LoRA, whose
+    reference is the base model."""
+    with_head = (AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead)
+    plain = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+    needs_values = arguments.ppo.advantage_estimator == "gae"
+    model_class: Any = (with_head if needs_values else plain)[arguments.use_seq2seq]
     options: dict[str, Any] = {"trust_remote_code": arguments.trust_remote_code}
     if not arguments.use_peft:
         model = model_class.from_pretrained(arguments.ppo.model_name, **options)
         return model, create_reference_model(model)
-    from peft import LoraConfig
+    from peft import LoraConfig, get_peft_model
 
     task = "SEQ_2_SEQ_LM" if arguments.use_seq2seq else "CAUSAL_LM"
     lora = LoraConfig(r=arguments.lora_r, lora_alpha=arguments.lora_alpha, bias="none", task_type=task)
+    if not needs_values:
+        return get_peft_model(model_class.from_pretrained(arguments.ppo.model_name, **options), lora), None
     return model_class.from_pretrained(arguments.ppo.model_name, peft_config=lora, **options), None
 
 

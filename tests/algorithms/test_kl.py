@@ -15,6 +15,7 @@ REF_LOGPROBS = torch.tensor([[-1.5, -1.0], [-0.5, -1.0]])
         ("kl", [[0.5, -1.0], [0.0, -2.0]]),
         ("abs", [[0.5, 1.0], [0.0, 2.0]]),
         ("mse", [[0.125, 0.5], [0.0, 2.0]]),
+        ("k3", [[math.exp(-0.5) - 0.5, math.e - 2.0], [0.0, math.exp(2.0) - 3.0]]),
     ],
 )
 def test_penalty_by_hand(kind, expected):
@@ -33,8 +34,8 @@ def test_full_penalty_of_an_excluded_token_is_zero():
 
 
 def test_unknown_penalty_is_named():
-    with pytest.raises(ValueError, match=r"kl_penalty='k3' is not known.*full"):
-        kl_penalty(LOGPROBS, REF_LOGPROBS, "k3")
+    with pytest.raises(ValueError, match=r"kl_penalty='k4' is not known.*full"):
+        kl_penalty(LOGPROBS, REF_LOGPROBS, "k4")
 
 
 @pytest.mark.parametrize(

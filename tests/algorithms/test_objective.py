@@ -4,14 +4,21 @@ from functools import partial
 import pytest
 import torch
 
-from trl_step.algorithms.losses.policy import clipped_policy_losses
-from trl_step.algorithms.losses.tokens import mean_over
+from trl_step.algorithms.losses.policy import clipped_policy_losses, configured_policy_losses
+from trl_step.algorithms.losses.tokens import mean_over, token_weights
 from trl_step.algorithms.losses.value import clipped_value_losses
-from trl_step.algorithms.objective import Objective, minibatch_weights
+from trl_step.algorithms.objective import Minibatch, Objective, minibatch_weights
+from trl_step.trainer.ppo_config import PPOConfig
 
 OBJECTIVE = Objective(
-    partial(clipped_policy_losses, cliprange=0.2), partial(clipped_value_losses, cliprange_value=0.2), vf_coef=0.1
+    configured_policy_losses(PPOConfig()), partial(clipped_value_losses, cliprange_value=0.2), vf_coef=0.1
 )
+
+
+def summed(old_logprobs, advantages):
+    """A mini-batch of which every token counts once, so that means are sums."""
+    ones = torch.ones_like(old_logprobs)
+    return Minibatch(ones, ones, old_logprobs, advantages)
 
 
 def test_policy_losses_by_hand():
@@ -38,7 +45,7 @@ def test_the_slope_is_the_derivative_by_hand_to_the_bit():
     logprobs[50:100] = old[50:100]  # both branches of the loss are the same there
     expected = derivative_by_hand(logprobs, old, advantages, 0.2)
     with torch.no_grad():
-        slope = OBJECTIVE.slope(logprobs, old, advantages)
+        slope = OBJECTIVE.slope(logprobs, summed(old, advantages))
     assert torch.equal(slope, expected)
     assert not slope.requires_grad
 
@@ -48,7 +55,7 @@ def test_the_slope_is_the_gradient_of_the_summed_losses():
     old, advantages = torch.randn(200), torch.randn(200)
     logprobs = (old + torch.randn(200) * 0.4).requires_grad_()
     clipped_policy_losses(logprobs, old, advantages, 0.2).losses.sum().backward()
-    torch.testing.assert_close(OBJECTIVE.slope(logprobs, old, advantages), logprobs.grad, rtol=0, atol=0)
+    torch.testing.assert_close(OBJECTIVE.slope(logprobs, summed(old, advantages)), logprobs.grad, rtol=0, atol=0)
 
 
 def test_the_total_is_what_the_plain_path_differentiates():
@@ -56,11 +63,10 @@ def test_the_total_is_what_the_plain_path_differentiates():
     logprobs, vpreds = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     known = {name: torch.randn(2, 3) for name in ("old_logprobs", "old_values", "advantages", "returns")}
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    policy, value, stats = OBJECTIVE.evaluate(
-        logprobs=logprobs, vpreds=vpreds, entropy=torch.zeros(2, 3), mask=mask, **known
-    )
-    OBJECTIVE.total(policy, value).backward()
-    slope = OBJECTIVE.slope(logprobs.detach(), known["old_logprobs"], known["advantages"])
+    batch = Minibatch(mask=mask, weights=token_weights(mask, "mini_batch"), **known)
+    policy, value, stats = OBJECTIVE.evaluate(batch, logprobs=logprobs, vpreds=vpreds, entropy=torch.zeros(2, 3))
+    (policy + 0.1 * value).backward()
+    slope = OBJECTIVE.slope(logprobs.detach(), summed(known["old_logprobs"], known["advantages"]))
     torch.testing.assert_close(logprobs.grad, slope * mask / 3)
     assert vpreds.grad.count_nonzero() <= 3
     assert float(stats["loss/total"]) == float(policy + 0.1 * value)
@@ -84,14 +90,18 @@ def test_mean_over_ignores_what_is_masked():
 
 def test_statistics_by_hand():
     mask = torch.tensor([[1, 1, 0]])
-    stats = OBJECTIVE.evaluate(
-        logprobs=torch.tensor([[-1.0, -2.0, 0.0]]),
-        old_logprobs=torch.tensor([[-1.5, -1.5, 0.0]]),
-        vpreds=torch.tensor([[1.0, 2.0, 0.0]]),
-        old_values=torch.tensor([[1.0, 3.0, 0.0]]),
-        advantages=torch.tensor([[1.0, -1.0, 9.0]]),
-        returns=torch.tensor([[2.0, 4.0, 9.0]]),
+    batch = Minibatch(
         mask=mask,
+        weights=token_weights(mask, "mini_batch"),
+        old_logprobs=torch.tensor([[-1.5, -1.5, 0.0]]),
+        advantages=torch.tensor([[1.0, -1.0, 9.0]]),
+        old_values=torch.tensor([[1.0, 3.0, 0.0]]),
+        returns=torch.tensor([[2.0, 4.0, 9.0]]),
+    )
+    stats = OBJECTIVE.evaluate(
+        batch,
+        logprobs=torch.tensor([[-1.0, -2.0, 0.0]]),
+        vpreds=torch.tensor([[1.0, 2.0, 0.0]]),
         entropy=torch.tensor([[0.5, 1.5, 9.0]]),
     ).statistics
     policy = (-1.2 + 0.8) / 2  # ratios e^0.5 and e^-0.5: both clipped

@@ -1,12 +1,9 @@
-from functools import partial
-
 import pytest
 import torch
 
 from tests.head.heads import HEADS, D, N, V, make, plain_logits
 from trl_step.algorithms.losses.policy import clipped_policy_losses
-from trl_step.algorithms.losses.value import clipped_value_losses
-from trl_step.algorithms.objective import Objective
+from trl_step.algorithms.objective import Minibatch, Objective
 from trl_step.head.logprobs import exact_divergence, logprobs_of_logits, token_logprobs
 from trl_step.head.policy_gradient import policy_gradient_rows
 from trl_step.head.tiles import OutputHead
@@ -14,7 +11,7 @@ from trl_step.head.tiles import OutputHead
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 OBJECTIVE = Objective(
-    partial(clipped_policy_losses, cliprange=0.2), partial(clipped_value_losses, cliprange_value=0.2), vf_coef=0.1
+    lambda logprobs, batch: clipped_policy_losses(logprobs, batch.old_logprobs, batch.advantages, 0.2), None, 0.1
 )
 
 
@@ -52,7 +49,7 @@ def test_gradients_against_autograd(kind, temperature):
     expected = torch.autograd.grad(loss, leaves)
 
     def gradient_of(rows, chunk):
-        return OBJECTIVE.slope(chunk, old[rows], advantages[rows]) * weights[rows]
+        return OBJECTIVE.slope(chunk, Minibatch(weights[rows], weights[rows], old[rows], advantages[rows]))
 
     result = policy_gradient_rows(hidden, labels, head, gradient_of, temperature)
     assert result.anchor.item() == 0.0

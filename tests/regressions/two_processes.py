@@ -49,6 +49,8 @@ class Case:
     """bottom layers that policy and reference share"""
     token_scores: bool = False
     """every other sample has a score per token; process 1 may have none of them"""
+    groups: bool = False
+    """four group ids, each of which is on both processes; the sampler's log-probs, and no value head"""
     far: bool = False
     """the policy seems to have moved far away from the last sample of process 1: its ratio is infinite"""
 
@@ -85,6 +87,38 @@ CASES = {
     "t5": Case((3, 4), {"mini_batch_size": 2}, model="t5"),
     "lora": Case((3, 4), {"mini_batch_size": 2}, model="lora"),
     "shared": Case((4, 3), {"mini_batch_size": 2, "gradient_checkpointing": True}, shared=1),
+    "groups": Case(
+        (5, 3),
+        {
+            "mini_batch_size": 2,
+            "advantage_estimator": "grpo",
+            "policy_loss": "gspo",
+            "cliprange": 0.01,
+            "kl_in": "loss",
+            "kl_penalty": "k3",
+            "loss_normalization": "samples",
+            "entropy_coef": 0.01,
+            "importance_correction": "tis",
+            "positive_nll_coef": 0.1,
+            "gradient_accumulation_steps": 2,
+        },
+        groups=True,
+    ),
+    "groups with a head": Case(
+        (3, 4),
+        {
+            "mini_batch_size": 2,
+            "advantage_estimator": "rloo",
+            "loss_normalization": "constant",
+            "loss_constant_length": 9,
+            "whiten_advantages": True,
+        },
+        groups=True,
+    ),
+    "warm-up": Case(
+        (4, 3), {"mini_batch_size": 2, "value_warmup_steps": 1, "value_lam": 1.0, "gae_level": "turn"}, masks=True
+    ),
+    "critic": Case((4, 3), {"mini_batch_size": 2, "max_grad_norm": 0.1}, model="critic"),
     "skip": Case((6, 5), {"mini_batch_size": 2, "gradient_accumulation_steps": 2}, far=True),
     "all skipped": Case((2, 2), {"mini_batch_size": 2}, far=True),
     "early stop": Case((5, 2), {"mini_batch_size": 4, "early_stopping": True, "target_kl": 1e-4}, cls=StopsEarly),
@@ -109,12 +143,20 @@ def joined(orders: list[np.random.RandomState], counts: tuple[int, int]) -> Any:
 def build(case: Case, **more: Any) -> PPOTrainer:
     """A trainer with a scheduler, and an optimizer that does not blow up gradients which are 0 but for rounding."""
     lora = {"peft_config": LoraConfig(r=4, task_type="CAUSAL_LM", fan_in_fan_out=True)} if case.model == "lora" else {}
-    model = with_value_head("gpt2" if lora else case.model, **lora)
+    critic = None
+    model = with_value_head("gpt2" if lora or case.model == "critic" else case.model, **lora)
+    if case.model == "critic":
+        critic = with_value_head("llama", seed=1)
+    elif case.groups and case.options["advantage_estimator"] == "grpo":
+        model = model.pretrained_model
     settings = config(**{"ppo_epochs": 2, "horizon": 50, **case.options, **more})
     reference = create_reference_model(model, num_shared_layers=case.shared) if case.shared else None
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    trained = [p for part in (model, critic) if part is not None for p in part.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=4)
-    return case.cls(settings, model, reference, tokenizer(), optimizer=optimizer, lr_scheduler=scheduler)
+    return case.cls(
+        settings, model, reference, tokenizer(), optimizer=optimizer, lr_scheduler=scheduler, value_model=critic
+    )
 
 
 def play(case: Case, rank: int | None, **more: Any) -> dict[str, Any]:
@@ -136,14 +178,20 @@ def play(case: Case, rank: int | None, **more: Any) -> dict[str, Any]:
         old_logprobs = None
         if case.far:
             old_logprobs = [torch.full(r.shape, -300.0 if r is responses[-1] else -4.0) for r in responses]
+        groups: dict[str, Any] = {}
+        if case.groups:
+            noise = [0.1 * torch.sin(torch.arange(len(r)) + i) for i, r in enumerate(responses)]
+            groups["sampling_logprobs"] = [own_noise - 4.0 for own_noise in noise][own]
+            groups["group_ids"] = [f"prompt {i % 4}" for i in range(total)][own]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "a mini-batch's mean ratio|the KL divergence")
+            warnings.filterwarnings("ignore", "a mini-batch's mean ratio|the KL divergence|sampling_logprobs are")
             stats = ours.step(
                 queries[own],
                 responses[own],
                 given[own],
                 masks and masks[own],
                 old_logprobs=old_logprobs and old_logprobs[own],
+                **groups,
             )
         numbers = {key: value for key, value in stats.items() if isinstance(value, float) and "time/" not in key}
         seen["steps"].append(

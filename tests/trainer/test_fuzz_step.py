@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 
-from tests.tiny import VOCABULARY, trainer, with_value_head
+from tests.tiny import VOCABULARY, gpt2, trainer, with_value_head
 from tests.trainer.runs.state_tools import changed, everything, random_streams
 
-LISTS = ("queries", "responses", "scores", "response_masks", "old_logprobs", "ref_logprobs", "values")
+LISTS = ("queries", "responses", "scores", "response_masks", "old_logprobs", "ref_logprobs", "values",
+         "sampling_logprobs")  # fmt: skip
+FOR_ALGORITHMS = ("group_ids", "advantages", "baseline_scores")
 NAMES_A_SAMPLE = re.compile(r"\[\d+\]|sample \d+")
-NAMES_A_LIST = re.compile(rf"({'|'.join(LISTS)}) must be a list")
+NAMES_A_LIST = re.compile(rf"({'|'.join((*LISTS, *FOR_ALGORITHMS))}) must be a list")
 
 
 def trainer_of(name: str) -> Any:
@@ -30,6 +32,10 @@ def trainer_of(name: str) -> Any:
     if name == "lora":
         lora = LoraConfig(r=4, task_type="CAUSAL_LM", fan_in_fan_out=True)
         return trainer(with_value_head("gpt2", peft_config=lora), use_score_norm=True, **options)
+    if name in FOR_ALGORITHMS:
+        settings = {"group_ids": "grpo", "advantages": "grpo", "baseline_scores": "remax"}
+        loss = {"kl_in": "loss", "kl_penalty": "k3", "entropy_coef": 0.01, "policy_loss": "gspo", "cliprange": 0.01}
+        return trainer(gpt2(), advantage_estimator=settings[name], **loss, **options)
     return trainer(name, **options)
 
 
@@ -268,6 +274,36 @@ def test_each_kind_of_fault_in_each_list(name: str) -> None:
     run()
     assert seen == dict.fromkeys(faults_of(name), 3)
     assert fuzz.outcomes["refused"] >= 100
+    assert fuzz.outcomes["trained"] >= 5, "nothing got through: the inputs are too bad to show anything"
+
+
+@pytest.mark.parametrize("name", FOR_ALGORITHMS)
+def test_each_kind_of_fault_in_what_is_given_for_an_algorithm(name: str) -> None:
+    """As above; without values and through a loss that couples tokens."""
+    fuzz, seen = Fuzz(trainer_of(name)), Counter[str]()
+
+    @settings(FUZZ, max_examples=3, phases=[Phase.generate])
+    @given(valid_inputs(), st.data())
+    def run(inputs: dict[str, Any], data: st.DataObject) -> None:
+        inputs.pop("values", None)
+        count = len(inputs["queries"])
+        if name != "baseline_scores":
+            inputs["group_ids"] = list(range(count))
+        items = [float(i) for i in range(count)] if name != "group_ids" else inputs["group_ids"]
+        if name == "advantages":
+            items = [score * torch.ones(len(r)) for score, r in zip(items, inputs["responses"], strict=True)]
+        for kind in JUNK | TENSORS:
+            seen[kind] += 1
+            note(kind)
+            i = data.draw(st.integers(0, count - 1))
+            fuzz.step({**inputs, name: [*items[:i], data.draw((JUNK | TENSORS)[kind]), *items[i + 1 :]]})
+        fuzz.step({**inputs, name: items[:-1]})
+        fuzz.step({**inputs, name: items})
+        fuzz.step({**inputs, name: data.draw(junk)})
+
+    run()
+    assert seen == dict.fromkeys(JUNK | TENSORS, 3)
+    assert fuzz.outcomes["refused"] >= (15 if name == "group_ids" else 30)  # most things are hashable
     assert fuzz.outcomes["trained"] >= 5, "nothing got through: the inputs are too bad to show anything"
 
 

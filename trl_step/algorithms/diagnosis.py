@@ -40,6 +40,12 @@ LOST_END_PATIENCE = 3
 SURPRISE_TOLERANCE = 0.2
 """Relative difference of the responses' surprise and the policy's entropy, if they come from different
 distributions."""
+MISMATCH = 0.05
+"""Nats per token between the sampler's log-probs and the policy's; a server in bfloat16 stays below."""
+SLOPE_TOLERANCE = 0.15
+"""Of the slope of the one over the other; another temperature moves it by about as much as itself."""
+TRUNCATED_SHARE = 0.02
+"""Of the tokens that a truncating sampler may seem to find less likely, by rounding."""
 MEMORY = max(PATIENCE, CRITIC_PATIENCE, SCORE_PATIENCE, END_PATIENCE)
 """Steps that `diagnose` looks back."""
 
@@ -57,6 +63,11 @@ class Signs(NamedTuple):
     std_score: float
     ended: float
     length_deviation: float
+    mismatch: float = math.nan
+    """mean of the sampler's log-prob less the policy's"""
+    mismatch_slope: float = math.nan
+    mismatch_below: float = math.nan
+    """share of tokens that the sampler found less likely"""
 
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Signs:
@@ -77,6 +88,9 @@ class Signs(NamedTuple):
             std_score=number("ppo/std_scores"),
             ended=number("tokens/responses_ended"),
             length_deviation=number("tokens/responses_len_std"),
+            mismatch=number("ppo/sampling/kl"),
+            mismatch_slope=number("ppo/sampling/slope"),
+            mismatch_below=number("ppo/sampling/less_likely"),
         )
 
 
@@ -110,8 +124,8 @@ class Diagnosis(NamedTuple):
     """One thing that is wrong."""
 
     name: str
-    """"negative KL", "first ratio", "entropy collapse", "value head", "constant scores", "no end token", "clipping",
-    "padding" """
+    """"negative KL", "sampler mismatch", "first ratio", "entropy collapse", "value head", "constant scores", "no end
+    token", "clipping", "padding" """
     finding: str
     """what was seen, with its numbers"""
     advice: str
@@ -181,8 +195,9 @@ def diagnose(first: Signs, recent: Sequence[Signs], circumstances: Circumstances
         recent: of the last steps, oldest first, up to `MEMORY` of them; at least one
         circumstances: of the last step
     """
-    return [*_kl(first, recent, circumstances), *_policy(first, recent, circumstances), *_scores(recent),
-            *_value_head(recent), *_ends(recent, circumstances), *_padding(circumstances)]  # fmt: skip
+    return [*_kl(first, recent, circumstances), *_sampler(recent[-1]), *_policy(first, recent, circumstances),
+            *_scores(recent), *_value_head(recent), *_ends(recent, circumstances),
+            *_padding(circumstances)]  # fmt: skip
 
 
 def _for_long(flags: Sequence[bool], steps: int) -> bool:
@@ -247,6 +262,35 @@ def _cause_of_negative_kl(first: Signs, now: Signs, seen: Circumstances) -> str:
         "suppress_tokens, repetition_penalty, top_k, top_p), a temperature other than PPOConfig.temperature, dropout "
         "or right padding in sampling, and queries or responses that were cut or decoded and encoded again"
     )
+
+
+# --- the sampler's own log-probs ---------------------------------------------------------------------------------
+
+
+def _sampler(now: Signs) -> Iterator[Diagnosis]:
+    tilted = abs(now.mismatch_slope - 1) > SLOPE_TOLERANCE
+    if not (abs(now.mismatch) > MISMATCH or tilted):
+        return
+    finding = (
+        f"sampling_logprobs are {now.mismatch:+.3f} nats per token from the policy's (slope {now.mismatch_slope:.2f}, "
+        f"{now.mismatch_below:.0%} of the tokens less likely)"
+    )
+    if now.mismatch > 0 and now.mismatch_below < TRUNCATED_SHARE:
+        advice = (
+            "nearly no token is less likely there, so they are log-probs after truncation (top_k, top_p, min_p), which "
+            "share out what was cut off. Sample without truncation, or have the sampler report log-probs before it"
+        )
+    elif tilted:
+        advice = (
+            "they are log-probs at another temperature than PPOConfig.temperature. Have the sampler report log-probs "
+            'of the scaled logits (vLLM: logprobs_mode="processed_logprobs"), and set PPOConfig.temperature to the '
+            "temperature that it samples at"
+        )
+    else:
+        advice = (
+            "look for older weights in the sampler, another precision, or token ids that went through text and back"
+        )
+    yield Diagnosis("sampler mismatch", finding, advice)
 
 
 # --- the policy --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-KL_PENALTIES = ("kl", "abs", "mse", "full")
+KL_PENALTIES = ("kl", "abs", "mse", "full", "k3")
 
 
 def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kind: str) -> torch.Tensor:
@@ -20,6 +20,7 @@ def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kind: str) ->
             `kl` d, the unbiased one-sample estimate (k1 in http://joschu.net/blog/kl-approx.html);
             `abs` |d|;
             `mse` d² / 2 (k2 there);
+            `k3` exp(-d) + d - 1, unbiased and never below 0;
             `full` the exact divergence, sum over the vocabulary of exp(logprobs) * d.
 
     Returns:
@@ -35,6 +36,8 @@ def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kind: str) ->
         return difference.abs()
     if kind == "mse":
         return 0.5 * difference.square()
+    if kind == "k3":
+        return torch.expm1(-difference) + difference
     if kind == "full":
         # exp(-inf) * inf is 0 in the limit: a token that the policy excludes costs nothing
         return torch.where(logprobs.isneginf(), 0.0, logprobs.exp() * difference).sum(dim=-1)

@@ -1,95 +1,147 @@
 """What a mini-batch is trained on: the losses of its tokens joined to one, their slope for the fused head, statistics.
 
-The loss is written once, as functions of single tokens. The plain path differentiates their mean; the fused head, which
-needs the derivative before it lets go of a chunk's logits, gets it from `Objective.slope`.
+The loss is written once, as functions of log-probs and values. The plain path differentiates their mean; the fused
+head, which needs the derivative before it lets go of a chunk's logits, gets it from `Objective.slope`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from trl_step.algorithms.losses.tokens import TokenLosses, mean_over
+from trl_step.algorithms.kl import kl_penalty
+from trl_step.algorithms.losses.tokens import TokenLosses, mean_over, weighted_sum
 from trl_step.core import masked_moments
 
-TokenLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], TokenLosses]
+ValueLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], TokenLosses]
+
+
+class Minibatch(NamedTuple):
+    """What is known of a mini-batch before its forward pass. Tensors [b, T]; None if nothing needs them."""
+
+    mask: torch.Tensor
+    """1 where a token counts"""
+    weights: torch.Tensor
+    """of each token in the mean loss, see `token_weights`"""
+    old_logprobs: torch.Tensor
+    advantages: torch.Tensor
+    ref_logprobs: Any = None
+    sampling_logprobs: Any = None
+    importance: Any = None
+    """factor on each policy loss, see `importance_weights`"""
+    positive: Any = None
+    """factor on each log-prob in the term of samples with a positive score"""
+    old_values: Any = None
+    returns: Any = None
+
+
+PolicyLosses = Callable[[torch.Tensor, Minibatch], TokenLosses]
 
 
 class Losses(NamedTuple):
     """Of one mini-batch."""
 
     policy: torch.Tensor
-    """0-d, mean over counted tokens"""
-    value: torch.Tensor
-    """0-d, mean over counted tokens; not yet times `vf_coef`"""
+    """0-d: everything that is trained but the value loss"""
+    value: Any
+    """0-d, not yet times `vf_coef`; None without values"""
     statistics: dict[str, torch.Tensor]
     """what is logged, without gradients; the formulas are in `algorithms.stats`"""
 
 
 class Objective(NamedTuple):
-    """loss = mean of the policy's losses + vf_coef * mean of the value losses (Schulman et al. 2017, eq. 9)."""
+    """loss = mean of (w policy loss + kl_coef KL - nll_coef positive logprob - entropy_coef H) + vf_coef value loss.
 
-    policy_losses: TokenLoss
-    """(logprobs, old_logprobs, advantages), all of one shape -> the losses; differentiable in `logprobs`"""
-    value_losses: TokenLoss
-    """(vpreds, old_values, returns), all of one shape -> the losses; differentiable in `vpreds`"""
+    Means are taken with `Minibatch.weights`. With the defaults of the second part it is eq. 9 of Schulman et al. 2017
+    without the entropy bonus.
+    """
+
+    policy_losses: PolicyLosses
+    """(logprobs [b, T], mini-batch) -> the losses; differentiable in `logprobs`"""
+    value_losses: ValueLoss | None
+    """(vpreds, old_values, returns), all of one shape -> the losses, differentiable in `vpreds`; None: no values"""
     vf_coef: float
+    couples_tokens: bool = False
+    """whether the loss of a token depends on the log-probs of other tokens of its sample"""
+    kl_kind: str = "k3"
+    """of the KL penalty in the loss, see `kl_penalty`"""
+    kl_coef: float = 0.0
+    """of the KL penalty in the loss"""
+    nll_coef: float = 0.0
+    entropy_coef: float = 0.0
+    policy_coef: float = 1.0
+    """on everything but the value loss; 0 trains values alone"""
 
-    def total(self, policy: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The loss that is trained, from its two parts."""
-        return policy + self.vf_coef * value
+    def token_losses(self, logprobs: torch.Tensor, batch: Minibatch) -> tuple[torch.Tensor, TokenLosses]:
+        """All that is trained through log-probs, for each token [b, T], and the policy's losses alone."""
+        own = self.policy_losses(logprobs, batch)
+        losses = own.losses
+        if batch.importance is not None:
+            losses = torch.where(batch.importance != 0, losses, 0.0) * batch.importance
+        own = own._replace(losses=losses)
+        if self.kl_coef:
+            losses = losses + self.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, self.kl_kind)
+        if self.nll_coef:
+            losses = losses - self.nll_coef * batch.positive * logprobs
+        return losses, own
 
-    def slope(self, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-        """d (sum of the policy's losses) / d logprobs, in the shape of the inputs; also inside `torch.no_grad`."""
+    def slope(self, logprobs: torch.Tensor, batch: Minibatch) -> torch.Tensor:
+        """d (weighted sum of `token_losses`) / d logprobs, [b, T]; also inside `torch.no_grad`."""
         with torch.enable_grad():
             logprobs = logprobs.detach().requires_grad_()
-            losses = self.policy_losses(logprobs, old_logprobs, advantages).losses
-            return torch.autograd.grad(losses.sum(), logprobs)[0]
+            total = self.policy_coef * weighted_sum(self.token_losses(logprobs, batch)[0], batch.weights)
+            return torch.autograd.grad(total, logprobs)[0]
 
     def evaluate(
-        self,
-        *,
-        logprobs: torch.Tensor,
-        vpreds: torch.Tensor,
-        entropy: torch.Tensor,
-        old_logprobs: torch.Tensor,
-        old_values: torch.Tensor,
-        advantages: torch.Tensor,
-        returns: torch.Tensor,
-        mask: torch.Tensor,
+        self, batch: Minibatch, *, logprobs: torch.Tensor, entropy: torch.Tensor, vpreds: torch.Tensor | None
     ) -> Losses:
-        """Both losses of a mini-batch and its statistics, from one evaluation.
+        """The losses of a mini-batch and its statistics, from one evaluation.
 
         Args:
-            logprobs, vpreds, entropy: what the model says now, [b, T]
-            old_logprobs, old_values, advantages, returns: what was known before, [b, T]
-            mask: [b, T], 1 where a token counts
+            batch: what was known before
+            logprobs, entropy, vpreds: what the model says now, [b, T]; `vpreds` is None without values
         """
-        of_policy = self.policy_losses(logprobs, old_logprobs, advantages)
-        of_value = self.value_losses(vpreds, old_values, returns)
-        policy, value = mean_over(of_policy.losses, mask), mean_over(of_value.losses, mask)
+        mask, weights = batch.mask, batch.weights
+        losses, own = self.token_losses(logprobs, batch)
+        if self.entropy_coef:
+            losses = losses - self.entropy_coef * entropy
+        policy = self.policy_coef * weighted_sum(losses, weights)
         with torch.no_grad():
-            log_ratio = logprobs - old_logprobs
-            return_mean, return_var = masked_moments(returns, mask)
-            value_mean, value_var = masked_moments(old_values, mask)
+            log_ratio = logprobs - batch.old_logprobs
             statistics = {
-                "loss/policy": policy.detach(),
-                "loss/value": value.detach(),
-                "loss/total": self.total(policy, value),
+                "loss/policy": weighted_sum(own.losses, weights),
+                "loss/total": policy.detach(),
                 "policy/entropy": mean_over(entropy, mask),
                 "policy/approxkl": 0.5 * mean_over(log_ratio**2, mask),
                 "policy/policykl": -mean_over(log_ratio, mask),
-                "policy/clipfrac": mean_over(of_policy.clipped, mask),
-                "policy/advantages": advantages,
-                "policy/advantages_mean": mean_over(advantages, mask),
+                "policy/advantages": batch.advantages,
+                "policy/advantages_mean": mean_over(batch.advantages, mask),
                 "policy/ratio": log_ratio.exp(),
+            }
+            if own.clipped is not None:
+                statistics["policy/clipfrac"] = mean_over(own.clipped, mask)
+            if self.kl_coef:
+                kls = kl_penalty(logprobs, batch.ref_logprobs, self.kl_kind)
+                statistics["loss/kl"] = weighted_sum(kls, weights)
+            if self.nll_coef:
+                statistics["loss/positive_nll"] = -weighted_sum(batch.positive * logprobs, weights)
+        if self.value_losses is None:
+            return Losses(policy, None, statistics)
+        of_value = self.value_losses(vpreds, batch.old_values, batch.returns)  # type: ignore[arg-type]
+        value = weighted_sum(of_value.losses, weights)
+        with torch.no_grad():
+            return_mean, return_var = masked_moments(batch.returns, mask)
+            value_mean, value_var = masked_moments(batch.old_values, mask)
+            statistics |= {
+                "loss/value": value.detach(),
+                "loss/total": policy + self.vf_coef * value,
                 "returns/mean": return_mean,
                 "returns/var": return_var,
-                "val/vpred": mean_over(vpreds, mask),
-                "val/error": mean_over((vpreds - returns) ** 2, mask),
-                "val/clipfrac": mean_over(of_value.clipped, mask),
+                "val/vpred": mean_over(vpreds, mask),  # type: ignore[arg-type]
+                "val/error": mean_over((vpreds - batch.returns) ** 2, mask),
+                "val/clipfrac": mean_over(of_value.clipped, mask),  # type: ignore[arg-type]
                 "val/mean": value_mean,
                 "val/var": value_var,
             }
@@ -97,17 +149,20 @@ class Objective(NamedTuple):
 
 
 def minibatch_weights(own: torch.Tensor, everyone: torch.Tensor, processes: int, normalization: str) -> list[float]:
-    """Factor on the token mean of each mini-batch of a backward batch, so that their sum is the loss of the whole.
+    """Factor on the mean loss of each mini-batch of a backward batch, so that their sum is the loss of the whole.
 
     Args:
         own: [K, 2], counted tokens and samples of each mini-batch on this process
         everyone: the same, added over processes
         processes: their number; the factor makes up for the mean over processes that follows
         normalization: `tokens`: one mean over all tokens of the backward batch, on all processes.
+            `samples`, `constant`: the same over its samples.
             `mini_batch`: the mean of the mini-batches' means, each weighted by its samples, so that a smaller last
             mini-batch weighs less; with equal sizes that is 1 / K.
     """
     tokens, samples = everyone[:, 0], everyone[:, 1]
+    if normalization in ("samples", "constant"):
+        return (own[:, 1] * processes / samples.sum()).tolist()
     share = own[:, 0] * processes
     if normalization == "tokens":
         return (share / tokens.sum()).tolist()

@@ -61,6 +61,7 @@ def shape_scores(
     use_score_norm: bool,
     score_clip: float | None,
     mask: torch.Tensor | None = None,
+    update: bool = True,
 ) -> torch.Tensor:
     """Scores as the algorithm uses them: divided by the running std, centred by the running mean, clipped.
 
@@ -74,9 +75,11 @@ def shape_scores(
     Args:
         scores: [B], or token scores [B, R], 0 where `mask` is 0
         mask: [B, R], 1 on the response tokens that count; needed for token scores only
+        update: take the batch in; False uses the moments as they are
     """
     if use_score_scaling or use_score_norm:
-        moments.update(sample_totals(scores))
+        if update:
+            moments.update(sample_totals(scores))
         if use_score_norm and mask is not None:
             last = last_counted(mask).unsqueeze(1)
             scores = scores.scatter(1, last, scores.gather(1, last) - moments.mean)

@@ -20,12 +20,19 @@ equal everywhere by construction, left as it is on each process, or a sum."""
 
 
 class Stat(NamedTuple):
-    """One logged key: what it is, in symbols; its shape; how processes are joined."""
+    """One logged key: what it is, in symbols; its shape; how processes are joined; when it is there."""
 
     key: str
     formula: str
     shape: str = "scalar"
     reduction: Reduction = "same"
+    when: str = ""
+    """settings or inputs with which the key is there; always, if it is empty"""
+
+
+WITH_VALUES = "values"
+WITH_GROUPS = "`grpo`, `rloo`"
+WITH_SAMPLING = "`sampling_logprobs`"
 
 
 STATS: tuple[Stat, ...] = (
@@ -42,30 +49,49 @@ STATS: tuple[Stat, ...] = (
     Stat("ppo/mean_scores", "mean of the scores after scaling, norm and clip (of token scores each sample's sum)",
          reduction="samples"),
     Stat("ppo/std_scores", "their unbiased standard deviation (0 for one sample)", reduction="samples"),
-    Stat("ppo/loss/policy", "mean of max(-A r, -A clip(r, 1 ± cliprange)), r = exp(logprob - old_logprob)",
-         reduction="tokens"),
-    Stat("ppo/loss/value", "mean of max((v - R)², (clip(v, v_old ± cliprange_value) - R)²) / 2", reduction="tokens"),
-    Stat("ppo/loss/total", "policy + vf_coef · value", reduction="tokens"),
+    Stat("ppo/loss/policy",
+         "mean of max(-A r, -A clip(r, 1 ± cliprange)), r = exp(logprob - old_logprob), or of another `policy_loss`; "
+         "times the importance weights, if there are any", reduction="tokens"),
+    Stat("ppo/loss/value", "mean of max((v - R)², (clip(v, v_old ± cliprange_value) - R)²) / 2", reduction="tokens",
+         when=WITH_VALUES),
+    Stat("ppo/loss/kl", "mean of the KL penalty of logprob and ref_logprob", reduction="tokens",
+         when='`kl_in="loss"`'),
+    Stat("ppo/loss/positive_nll", "mean of -logprob over the samples with a score above 0", reduction="tokens",
+         when="`positive_nll_coef`"),
+    Stat("ppo/loss/total",
+         "policy + vf_coef · value; with their settings + β kl - entropy_coef · entropy + positive_nll_coef · "
+         "positive_nll", reduction="tokens"),
     Stat("ppo/policy/entropy", "mean entropy of the policy's distribution over the vocabulary, nats",
          reduction="tokens"),
     Stat("ppo/policy/approxkl", "mean of (logprob - old_logprob)² / 2", reduction="tokens"),
     Stat("ppo/policy/policykl", "mean of old_logprob - logprob; early stopping looks at it", reduction="tokens"),
-    Stat("ppo/policy/clipfrac", "share of tokens where the policy clip decided", reduction="tokens"),
+    Stat("ppo/policy/clipfrac", "share of tokens where the policy clip decided", reduction="tokens",
+         when="a `policy_loss` that clips"),
     Stat("ppo/policy/advantages", "whitened advantages of every mini-batch, -1 as filler", "[n]", "local"),
     Stat("ppo/policy/advantages_mean", "mean whitened advantage", reduction="tokens"),
     Stat("ppo/policy/ratio", "r of every mini-batch, -1 as filler", "[n]", "local"),
     Stat("ppo/policy/ratio_error", "mean of |r - 1| in the first mini-batch, before any update: 0 but for rounding",
          reduction="tokens"),
     Stat("ppo/policy/skipped", "mini-batches left out because their mean r exceeded `ratio_threshold`"),
-    Stat("ppo/returns/mean", "mean return R = A + v_old (before whitening)", reduction="tokens"),
-    Stat("ppo/returns/var", "unbiased variance of R", reduction="variance"),
-    Stat("ppo/val/vpred", "mean value prediction v", reduction="tokens"),
-    Stat("ppo/val/error", "mean of (v - R)²", reduction="tokens"),
-    Stat("ppo/val/clipfrac", "share of tokens where the value clip decided", reduction="tokens"),
-    Stat("ppo/val/mean", "mean of v_old", reduction="tokens"),
-    Stat("ppo/val/var", "unbiased variance of v_old", reduction="variance"),
-    Stat("ppo/val/var_explained", "1 - val/error / returns/var (0 if the returns do not vary)"),
+    Stat("ppo/returns/mean", "mean return R = A + v_old (before whitening)", reduction="tokens", when=WITH_VALUES),
+    Stat("ppo/returns/var", "unbiased variance of R", reduction="variance", when=WITH_VALUES),
+    Stat("ppo/val/vpred", "mean value prediction v", reduction="tokens", when=WITH_VALUES),
+    Stat("ppo/val/error", "mean of (v - R)²", reduction="tokens", when=WITH_VALUES),
+    Stat("ppo/val/clipfrac", "share of tokens where the value clip decided", reduction="tokens", when=WITH_VALUES),
+    Stat("ppo/val/mean", "mean of v_old", reduction="tokens", when=WITH_VALUES),
+    Stat("ppo/val/var", "unbiased variance of v_old", reduction="variance", when=WITH_VALUES),
+    Stat("ppo/val/var_explained", "1 - val/error / returns/var (0 if the returns do not vary)", when=WITH_VALUES),
     Stat("ppo/learning_rate", "learning rate that this step used"),
+    Stat("ppo/group/count", "groups of answers to one prompt, on all processes", when=WITH_GROUPS),
+    Stat("ppo/group/single", "groups of one answer, whose advantage is 0", when=WITH_GROUPS),
+    Stat("ppo/group/flat", "groups of several answers with equal rewards, whose advantage is 0", when=WITH_GROUPS),
+    Stat("ppo/sampling/kl", "mean over tokens of sampling_logprob - old_logprob", when=WITH_SAMPLING),
+    Stat("ppo/sampling/ratio_max", "largest w = exp(old_logprob - sampling_logprob) of a token", when=WITH_SAMPLING),
+    Stat("ppo/sampling/ess", "effective share of the n tokens, (Σ w)² / (n Σ w²)", when=WITH_SAMPLING),
+    Stat("ppo/sampling/slope", "least-squares slope of sampling_logprob over old_logprob; another temperature moves it "
+         "away from 1", when=WITH_SAMPLING),
+    Stat("ppo/sampling/less_likely", "share of tokens with sampling_logprob < old_logprob - 0.001; 0 if the sampler "
+         "gave log-probs after truncation", when=WITH_SAMPLING),
     Stat("tokens/queries_len_mean", "mean query length", reduction="samples"),
     Stat("tokens/queries_len_std", "its unbiased standard deviation", reduction="samples"),
     Stat("tokens/queries_dist", "query lengths", "[B]", "local"),
@@ -110,7 +136,10 @@ ARRAYS = ("policy/advantages", "policy/ratio")
 
 
 def join_minibatch_statistics(
-    stacked: dict[str, torch.Tensor], tokens: torch.Tensor, reduce_sum: ReduceSum
+    stacked: dict[str, torch.Tensor],
+    tokens: torch.Tensor,
+    reduce_sum: ReduceSum,
+    loss_shares: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """The statistics of each mini-batch as if all processes' shares of it had been one.
 
@@ -118,20 +147,22 @@ def join_minibatch_statistics(
         stacked: each [M, 1], one row per mini-batch; means over this process's tokens, and variances of them.
         tokens: counted tokens of this process in each mini-batch [M].
         reduce_sum: adds over processes; it is called once.
+        loss_shares: how many the losses are means over in each mini-batch [M]; None: those tokens.
     """
     names = [name for name in stacked if name not in ARRAYS]
     n = in_float64(tokens)
+    shares = n if loss_shares is None else in_float64(loss_shares)
     sums = {}
     for name in names:
         value = in_float64(stacked[name].flatten())
         if name in VARIANCES:  # sum of squares from unbiased variance and mean
             value = value * (n - 1).clamp(min=0) + n * in_float64(stacked[VARIANCES[name]].flatten()) ** 2
         else:
-            value = value * n
+            value = value * (shares if name.startswith("loss/") else n)
         sums[name] = value
-    packed = reduce_sum(torch.stack([n, *sums.values()]))
-    n, joined = packed[0], dict(zip(names, packed[1:], strict=True))
-    means = {name: value / n.clamp(min=1) for name, value in joined.items()}
+    packed = reduce_sum(torch.stack([n, shares, *sums.values()]))
+    n, shares, joined = packed[0], packed[1], dict(zip(names, packed[2:], strict=True))
+    means = {name: value / (shares if name.startswith("loss/") else n).clamp(min=1) for name, value in joined.items()}
     for name, mean_name in VARIANCES.items():
         if name in joined:
             means[name] = (joined[name] - n * means[mean_name] ** 2).clamp(min=0) / (n - 1).clamp(min=1)

@@ -8,6 +8,7 @@ so the gradients of hidden rows and head weight are formed at once. That takes t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -123,8 +124,73 @@ def _errors(
     return _Errors(labels, result, tiles, of_labels, surplus)
 
 
+class _Mixed(NamedTuple):
+    """The rows a (p - onehot(label)) + b p (log p + H) of one chunk, over `size`; with a soft cap as in `_Errors`."""
+
+    errors: _Errors
+    entropy: torch.Tensor
+    """[n, 1], H"""
+    size: torch.Tensor
+    """[n, 1]: the larger of |a| and |b|, so that what is multiplied in the dtype of the product is of order 1"""
+
+
+def _mixed(
+    chunk: RowChunk,
+    weight: torch.Tensor,
+    head: OutputHead,
+    temperature: float,
+    buffers: ChunkBuffers,
+    slope_of: Callable[[torch.Tensor], torch.Tensor],
+    entropy_slope: torch.Tensor,
+) -> _Mixed:
+    """As `_errors`, for a loss that depends on log-probs and entropies.
+
+    Args:
+        slope_of: log-probs [n] -> a = d loss / d log-prob [n]
+        entropy_slope: b = d loss / d entropy, [n]
+    """
+    (rows, _), labels, dtype = chunk.hidden.shape, chunk.labels, wide(weight.dtype)
+    softmax, tiles = RowSoftmax(labels), []
+    buffer = buffers.numbers("mixed", rows * len(weight), dtype, weight.device)
+    for columns in column_tiles(rows, len(weight), weight.device):
+        kept = tile_of(buffer, rows, columns)
+        softmax.see(tile_logits(chunk.hidden, weight, head, columns, temperature).values, columns, out=kept)
+        inside, place = softmax.place(columns)
+        kept.scatter_(1, place, torch.where(inside, 0.0, kept.gather(1, place)))
+        tiles.append((columns, kept))
+    result, tiny = softmax.result(), torch.finfo(dtype).tiny
+    log_factors = result.factors.clamp(min=tiny).log()
+
+    def log_p(k: int, kept: torch.Tensor) -> torch.Tensor:
+        return kept.clamp(min=tiny).log_().add_(log_factors[:, k : k + 1])
+
+    p_label = result.logprobs.exp()
+    entropy = torch.where(p_label > 0, -p_label * result.logprobs, 0.0)
+    for k, (_, kept) in enumerate(tiles):
+        entropy -= result.factors[:, k : k + 1] * torch.linalg.vecdot(kept, log_p(k, kept)).unsqueeze(1)
+    entropy.clamp_(min=0)
+    a, b = slope_of(result.logprobs.squeeze(1)).unsqueeze(1), entropy_slope.unsqueeze(1)
+    size = torch.maximum(a.abs(), b.abs()).clamp(min=tiny)
+    a, b = a / size, b / size
+    to_tanh = 0.0 if head.softcap is None else temperature / head.softcap
+    top = result.peak + result.log_total
+    mixed = []
+    for k, (columns, kept) in enumerate(tiles):
+        log_probability = log_p(k, kept)
+        if head.softcap is not None:
+            kept.mul_(1 - (log_probability + top).mul_(to_tanh).square_())
+        kept.mul_(log_probability.add_(entropy).mul_(b).add_(a))
+        mixed.append((columns, kept.to(weight.dtype)))
+    of_labels = a * torch.expm1(result.logprobs) + torch.where(
+        p_label > 0, b * p_label * (result.logprobs + entropy), 0.0
+    )
+    if head.softcap is not None:
+        of_labels = of_labels * (1 - (result.label_logits * to_tanh).square())
+    return _Mixed(_Errors(labels, result, mixed, of_labels, None), entropy, size)
+
+
 class _PolicyGradientRows(torch.autograd.Function):
-    """Returns 0 with the gradients of a loss that is a sum of functions of single log-probs.
+    """Returns 0 with the gradients of a loss whose slopes at log-probs and entropies are known.
 
     With p the distribution of a row, y its label, h its hidden state, c = scale / temperature and g = d loss / d log
     p(y): d loss / d logits = g (onehot(y) - p), so with the row e = p - onehot(y) (see `_Errors` for a soft cap)
@@ -132,7 +198,8 @@ class _PolicyGradientRows(torch.autograd.Function):
         d loss / d h = -g c (e @ weight),    d loss / d weight = -c sum over rows of g outer(e, h)
 
     g and c multiply rows of width D, never of width V. The entropy needs no pass over the vocabulary either, as the
-    expected logit comes with the first product: H = -log p(y) - c (h . (e @ weight) + e . bias).
+    expected logit comes with the first product: H = -log p(y) - c (h . (e @ weight) + e . bias). If the loss depends on
+    it, d H / d logits = -p (log p + H) is one more element-wise term in the tiles (see `_mixed`), and no more products.
     """
 
     @staticmethod
@@ -145,6 +212,7 @@ class _PolicyGradientRows(torch.autograd.Function):
         labels: torch.Tensor,
         temperature: float,
         gradient_of: LogprobGradient,
+        entropy_gradient: torch.Tensor | None,
         dtype: torch.dtype,
         buffers: ChunkBuffers,
         take_gradient: Callable[[torch.Tensor], None] | None,
@@ -159,15 +227,21 @@ class _PolicyGradientRows(torch.autograd.Function):
             d_weight.zero_()
         for chunk in row_chunks(rows_in, labels, len(weight)):
             rows, states = chunk.rows, chunk.hidden.to(logprobs.dtype)
-            errors = _errors(chunk, weight_in, head, temperature, buffers)
-            of_labels, times_weight = errors.softmax.logprobs.squeeze(1), errors.times(weight_in)
-            surplus = 0.0 if errors.surplus is None else errors.surplus.squeeze(1)
-            if head.softcap is None:
-                surplus = surplus + factor * torch.linalg.vecdot(states, times_weight)
-            logprobs[rows] = of_labels
-            # the expected logit over that of the label is what the entropy has over -log p(label)
-            entropy[rows] = (-of_labels - surplus).clamp(min=0)  # a rounding may lie below
-            slope = -factor * gradient_of(rows, logprobs[rows]).unsqueeze(1)
+            if entropy_gradient is None:
+                errors = _errors(chunk, weight_in, head, temperature, buffers)
+                of_labels, times_weight = errors.softmax.logprobs.squeeze(1), errors.times(weight_in)
+                surplus = 0.0 if errors.surplus is None else errors.surplus.squeeze(1)
+                if head.softcap is None:
+                    surplus = surplus + factor * torch.linalg.vecdot(states, times_weight)
+                logprobs[rows] = of_labels
+                # the expected logit over that of the label is what the entropy has over -log p(label)
+                entropy[rows] = (-of_labels - surplus).clamp(min=0)  # a rounding may lie below
+                slope = -factor * gradient_of(rows, logprobs[rows]).unsqueeze(1)
+            else:
+                slope_of = partial(gradient_of, rows)
+                mixed = _mixed(chunk, weight_in, head, temperature, buffers, slope_of, entropy_gradient[rows])
+                errors, times_weight, slope = mixed.errors, mixed.errors.times(weight_in), -factor * mixed.size
+                logprobs[rows], entropy[rows] = errors.softmax.logprobs.squeeze(1), mixed.entropy.squeeze(1)
             d_hidden[rows] = times_weight.mul_(slope)
             if d_weight is not None:
                 errors.add_outer(d_weight, states * slope, first=rows.start == 0)
@@ -196,7 +270,7 @@ class _PolicyGradientRows(torch.autograd.Function):
         ]
         if gradients[1] is not None and ctx.take_gradient is not None:
             ctx.take_gradient(gradients[1])
-        return (*gradients, *[None] * 7)
+        return (*gradients, *[None] * 8)
 
 
 class PolicyGradientRows(NamedTuple):
@@ -215,8 +289,9 @@ def policy_gradient_rows(
     temperature: float = 1.0,
     buffers: ChunkBuffers | None = None,
     take_gradient: Callable[[torch.Tensor], None] | None = None,
+    entropy_gradient: torch.Tensor | None = None,
 ) -> PolicyGradientRows:
-    """Log-probs and entropies, and the gradient of a loss that is a sum of functions of single log-probs.
+    """Log-probs and entropies, and the gradient of a loss whose slopes at them are known.
 
     Args:
         hidden: [N, D], with its autograd history
@@ -224,6 +299,7 @@ def policy_gradient_rows(
         gradient_of: called once per chunk, gives d loss / d log-prob of its rows
         temperature, buffers: as in `exact_divergence`
         take_gradient: called in the backward pass with the gradient of the weight [V, D] that is handed to autograd
+        entropy_gradient: d loss / d entropy of each row, [N]; None: the loss does not depend on entropies
 
     `anchor.backward()` (times any upstream factor) adds to hidden, weight and bias what the loss itself would. It can
     be taken once, also with `retain_graph`: what it hands out is not kept.
@@ -231,6 +307,7 @@ def policy_gradient_rows(
     Raises:
         RuntimeError: in a second backward pass, or if the gradient itself is to be differentiated
     """
-    settings = temperature, gradient_of, compute_dtype(head.weight), buffers or ChunkBuffers(), take_gradient
+    slopes = gradient_of, entropy_gradient
+    settings = temperature, *slopes, compute_dtype(head.weight), buffers or ChunkBuffers(), take_gradient
     with torch.autocast(hidden.device.type, enabled=False):
         return PolicyGradientRows(*_PolicyGradientRows.apply(hidden, head.weight, head.bias, head, labels, *settings))

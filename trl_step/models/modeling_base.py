@@ -252,6 +252,10 @@ class PreTrainedModelWrapper(nn.Module):
         """The wrapped model's."""
         return plain_model(self.pretrained_model).get_output_embeddings()
 
+    def value_parameters(self) -> list[nn.Parameter]:
+        """The parameters that only values depend on."""
+        return [p for name in self.supported_modules for p in getattr(self, name).parameters()]
+
     def __getattr__(self, name: str) -> Any:
         """`device` and `dtype` of the wrapped model; no properties, so that a subclass may set its own."""
         if name in ("device", "dtype"):
@@ -279,8 +283,9 @@ class PreTrainedModelWrapper(nn.Module):
         if not self.is_peft_model:
             result = self.pretrained_model.save_pretrained(folder, *args, state_dict=state, **kwargs)
             # an adapter inside a transformers model is all that it writes
-            if has_adapter(self.pretrained_model) and kwargs.get("is_main_process", True):
-                write_value_head(folder, split_state(state, self.supported_modules)[0])
+            own = split_state(state, self.supported_modules)[0]
+            if own and has_adapter(self.pretrained_model) and kwargs.get("is_main_process", True):
+                write_value_head(folder, own)
             return result
         own, of_adapters = split_state(state, self.supported_modules)
         if gathered is not None and of_adapters:
@@ -290,6 +295,7 @@ class PreTrainedModelWrapper(nn.Module):
         result = self.pretrained_model.save_pretrained(folder, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             adapters.remove_paths_from_card(folder, self.pretrained_model)
+        if own and kwargs.get("is_main_process", True):
             write_value_head(folder, own)
         return result
 

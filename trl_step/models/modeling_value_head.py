@@ -9,9 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from trl_step.models.decoder_pass import HeadFunction, run_decoder
-from trl_step.models.inner_model import output_embedding, takes_argument
-from trl_step.models.modeling_base import PreTrainedModelWrapper
+from trl_step.models.modeling_language import LanguageModelWrapper
 
 DROPOUT = 0.1
 INITIALIZER_RANGE = 0.2
@@ -51,7 +49,7 @@ def hidden_width(config: Any) -> int:
     return width
 
 
-class _ValueHeadModel(PreTrainedModelWrapper):
+class _ValueHeadModel(LanguageModelWrapper):
     """Common base of the two public classes, which differ in the model that they wrap.
 
     Args:
@@ -65,11 +63,11 @@ class _ValueHeadModel(PreTrainedModelWrapper):
         ValueError: the model has no language model head; the strategy is unknown.
     """
 
+    supported_modules = ("v_head",)
     supported_args = ("summary_dropout_prob", "v_head_initializer_range", "v_head_init_strategy")
 
     def __init__(self, pretrained_model: Any, **kwargs: Any) -> None:
         super().__init__(pretrained_model, **kwargs)
-        output_embedding(pretrained_model)  # raises if there is none
         head_kwargs, _, _ = self._split_kwargs(kwargs)
         self.v_head = ValueHead(pretrained_model.config, **head_kwargs)
         self._init_weights(**head_kwargs)
@@ -82,57 +80,9 @@ class _ValueHeadModel(PreTrainedModelWrapper):
             nn.init.normal_(self.v_head.summary.weight, std=kwargs.get("v_head_initializer_range", INITIALIZER_RANGE))
             nn.init.zeros_(self.v_head.summary.bias)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        attention_mask: torch.Tensor | None = None,
-        return_past_key_values: bool = False,
-        *,
-        rows: torch.Tensor | None = None,
-        head: HeadFunction | None = None,
-        **kwargs: Any,
-    ) -> tuple[Any, ...]:
-        """Logits, loss and values; with `return_past_key_values`, also the cache.
-
-        S are the positions of the decoder, N is the number of chosen rows.
-
-        Args:
-            input_ids: int64 [B, S]; the encoder's for an encoder-decoder model.
-            past_key_values: cache of earlier positions.
-            attention_mask: [B, S], 1 where a token counts.
-            return_past_key_values: return the cache as well.
-            rows: bool [B, S], or int64 [N] positions in the flattened [B, S]; only these reach the output embedding,
-                in row-major order.
-            head: called inside the forward pass with the chosen rows [N, D], as they enter the output embedding, and
-                the output embedding; its result replaces the logits, which are then not computed.
-            **kwargs: further arguments of the wrapped model, such as `decoder_input_ids`, `position_ids`, `labels`.
-
-        Returns:
-            logits: float32 [B, S, V], with `rows` [N, V], with `head` its result.
-            loss: 0-d if `labels` are given, else None.
-            values: float32 [B, S], with `rows` [N].
-
-        Raises:
-            ValueError: see `decoder_pass.run_decoder`.
-        """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        # prompt learning has its own cache
-        takes_cache = not (self.is_peft_model and self.pretrained_model.active_peft_config.is_prompt_learning)
-        if past_key_values is not None and takes_cache:
-            inputs["past_key_values"] = past_key_values
-        # an unused cache costs a copy of every key and value
-        reads_cache = past_key_values is not None or return_past_key_values
-        if not reads_cache and takes_argument(self.pretrained_model, "use_cache"):
-            inputs.setdefault("use_cache", False)
-        output = run_decoder(self.pretrained_model, inputs, rows, head)
+    def _values(self, hidden: torch.Tensor) -> torch.Tensor:
         # a sum, as FSDP must not get a view
-        values = self.v_head(output.hidden.to(next(self.v_head.parameters()).device)).sum(dim=-1)
-        logits = output.logits
-        if head is None and logits.dtype.itemsize < torch.float32.itemsize:
-            logits = logits.float()
-        result = (logits, output.loss, values)
-        return (*result, output.past_key_values) if return_past_key_values else result
+        return self.v_head(hidden.to(next(self.v_head.parameters()).device)).sum(dim=-1)
 
     def post_init(self, state_dict: Mapping[str, torch.Tensor]) -> None:  # type: ignore[override]
         """Load the value head from the names in `state_dict` that have `v_head.` in them, and follow a device map.
@@ -157,23 +107,6 @@ class _ValueHeadModel(PreTrainedModelWrapper):
             except RuntimeError as error:
                 raise ValueError(f"the checkpoint's value head does not fit this model: {error}") from error
         self._follow_device_map()
-
-    def _follow_device_map(self) -> None:
-        device_map = getattr(self.pretrained_model, "hf_device_map", None)
-        if not device_map:
-            return
-        places = set(device_map.values())
-        if "disk" in places or ("cpu" in places and len(places) > 1):
-            raise ValueError(f"layers are offloaded to CPU or disk ({device_map}): they cannot be trained there")
-        # values, logits and the loss are combined on the device of the output embedding
-        device = next(output_embedding(self.pretrained_model).parameters()).device
-        self.v_head = self.v_head.to(device)
-
-        def gather(_module: nn.Module, _arguments: Any, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in outputs)
-
-        self.register_forward_hook(gather)
-        self.is_sequential_parallel = True
 
 
 class AutoModelForCausalLMWithValueHead(_ValueHeadModel):

@@ -18,6 +18,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
 from trl_step.core import PPODecorators
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
+from trl_step.models.critic import PolicyWithCritic, wrappers_of
 from trl_step.models.inner_model import plain_model
 from trl_step.models.notices import warn_user
 from trl_step.models.probes import require_causal
@@ -25,7 +26,7 @@ from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.local import all_eos_ids, generate_batched, padding_id
-from trl_step.trainer.batches.checks import StepInputs, Vocabulary, check_size, checked_for
+from trl_step.trainer.batches.checks import NO_EXTRAS, Extras, StepInputs, Vocabulary, check_size, checked_for
 from trl_step.trainer.batches.layout import make_layout
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.padding import Padded, padding_on_the_right
@@ -65,6 +66,7 @@ class LanguageTrainer(StepTrainer):
         num_shared_layers: Optional[int],
         lr_scheduler: Any,
         training_data_collator: Optional[Callable],
+        value_model: Any = None,
     ) -> None:
         self.is_encoder_decoder: bool = getattr(model, "is_encoder_decoder", False)
         self.is_peft_model: bool = getattr(model, "is_peft_model", False)
@@ -84,16 +86,18 @@ class LanguageTrainer(StepTrainer):
         self.optional_peft_ctx: Callable = nullcontext
         if self._reference_is_adapter:
             self.optional_peft_ctx = reference_context(model, config)
+        policy: Any = model if value_model is None else PolicyWithCritic(model, value_model)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            policy.gradient_checkpointing_enable()
 
-        self.model: Any = model
+        self.model: Any = policy
         self.ref_model: Any = ref_model
 
         # batches, and how the models are asked about them
-        models = [known for known in (model, ref_model) if known is not None]
+        models: list[Any] = [known for known in (policy, ref_model) if known is not None]
+        parts = [part for known in models for part in wrappers_of(known)]
         self._layout = make_layout(config, tokenizer, self.is_encoder_decoder, Vocabulary.of(*models).size)
-        self._length_limits = LengthLimits(models, self.is_encoder_decoder, self._layout.fixed_length)
+        self._length_limits = LengthLimits(parts, self.is_encoder_decoder, self._layout.fixed_length)
         self._budget = MemoryBudget(config.forward_tokens)
         self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
         for known in models:
@@ -107,10 +111,10 @@ class LanguageTrainer(StepTrainer):
 
         # everything on the device, and what makes the updates
         check_trained(model)
-        check_optimizer(optimizer, lr_scheduler, model)
-        optimizer = optimizer or make_optimizer(model, config.learning_rate)
+        check_optimizer(optimizer, lr_scheduler, policy, config)
+        optimizer = optimizer or make_optimizer(policy, config.learning_rate, config.value_learning_rate)
         prepared = prepare(
-            self.accelerator, config, model, ref_model, optimizer, dataloader, lr_scheduler, self._forward
+            self.accelerator, config, policy, ref_model, optimizer, dataloader, lr_scheduler, self._forward
         )
         self.model, self.ref_model = prepared.model, prepared.ref_model
         self.optimizer: Any = prepared.optimizer
@@ -184,6 +188,7 @@ class LanguageTrainer(StepTrainer):
         scores: ScoresGiven,
         response_masks: Optional[list[torch.Tensor]],
         precomputed: Precomputed,
+        extras: Extras = NO_EXTRAS,
     ) -> StepInputs:
         """The inputs of `step` in one form and on the device; all processes raise if one of them finds an error."""
         policy = self.accelerator.unwrap_model(self.model)
@@ -196,6 +201,7 @@ class LanguageTrainer(StepTrainer):
                 scores,
                 response_masks,
                 precomputed,
+                extras,
                 vocabulary=Vocabulary.of(policy, self.ref_model),
                 device=self.current_device,
                 limits=self._length_limits,
@@ -212,7 +218,7 @@ class LanguageTrainer(StepTrainer):
         """Lists become a batch, once."""
         inputs = self.prepare_model_inputs(given.queries, given.responses)
         rollout = self._layout.batch(given.queries, given.responses, inputs, given.response_masks)
-        return self._layout.with_numbers(rollout, given.scores, given.precomputed)
+        return self._layout.with_numbers(rollout, given.scores, given.precomputed, given.advantages)
 
     def prepare_model_inputs(
         self, queries: list[torch.Tensor], responses: list[torch.Tensor]

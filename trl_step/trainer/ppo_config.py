@@ -13,12 +13,19 @@ from typing import Annotated, Any, Literal, Optional, Union, get_args
 
 import tyro
 
+from trl_step.algorithms.importance import ImportanceCorrection
 from trl_step.algorithms.kl import KL_PENALTIES
+from trl_step.algorithms.losses.policy import COUPLED, PolicyLoss
+from trl_step.algorithms.losses.tokens import LossNormalization
 from trl_step.core import flatten_dict
 from trl_step.import_utils import is_rich_available, is_tensorboard_available, is_wandb_available
 
 JSONDict = Annotated[Union[dict, str, None], tyro.conf.arg(metavar="JSON", constructor=json.loads)]
-LossNormalization = Literal["mini_batch", "tokens"]
+AdvantageEstimator = Literal["gae", "grpo", "rloo", "reinforce_plus_plus", "remax"]
+GROUP_ESTIMATORS = ("grpo", "rloo")
+"""Those that compare the answers to one prompt."""
+WHITENING = ("gae", "reinforce_plus_plus")
+"""Those that whiten their advantages unless `whiten_advantages` says otherwise."""
 
 _DICT_FIELDS = ("tracker_kwargs", "accelerator_kwargs", "project_kwargs", "push_to_hub_if_best_kwargs")
 _TRACKERS = {"wandb": is_wandb_available, "tensorboard": is_tensorboard_available}
@@ -51,7 +58,41 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "save_every": (1, _INF, True),
     "keep_last": (1, _INF, True),
     "num_sample_generations": (0, _INF, True),
+    "cliprange_high": (0, _INF, True),
+    "dual_clip": (1, _INF, False),
+    "cispo_bound": (0, _INF, False),
+    "dppo_delta": (0, 1, True),
+    "loss_constant_length": (1, _INF, True),
+    "entropy_coef": (0, _INF, True),
+    "value_learning_rate": (0, _INF, True),
+    "value_warmup_steps": (0, _INF, True),
+    "value_lam": (0, 1, True),
+    "length_adaptive_alpha": (0, _INF, False),
+    "positive_nll_coef": (0, _INF, True),
 }
+# pairs of numbers, and whether the second may be below the first
+_PAIRS: dict[str, bool] = {"sapo_temperatures": True, "importance_bounds": False}
+# setting: (another setting, what that must be for the first to have an effect)
+_ACTS_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "group_scale": ("advantage_estimator", ("grpo",)),
+    "cliprange_high": ("policy_loss", ("clip", *COUPLED)),
+    "dual_clip": ("policy_loss", ("clip", *COUPLED)),
+    "cispo_bound": ("policy_loss", ("cispo",)),
+    "sapo_temperatures": ("policy_loss", ("sapo",)),
+    "dppo_delta": ("policy_loss", ("dppo",)),
+    "loss_constant_length": ("loss_normalization", ("constant",)),
+    "importance_bounds": ("importance_correction", get_args(ImportanceCorrection)),
+    "value_learning_rate": ("advantage_estimator", ("gae",)),
+    "value_warmup_steps": ("advantage_estimator", ("gae",)),
+    "value_lam": ("advantage_estimator", ("gae",)),
+    "length_adaptive_alpha": ("advantage_estimator", ("gae",)),
+    "gae_level": ("advantage_estimator", ("gae",)),
+}
+_AFTER_V07 = (
+    *_ACTS_WITH, "advantage_estimator", "policy_loss", "whiten_advantages", "kl_in", "entropy_coef",
+    "importance_correction", "positive_nll_coef", "loss_normalization",
+)  # fmt: skip
+"""Settings of the algorithm that release 0.7 does not have."""
 _FLAGS = (
     "remove_unused_columns",
     "adap_kl_ctrl",
@@ -80,6 +121,8 @@ _WHOLE_NUMBERS = (
     "save_every",
     "keep_last",
     "num_sample_generations",
+    "loss_constant_length",
+    "value_warmup_steps",
 )
 
 
@@ -133,8 +176,9 @@ class PPOConfig:
     """adapt the KL coefficient towards `target`; False keeps `init_kl_coef`"""
     init_kl_coef: Optional[float] = 0.2
     """KL coefficient at the start: reward per nat"""
-    kl_penalty: Literal["kl", "abs", "mse", "full"] = "kl"
-    """`kl` d = logprob - ref_logprob; `abs` |d|; `mse` d²/2; `full` the exact divergence over the vocabulary"""
+    kl_penalty: Literal["kl", "abs", "mse", "full", "k3"] = "kl"
+    """`kl` d = logprob - ref_logprob; `abs` |d|; `mse` d²/2; `full` the exact divergence over the vocabulary; `k3`
+    exp(-d) + d - 1"""
     target: Optional[float] = 6
     """KL per sample, in nats, that the adaptive controller aims at"""
     horizon: Optional[float] = 10000
@@ -203,7 +247,9 @@ class PPOConfig:
     exact_v07: bool = False
     """reproduce the numbers of release 0.7.11, including its known quirks"""
     loss_normalization: LossNormalization = "mini_batch"
-    """`mini_batch`: the mean of the mini-batches' token means; `tokens`: one mean over all tokens of an update"""
+    """`mini_batch`: the mean of the mini-batches' token means; `tokens`: one mean over all tokens of an update;
+    `samples`: the mean of each sample's token mean; `constant`: the sum over tokens, divided by the number of samples
+    times `loss_constant_length`"""
     temperature: float = 1.0
     """sampling temperature; every log-prob is taken under it"""
     forward_tokens: Optional[int] = None
@@ -230,6 +276,53 @@ class PPOConfig:
     """folder of the automatic states; `load_state("latest")` looks there"""
     keep_last: Optional[int] = None
     """number of automatic states to keep, older ones are removed; None keeps all"""
+
+    advantage_estimator: AdvantageEstimator = "gae"
+    """`gae` needs values; `grpo` and `rloo` compare the answers to one prompt; `reinforce_plus_plus` whitens the
+    rewards to come; `remax` takes the score of the greedy answer from them"""
+    group_scale: Literal["std", "batch", "none"] = "std"
+    """what `grpo` divides by: the standard deviation of the group, that of the batch, or nothing"""
+    whiten_advantages: Optional[bool] = None
+    """give the advantages mean 0 and variance 1 over all tokens of the batch; None: `gae` and `reinforce_plus_plus` do,
+    the others do not"""
+    policy_loss: PolicyLoss = "clip"
+    """with the ratio r: `clip` PPO's; `gspo` clips the geometric mean of a sample's ratios, `sequence_clip` their
+    product; `cispo` clips the weight of the log-prob; `reinforce` -A r; `sapo` a soft clip; `dppo` leaves a token out
+    whose probability moved too far"""
+    cliprange_high: Optional[float] = None
+    """the ratio is clipped above to 1 + this; None: `cliprange`"""
+    dual_clip: Optional[float] = None
+    """for a negative advantage the loss is at most this times -A; None: no limit"""
+    cispo_bound: float = 5.0
+    """the largest weight in `cispo`"""
+    sapo_temperatures: tuple[float, float] = (1.0, 1.05)
+    """of `sapo`, for positive advantages and for the others"""
+    dppo_delta: float = 0.2
+    """how far the probability of a token may move in `dppo`"""
+    loss_constant_length: Optional[int] = None
+    """tokens, for `loss_normalization="constant"`: the longest response that is allowed"""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """where the KL penalty acts"""
+    entropy_coef: float = 0.0
+    """weight of an entropy bonus in the loss, per nat"""
+    importance_correction: Optional[ImportanceCorrection] = None
+    """what `sampling_logprobs` do to the loss, with w = exp(old - sampling log-prob): `tis` weighs a token by w, at
+    most the upper bound; `icepop` by w inside of the bounds and else by 0; `sequence_mask` and `geometric_mask` leave
+    samples out whose product or geometric mean of w is outside of them"""
+    importance_bounds: Optional[tuple[float, float]] = None
+    """(low, high) of the correction; None: (0, 2), (0.5, 5), (0, 3), (0.99, 1.01)"""
+    value_learning_rate: Optional[float] = None
+    """of the value head or the separate critic, in the optimizer that the trainer creates; None: `learning_rate`"""
+    value_warmup_steps: int = 0
+    """steps at the start in which only the value head or the critic trains, on the value loss"""
+    value_lam: Optional[float] = None
+    """lambda of the values' targets; None: that of the advantages"""
+    length_adaptive_alpha: Optional[float] = None
+    """lambda of a sample with n counted tokens is 1 - 1 / (this n), in place of `lam`"""
+    gae_level: Literal["token", "turn"] = "token"
+    """what is one time step of the advantages: a token, or a turn, which is a run of tokens that count"""
+    positive_nll_coef: float = 0.0
+    """weight of the mean negative log-prob of samples whose score is above 0"""
 
     def __post_init__(self) -> None:
         self._take_json()
@@ -287,7 +380,7 @@ class PPOConfig:
                 allowed = f"a finite number {'>=' if closed else '>'} {low}" + (f" and <= {high}" * (high < _INF))
                 raise ValueError(f"{name}={value!r} must be {allowed}")
         self._check_choice("kl_penalty", KL_PENALTIES)
-        self._check_choice("loss_normalization", get_args(LossNormalization))
+        self._check_algorithm()
         for tracker in self.trackers:
             if tracker not in _TRACKERS:
                 raise ValueError(f"log_with={self.log_with!r} must be None or one of {', '.join(_TRACKERS)}")
@@ -314,7 +407,80 @@ class PPOConfig:
                 f"gradient_accumulation_steps = {mini}{by_default[1]} * {accumulated} = {self.backward_batch_size}"
             )
 
-    def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+    def _check_algorithm(self) -> None:
+        self._check_choice("loss_normalization", get_args(LossNormalization))
+        self._check_choice("advantage_estimator", get_args(AdvantageEstimator))
+        self._check_choice("policy_loss", get_args(PolicyLoss))
+        self._check_choice("group_scale", ("std", "batch", "none"))
+        self._check_choice("kl_in", ("reward", "loss"))
+        self._check_choice("gae_level", ("token", "turn"))
+        self._check_choice("importance_correction", (None, *get_args(ImportanceCorrection)))
+        self._check_choice("whiten_advantages", (None, True, False))
+        for name, any_order in _PAIRS.items():
+            self._check_pair(name, any_order)
+        changed = {f.name for f in fields(self) if f.name in _AFTER_V07 and getattr(self, f.name) != f.default}
+        if self.exact_v07 and changed:
+            name = sorted(changed)[0]
+            raise ValueError(
+                f"{name}={getattr(self, name)!r} with exact_v07=True: release 0.7 has no such setting; leave one of "
+                "them out"
+            )
+        for name, (other, values) in _ACTS_WITH.items():
+            if name in changed and getattr(self, other) not in values:
+                needed = " or ".join(map(repr, values))
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} acts only with {other}={needed}, but {other} is "
+                    f"{getattr(self, other)!r}"
+                )
+        if self.loss_normalization == "constant" and self.loss_constant_length is None:
+            raise ValueError('loss_normalization="constant" needs loss_constant_length, the longest response in tokens')
+        if self.kl_in == "loss" and self.kl_penalty == "full":
+            raise ValueError(
+                'kl_penalty="full" with kl_in="loss" would need the whole distributions of both models in every '
+                'mini-batch; take "k3" or "mse", whose gradients have the same mean for samples of the policy'
+            )
+        if self.kl_in == "loss" and self.kl_penalty == "kl" and self.init_kl_coef:
+            warnings.warn(
+                'kl_in="loss" with kl_penalty="kl": the gradient of logprob - ref_logprob is 0 on average, so this '
+                'penalty holds nothing back; take "k3" or "mse"',
+                UserWarning,
+                stacklevel=5,
+            )
+        if self.policy_loss == "gspo" and self.cliprange >= 0.05:
+            warnings.warn(
+                f'policy_loss="gspo" clips the geometric mean of the ratios of a whole response, and cliprange='
+                f"{self.cliprange:g} hardly ever does; its authors take cliprange=3e-4, cliprange_high=4e-4",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def _check_pair(self, name: str, any_order: bool) -> None:
+        pair = getattr(self, name)
+        if pair is None and not any_order:
+            return
+        try:
+            if all(isinstance(part, str) for part in pair):  # "1,1.05", which HfArgumentParser cuts into characters
+                pair = "".join(pair).replace(",", " ").split()
+            low, high = (float(number) for number in pair)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}={pair!r} must be two numbers") from error
+        if any_order and not (0 < low < _INF and 0 < high < _INF):
+            raise ValueError(f"{name}={pair!r} must be two finite numbers above 0")
+        if not any_order and not (0 <= low <= high < _INF):
+            raise ValueError(f"{name}={pair!r} must be (low, high) with 0 <= low <= high, both finite")
+        setattr(self, name, (low, high))
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether the advantages are made of values."""
+        return self.advantage_estimator == "gae"
+
+    @property
+    def whitens(self) -> bool:
+        """Whether the advantages are whitened."""
+        return self.advantage_estimator in WHITENING if self.whiten_advantages is None else self.whiten_advantages
+
+    def _check_choice(self, name: str, allowed: tuple[Any, ...]) -> None:
         if getattr(self, name) not in allowed:
             raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(repr, allowed))}")
 

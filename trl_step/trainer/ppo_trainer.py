@@ -14,7 +14,8 @@ The maths is in `trl_step/algorithms/` and `trl_step/head/`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Optional, Union
 
@@ -22,23 +23,29 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trl_step.algorithms.advantages.gae import advantages_and_returns
+from trl_step.algorithms.advantages.gae import advantages_and_returns, length_adaptive_lam
+from trl_step.algorithms.advantages.group import group_counts, grpo_advantages, rloo_advantages
+from trl_step.algorithms.advantages.returns import remax_advantages, returns_to_go
+from trl_step.algorithms.importance import importance_weights, mismatch_statistics
 from trl_step.algorithms.kl import kl_penalty, make_kl_controller
-from trl_step.algorithms.losses.policy import clipped_policy_losses
-from trl_step.algorithms.losses.tokens import mean_over
+from trl_step.algorithms.losses.check import check_policy_losses
+from trl_step.algorithms.losses.policy import COUPLED, configured_policy_losses
+from trl_step.algorithms.losses.tokens import TokenLosses, mean_over, positive_factors, token_weights
 from trl_step.algorithms.losses.value import clipped_value_losses
-from trl_step.algorithms.objective import Objective
+from trl_step.algorithms.objective import Minibatch, Objective
 from trl_step.algorithms.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
 from trl_step.algorithms.stats import LOGGED_ARRAYS, readable, rollout_statistics
-from trl_step.core import PPODecorators, entropy_from_logits
+from trl_step.core import PPODecorators, entropy_from_logits, masked_whiten
 from trl_step.models import PreTrainedModelWrapper
+from trl_step.models.notices import warn_user
 from trl_step.models.shortcuts.modes import training_without_dropout
-from trl_step.trainer.batches.checks import check_arguments
+from trl_step.trainer.batches.checks import Extras, StepInputs, check_arguments
+from trl_step.trainer.batches.groups import Groups, group_samples
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
 from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import Engine, HookEngine
 from trl_step.trainer.language_trainer import LanguageTrainer
-from trl_step.trainer.ppo_config import PPOConfig
+from trl_step.trainer.ppo_config import GROUP_ESTIMATORS, PPOConfig
 from trl_step.trainer.reports.callbacks import StepReport, call_all
 from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
@@ -59,10 +66,15 @@ class PPOTrainer(LanguageTrainer):
     Methods that a subclass may override, with the arguments and shapes of release 0.7: `batched_forward_pass`,
     `compute_rewards`, `compute_advantages`, `loss`, `train_minibatch`, `prepare_model_inputs`, `record_step_stats`,
     `log_stats`, `generate`, `prepare_dataloader`, `_early_stop`, `_kl_penalty`. Full logits are built for them when,
-    and only when, a method that takes logits is overridden.
+    and only when, a method that takes logits is overridden. New is `policy_losses`, which needs none.
+
+    Class attribute, for subclasses:
+        couples_tokens: whether the loss of a token in `policy_losses` depends on other tokens of its sample; None: as
+            `config.policy_loss` does.
     """
 
     config: PPOConfig
+    couples_tokens: Optional[bool] = None
 
     def __init__(
         self,
@@ -76,12 +88,14 @@ class PPOTrainer(LanguageTrainer):
         num_shared_layers: Optional[int] = None,
         lr_scheduler: Optional[torch.optim.lr_scheduler.LRScheduler] = None,
         training_data_collator: Optional[Callable] = None,
+        value_model: Any = None,
         processing_class: Optional[PreTrainedTokenizerBase] = None,
     ) -> None:
         """
         Args:
             config: settings; its run-time fields (`world_size`, ...) are filled in
-            model: the policy with its value head
+            model: the policy with its value head; with a `value_model`, or an estimator that needs no values, a plain
+                transformers model (causal or encoder-decoder) or a PeftModel around one as well
             ref_model: what the KL penalty is measured against. None: for a PEFT model the model without its adapter
                 (or the adapter that training started from), else a frozen copy of the policy
             tokenizer: pads, and knows the end-of-sequence token
@@ -91,6 +105,9 @@ class PPOTrainer(LanguageTrainer):
             num_shared_layers: with `ref_model=None`, share and freeze that many bottom layers
             lr_scheduler: of `optimizer`; stepped once per `step`
             training_data_collator: pads the model's inputs in place of the trainer's own right padding
+            value_model: a separate critic, a value-head model or a transformers model for classification with one
+                label; it is trained together with the policy, saved in `value_model` inside the policy's folder, and
+                its gradient is clipped by itself
             processing_class: the newer name of `tokenizer`
 
         Raises:
@@ -98,7 +115,9 @@ class PPOTrainer(LanguageTrainer):
                 causal: a later token changes the logits of earlier positions.
         """
         tokenizer = tokenizer_of(tokenizer, processing_class)
-        config, model = check_arguments(config, model, ref_model, tokenizer, dataset, lr_scheduler)
+        config, model, ref_model = check_arguments(
+            config, model, ref_model, tokenizer, dataset, lr_scheduler, value_model
+        )
         super().__init__(
             config,
             model,
@@ -110,7 +129,17 @@ class PPOTrainer(LanguageTrainer):
             num_shared_layers,
             lr_scheduler,
             training_data_collator,
+            value_model,
         )
+        self._groups: Optional[Groups] = None
+        self._baseline_scores: Optional[torch.Tensor] = None
+        self._in_training: Optional[Minibatch] = None
+        self._losses_checked = False
+        if not config.needs_values and model.value_parameters():
+            warn_user(
+                f'advantage_estimator="{config.advantage_estimator}" needs no values: the value head stays as it is. A '
+                "plain transformers model does as well"
+            )
         self.kl_ctl = make_kl_controller(config.adap_kl_ctrl, config.init_kl_coef, config.target, config.horizon)
         self.running = RunningMoments(self.accelerator)
         self._start_run()
@@ -135,8 +164,12 @@ class PPOTrainer(LanguageTrainer):
         old_logprobs: Optional[list[torch.Tensor]] = None,
         ref_logprobs: Optional[list[torch.Tensor]] = None,
         values: Optional[list[torch.Tensor]] = None,
+        sampling_logprobs: Optional[list[torch.Tensor]] = None,
+        group_ids: Optional[Sequence[Any]] = None,
+        advantages: Optional[Sequence[Any]] = None,
+        baseline_scores: Optional[Sequence[Any]] = None,
     ) -> dict[str, Any]:
-        """One PPO update from a batch of scored responses (Schulman et al. 2017, algorithm 1, the update part).
+        """One update from a batch of scored responses (Schulman et al. 2017, algorithm 1, the update part).
 
         Args:
             queries: token ids, each [Q_i], any integer dtype
@@ -148,6 +181,14 @@ class PPOTrainer(LanguageTrainer):
             old_logprobs, ref_logprobs, values: what you already have, each a list of [R_i], one number per response
                 token: log-probs by the policy that sampled and by the reference, and values of the policy. What is
                 given is not computed again (`kl_penalty="full"` needs both models all the same)
+            sampling_logprobs: log-probs by whatever drew the responses, each [R_i], at the temperature that it sampled
+                at. How far they are from the policy's is logged (`ppo/sampling/...`); `importance_correction` says what
+                follows from it
+            group_ids: for `grpo` and `rloo` what tells groups of answers to one prompt apart, anything hashable; None:
+                equal queries are a group. On several processes a group may lie on any of them
+            advantages: for each sample one finite number, or a vector [R_i]; nothing is estimated then, values do not
+                train, and scores are only logged. It needs `kl_in="loss"` or no KL penalty
+            baseline_scores: for `remax`, the score of the greedy answer to each sample's query
 
         Returns:
             statistics: scalars as floats, small arrays as NumPy arrays, arrays with a value per token as tensors.
@@ -161,9 +202,11 @@ class PPOTrainer(LanguageTrainer):
         with self._autosave:  # which saves the run if it is time, and holds Ctrl-C until the step is done
             clock, config = Clock(), self.config
             # 1. check and place the inputs
-            precomputed = Precomputed(old_logprobs, ref_logprobs, values)
-            given = self._checked(queries, responses, scores, response_masks, precomputed)
-            rollout, engine = self._batch(given), self._engine(given.response_masks)
+            precomputed = Precomputed(old_logprobs, ref_logprobs, values, sampling_logprobs)
+            extras = Extras(group_ids, advantages, baseline_scores)
+            given = self._checked(queries, responses, scores, response_masks, precomputed, extras)
+            self._check_algorithm(given)
+            rollout, engine = self._batch(given), self._engine(given)
             raw_scores = sample_totals(rollout.scores)
             # 2. scores: scale, normalise, clip
             moments = copy.copy(self.running)
@@ -175,15 +218,18 @@ class PPOTrainer(LanguageTrainer):
             with torch.no_grad(), clock("compute_rewards"):
                 rollout = self._with_rewards(rollout)
             with torch.no_grad(), clock("compute_advantages"):
-                rollout = self._with_advantages(rollout)
+                rollout, found = self._with_advantages(rollout)
+                rollout, mismatch = self._with_factors(rollout, raw_scores)
             self._accept(rollout, moments)
             # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
             with clock("optimize_step"), training_without_dropout(self.model), self._forward.buffers.kept():
                 early_stop = self._early_stop if config.early_stopping else None
+                self._updater.train_only(self._parameters_of_this_step(rollout))
                 trained = run_epochs(rollout, engine.train, self._updater, self._processes, early_stop, config)
+                self._in_training = None
             # 6. statistics, reduced over processes; KL controller; scheduler
             with clock("calc_stats"):
-                stats = self._statistics(rollout, trained)
+                stats = self._statistics(rollout, trained, found | mismatch)
             self.kl_ctl.update(stats["objective/kl"], int(self._processes.sum(torch.tensor(float(len(queries))))))
             if self.lr_scheduler is not None:
                 self.lr_scheduler.step()
@@ -196,19 +242,57 @@ class PPOTrainer(LanguageTrainer):
             call_all(self._callbacks, report, self._failed_callbacks)
             return stats
 
-    def _engine(self, response_masks: Optional[list[torch.Tensor]]) -> Engine:
+    def _check_algorithm(self, given: StepInputs) -> None:
+        """Raise a `ValueError` on all processes if something that the settings need is missing, or could not act."""
+        config, error = self.config, None
+        baselines, sampled = given.baseline_scores, given.precomputed.sampling_logprobs
+        if given.advantages is not None and config.kl_in == "reward" and self.kl_ctl.value != 0:
+            error = ValueError(
+                f"advantages are given, so a KL penalty in the reward (kl_in='reward', coefficient "
+                f"{self.kl_ctl.value:g}) could not act: set kl_in='loss' with kl_penalty='k3', or init_kl_coef=0 with "
+                "adap_kl_ctrl=False"
+            )
+        elif config.advantage_estimator == "remax" and given.advantages is None and baselines is None:
+            error = ValueError(
+                "baseline_scores are missing: advantage_estimator='remax' needs the score of the greedy answer to each "
+                "query, baseline_scores[0] to baseline_scores[B - 1]"
+            )
+        elif config.importance_correction is not None and sampled is None:
+            error = ValueError(
+                f"sampling_logprobs are missing: importance_correction='{config.importance_correction}' needs the "
+                "log-probs by which the responses were drawn, one vector per sample"
+            )
+        self._processes.raise_together(error)
+        if baselines is not None and config.advantage_estimator != "remax":
+            warn_user(f"baseline_scores are ignored: advantage_estimator is '{config.advantage_estimator}'")
+        in_groups = config.advantage_estimator in GROUP_ESTIMATORS and given.advantages is None
+        if given.group_ids is not None and not in_groups:
+            warn_user(f"group_ids are ignored: advantage_estimator is '{config.advantage_estimator}'")
+        self._baseline_scores = baselines
+        self._groups = None
+        if in_groups:
+            together, index = self._processes.together, self._processes.index
+            self._groups = group_samples(given.queries, given.group_ids, together, index)
+
+    def _engine(self, given: StepInputs) -> Engine:
         """How this step's batch is evaluated and trained on: fast, or through the methods that a subclass overrides."""
         fused, config = self._fused_engine(), self.config
         full, own_forward = config.kl_penalty == "full", self._overrides("batched_forward_pass")
         hooks = HookEngine(
             fused.models, self.batched_forward_pass, self.train_minibatch, self._layout.positions, config.temperature
         )
-        evaluate: Any = partial(fused.evaluate, exact_divergence=full)
+        with_values = config.needs_values and given.advantages is None
+        evaluate: Any = partial(fused.evaluate, exact_divergence=full, with_values=with_values)
         if own_forward or (full and self._overrides("compute_rewards", "_kl_penalty")):
-            evaluate = partial(hooks.evaluate, response_masks=response_masks, distributions=full)
-        train: Any = partial(fused.train, objective=self._objective(), updater=self._updater)
+            masks = given.response_masks
+            evaluate = partial(hooks.evaluate, response_masks=masks, distributions=full, with_values=with_values)
+        train: Any = partial(fused.train, objective=self._objective(with_values), updater=self._updater)
         if own_forward or self._overrides("loss", "train_minibatch"):
-            train = hooks.train
+
+            def train(batch: Rollout) -> dict[str, torch.Tensor]:
+                self._in_training = batch.as_minibatch()
+                return hooks.train(batch)
+
         return Engine(evaluate, train)
 
     # --- stage 2: scores -----------------------------------------------------------------------------------------
@@ -219,7 +303,10 @@ class PPOTrainer(LanguageTrainer):
         # differs from v0.7: use_score_norm without use_score_scaling did nothing
         use_norm = config.use_score_norm and (config.use_score_scaling or not config.exact_v07)
         mask = rollout.mask if scores.dim() == 2 else None
-        shaped = shape_scores(scores, moments, config.use_score_scaling, use_norm, config.score_clip, mask)
+        settings = config.use_score_scaling, use_norm, config.score_clip
+        shaped = shape_scores(scores, moments, *settings, mask)
+        if self._baseline_scores is not None:
+            self._baseline_scores = shape_scores(self._baseline_scores, moments, *settings, update=False)
         return rollout._replace(scores=shaped)
 
     # --- stage 4: rewards and advantages -------------------------------------------------------------------------
@@ -238,12 +325,16 @@ class PPOTrainer(LanguageTrainer):
             rewards, their part without the score, and the KL penalty in nats: each [B, T]
         """
         kls = torch.stack([self._kl_penalty(*pair) for pair in zip(logprobs, ref_logprobs, strict=True)])
-        return *token_rewards(scores, kls, masks, self.kl_ctl.value), kls
+        return *token_rewards(scores, kls, masks, self._kl_coef_of("reward")), kls
+
+    def _kl_coef_of(self, place: str) -> float:
+        """The KL coefficient, if the penalty acts in this `place`, else 0."""
+        return float(self.kl_ctl.value) if self.config.kl_in == place else 0.0
 
     def _with_rewards(self, rollout: Rollout) -> Rollout:
         if rollout.divergence is not None:
             kls = rollout.divergence
-            rewards, non_score_rewards = token_rewards(rollout.scores, kls, rollout.mask, self.kl_ctl.value)
+            rewards, non_score_rewards = token_rewards(rollout.scores, kls, rollout.mask, self._kl_coef_of("reward"))
         else:
             logprobs, ref_logprobs = rollout.distributions or (rollout.old_logprobs, rollout.ref_logprobs)
             found = self.compute_rewards(rollout.scores, logprobs, ref_logprobs, rollout.mask)
@@ -257,22 +348,97 @@ class PPOTrainer(LanguageTrainer):
     def compute_advantages(
         self, values: torch.Tensor, rewards: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Masked values, whitened advantages and returns, each [B, T], from values, rewards and mask [B, T]."""
-        return advantages_and_returns(
-            values,
-            rewards,
-            mask,
-            self.config.gamma,
-            self.config.lam,
-            self.config.whiten_rewards,
-            # differs from v0.7: masked tokens took time, and whitened rewards leaked out of the padding
-            masked_steps_take_time=self.config.exact_v07,
-            reduce_sum=self._processes.sum,
-        )
+        """Masked values, advantages (whitened if the settings say so) and returns, each [B, T].
 
-    def _with_advantages(self, rollout: Rollout) -> Rollout:
-        found = self.compute_advantages(rollout.old_values, rollout.rewards, rollout.mask)
-        return rollout._replace(old_values=found[0], advantages=found[1], returns=found[2])
+        Args:
+            values: [B, T]; zeros if the estimator needs none, and the returned values and returns are not used then
+            rewards, mask: [B, T]
+        """
+        config, reduce_sum = self.config, self._processes.sum
+        if config.needs_values:
+            alpha = config.length_adaptive_alpha
+            return advantages_and_returns(
+                values,
+                rewards,
+                mask,
+                config.gamma,
+                config.lam if alpha is None else length_adaptive_lam(mask, alpha),
+                config.whiten_rewards,
+                # differs from v0.7: masked tokens took time, and whitened rewards leaked out of the padding
+                masked_steps_take_time=config.exact_v07,
+                reduce_sum=reduce_sum,
+                whiten=config.whitens,
+                value_lam=config.value_lam,
+                of_turns=config.gae_level == "turn",
+            )
+        if config.whiten_rewards:
+            rewards = masked_whiten(rewards, mask, shift_mean=False, reduce_sum=reduce_sum)
+        rewards = rewards * mask
+        advantages = self._advantages_without_values(rewards, mask)
+        if config.whitens:
+            advantages = masked_whiten(advantages, mask, reduce_sum=reduce_sum)
+        return values * mask, advantages, returns_to_go(rewards, mask, config.gamma)
+
+    def _advantages_without_values(self, rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[B, T] from rewards and mask [B, T]."""
+        config = self.config
+        if config.advantage_estimator == "reinforce_plus_plus":
+            return returns_to_go(rewards, mask, config.gamma)
+        if config.advantage_estimator == "remax":
+            baselines = self._baseline_scores
+            if baselines is None or len(baselines) != len(rewards):
+                raise ValueError("remax needs the baseline_scores of these samples, which only step knows")
+            return remax_advantages(rewards, mask, baselines, config.gamma)
+        groups = self._groups
+        if groups is None or groups.own.stop - groups.own.start != len(rewards):
+            raise ValueError(
+                f"{config.advantage_estimator} needs the groups of these samples, which only step knows: call "
+                "compute_advantages from inside of a step, with all of its samples"
+            )
+        totals = groups.gather(rewards.sum(dim=1), self._processes.sum)
+        if config.advantage_estimator == "grpo":
+            found = grpo_advantages(totals, groups.everyone, config.group_scale)
+        else:
+            found = rloo_advantages(totals, groups.everyone)
+        return found[groups.own].unsqueeze(1) * mask
+
+    def _with_advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, Any]]:
+        """The batch with its advantages, and statistics of its groups."""
+        mask = rollout.mask
+        if rollout.advantages is not None:  # given
+            given = rollout.advantages * mask
+            if self.config.whiten_advantages:
+                given = masked_whiten(given, mask, reduce_sum=self._processes.sum)
+            return rollout._replace(advantages=given), {}
+        stats: dict[str, Any] = {}
+        if self._groups is not None:
+            totals = self._groups.gather((rollout.rewards * mask).sum(dim=1), self._processes.sum)
+            stats = {f"ppo/{key}": value for key, value in group_counts(totals, self._groups.everyone).items()}
+        if rollout.old_values is None:
+            advantages = self.compute_advantages(torch.zeros_like(rollout.rewards), rollout.rewards, mask)[1]
+            return rollout._replace(advantages=advantages), stats
+        values, advantages, returns = self.compute_advantages(rollout.old_values, rollout.rewards, mask)
+        return rollout._replace(old_values=values, advantages=advantages, returns=returns), stats
+
+    def _with_factors(self, rollout: Rollout, raw_scores: torch.Tensor) -> tuple[Rollout, dict[str, Any]]:
+        """The batch with the factors on its losses, and statistics of the sampler's log-probs."""
+        config, mask, stats = self.config, rollout.mask, {}
+        if rollout.sampling_logprobs is not None:
+            logprobs = rollout.old_logprobs, rollout.sampling_logprobs, mask
+            found = mismatch_statistics(*logprobs, self._processes.sum, self._processes.max_of)
+            stats = {f"ppo/{key}": value for key, value in found.items()}
+            if config.importance_correction is not None:
+                factors = importance_weights(*logprobs, config.importance_correction, config.importance_bounds)
+                rollout = rollout._replace(importance=factors)
+        if config.positive_nll_coef:
+            normalization = config.loss_normalization, config.loss_constant_length
+            factors = positive_factors(mask, raw_scores > 0, *normalization, self._processes.sum)
+            rollout = rollout._replace(positive=factors)
+        if self._overrides("policy_losses") and not self._losses_checked:
+            self._losses_checked = check_policy_losses(
+                self.policy_losses, rollout.old_logprobs, mask, self._couples_tokens
+            )
+        return rollout, stats
 
     def _accept(self, rollout: Rollout, moments: RunningMoments) -> None:
         """Refuse the batch, or take it as a whole: nothing has moved before, and nothing fails after.
@@ -287,14 +453,63 @@ class PPOTrainer(LanguageTrainer):
 
     # --- stage 5: optimise ---------------------------------------------------------------------------------------
 
-    def _objective(self) -> Objective:
+    @property
+    def _couples_tokens(self) -> bool:
+        return self.config.policy_loss in COUPLED if self.couples_tokens is None else self.couples_tokens
+
+    @property
+    def _warms_up(self) -> bool:
+        """Whether only values train in this step."""
+        return self.steps_done < self.config.value_warmup_steps
+
+    def _parameters_of_this_step(self, rollout: Rollout) -> Optional[list[torch.nn.Parameter]]:
+        """What may move in this step; None: all that trains."""
+        policy = self.accelerator.unwrap_model(self.model)
+        of_values = {id(parameter) for parameter in policy.value_parameters()}
+        unused = {id(parameter) for parameter in getattr(policy, "unused_parameters", list)()}
+        parameters = self._updater.parameters
+        if rollout.old_values is None:
+            return [p for p in parameters if id(p) not in of_values | unused] if of_values else None
+        if self._warms_up:
+            return [p for p in parameters if id(p) in of_values]
+        return [p for p in parameters if id(p) not in unused] if unused else None
+
+    def _objective(self, with_values: bool) -> Objective:
         """What mini-batches are trained on, with the settings as they are now."""
         config = self.config
+
+        def own_losses(logprobs: torch.Tensor, batch: Minibatch) -> TokenLosses:
+            return TokenLosses(self.policy_losses(logprobs, batch.old_logprobs, batch.advantages, batch.mask))
+
         return Objective(
-            partial(clipped_policy_losses, cliprange=config.cliprange),
-            partial(clipped_value_losses, cliprange_value=config.cliprange_value),
+            own_losses if self._overrides("policy_losses") else configured_policy_losses(config),
+            partial(clipped_value_losses, cliprange_value=config.cliprange_value) if with_values else None,
             config.vf_coef,
+            couples_tokens=self._couples_tokens,
+            kl_kind=config.kl_penalty,
+            kl_coef=self._kl_coef_of("loss"),
+            nll_coef=config.positive_nll_coef,
+            entropy_coef=config.entropy_coef,
+            policy_coef=0.0 if with_values and self._warms_up else 1.0,
         )
+
+    def policy_losses(
+        self, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """The policy's loss of each token, [b, T], differentiable in `logprobs`; here that of `config.policy_loss`.
+
+        An override stays on the fast path: autograd runs over these small tensors, and the output embedding gets the
+        slopes. Means, KL, entropy bonus and importance weights follow by themselves, and what the mask leaves out does
+        not count. If the loss of a token depends on other tokens of its sample, say so with `couples_tokens = True`.
+
+        Args:
+            logprobs: now, [b, T], 0 where the mask is 0
+            old_logprobs: at the start of the step, [b, T]
+            advantages: [b, T]
+            mask: [b, T], 1 where a token counts
+        """
+        batch = Minibatch(mask, mask, old_logprobs, advantages)
+        return configured_policy_losses(self.config)(logprobs, batch).losses
 
     @PPODecorators.empty_device_cache()
     def train_minibatch(
@@ -340,23 +555,27 @@ class PPOTrainer(LanguageTrainer):
         Args:
             logits: [b, T, V], for the entropy; everything else [b, T]
         """
-        with torch.no_grad():
-            entropy = entropy_from_logits(logits.float() / self.config.temperature)
-        objective = self._objective()
-        policy, value, stats = objective.evaluate(
-            logprobs=logprobs,
-            vpreds=vpreds,
-            entropy=entropy,
-            old_logprobs=old_logprobs,
-            old_values=values,
-            advantages=advantages,
-            returns=returns,
+        config, known = self.config, self._in_training
+        with nullcontext() if config.entropy_coef else torch.no_grad():
+            entropy = entropy_from_logits(logits.float() / config.temperature)
+        if known is None or known.mask.shape != mask.shape:
+            known = Minibatch(mask, mask, old_logprobs, advantages)
+        batch = known._replace(
             mask=mask,
+            weights=token_weights(mask, config.loss_normalization, config.loss_constant_length),
+            old_logprobs=old_logprobs,
+            advantages=advantages,
+            old_values=values,
+            returns=returns,
         )
-        if not bool(mean_over(stats["policy/ratio"], mask) <= self.config.ratio_threshold):
+        objective = self._objective(with_values=values is not None)
+        losses = objective.evaluate(batch, logprobs=logprobs, entropy=entropy, vpreds=vpreds)
+        policy, stats = losses.policy, losses.statistics
+        value = torch.zeros_like(policy) if losses.value is None else objective.vf_coef * losses.value
+        if not bool(mean_over(stats["policy/ratio"], mask) <= config.ratio_threshold):
             policy, value = policy * 0.0, value * 0.0
             stats = without_losses(stats, torch.ones_like(policy).bool())
-        return policy, objective.vf_coef * value, stats
+        return policy, value, stats
 
     def _early_stop(self, policykl: torch.Tensor) -> bool:
         """Whether the policy moved too far for another epoch: policykl (0-d), averaged over processes, above
@@ -371,8 +590,8 @@ class PPOTrainer(LanguageTrainer):
 
     # --- stage 6: statistics -------------------------------------------------------------------------------------
 
-    def _statistics(self, rollout: Rollout, trained: Trained) -> dict[str, Any]:
-        stats = self.record_step_stats(
+    def _statistics(self, rollout: Rollout, trained: Trained, more: dict[str, Any]) -> dict[str, Any]:
+        stats = more | self.record_step_stats(
             scores=sample_totals(rollout.scores),
             logprobs=rollout.old_logprobs,
             ref_logprobs=rollout.ref_logprobs,
@@ -400,9 +619,10 @@ class PPOTrainer(LanguageTrainer):
         stats = rollout_statistics(kl_coef=kl_coef, end_tokens=self._end_tokens, reduce_sum=self._processes.sum, **data)
         for key, value in train_stats.items():
             stats[f"ppo/{key}"] = value.float().mean(dim=0)
-        error, variance = stats["ppo/val/error"], stats["ppo/returns/var"]
-        # differs from v0.7: it was NaN or infinite if the returns do not vary
-        stats["ppo/val/var_explained"] = torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
+        if "ppo/val/error" in stats:
+            error, variance = stats["ppo/val/error"], stats["ppo/returns/var"]
+            # differs from v0.7: it was NaN or infinite if the returns do not vary
+            stats["ppo/val/var_explained"] = torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
         return stats
 
     def gather_stats(self, stats: dict[str, Any]) -> dict[str, Any]:

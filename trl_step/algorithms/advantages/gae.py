@@ -17,7 +17,7 @@ class Advantages(NamedTuple):
     returns: torch.Tensor
 
 
-def gae(values: torch.Tensor, rewards: torch.Tensor, gamma: float, lam: float) -> torch.Tensor:
+def gae(values: torch.Tensor, rewards: torch.Tensor, gamma: float, lam: float | torch.Tensor) -> torch.Tensor:
     """Advantages where every column is a time step and the value after the last one is 0.
 
     delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}
@@ -25,6 +25,7 @@ def gae(values: torch.Tensor, rewards: torch.Tensor, gamma: float, lam: float) -
 
     Args:
         values, rewards: [B, T] -> [B, T]
+        lam: a number, or one for each sample [B]
     """
     next_values = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), dim=1)
     deltas = rewards + gamma * next_values - values
@@ -37,7 +38,7 @@ def gae(values: torch.Tensor, rewards: torch.Tensor, gamma: float, lam: float) -
 
 
 def gae_of_counted(
-    values: torch.Tensor, rewards: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+    values: torch.Tensor, rewards: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float | torch.Tensor
 ) -> torch.Tensor:
     """`gae` where only counted tokens are time steps; prompt, tool tokens and padding take no time. 0 elsewhere.
 
@@ -51,34 +52,85 @@ def gae_of_counted(
     return torch.zeros_like(values).scatter(1, order, packed * within)
 
 
+def gae_of_turns(
+    values: torch.Tensor, rewards: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float | torch.Tensor
+) -> Advantages:
+    """`gae` where a turn is one time step; a turn is a run of counted tokens between tokens that do not count.
+
+    The reward of a turn is the sum of its tokens' rewards, its value that of its last token. Every token of a turn has
+    the turn's advantage, and the turn's return as the target of its value (`values` are those of the tokens). 0 where
+    the mask is 0.
+
+    Args:
+        values, rewards, mask: [B, T]
+        gamma: discount per turn
+        lam: of turns; a number, or one for each sample [B]
+    """
+    counted = mask.bool()
+    begins = counted & ~torch.nn.functional.pad(counted, (1, 0))[:, :-1]
+    ends = counted & ~torch.nn.functional.pad(counted, (0, 1))[:, 1:]
+    turn = (begins.cumsum(dim=1) - 1).clamp(min=0)
+    number = begins.sum(dim=1)
+    none = values.new_zeros(len(values), max(int(number.max()), 1))
+    turn_rewards = none.scatter_add(1, turn, rewards * counted)
+    turn_values = none.scatter_add(1, turn, values * ends)
+    within = torch.arange(none.shape[1], device=mask.device) < number.unsqueeze(1)
+    advantages = gae_of_counted(turn_values, turn_rewards, within, gamma, lam)
+    returns = (advantages + turn_values).gather(1, turn) * mask
+    return Advantages(values, advantages.gather(1, turn) * mask, returns)
+
+
+def length_adaptive_lam(mask: torch.Tensor, alpha: float) -> torch.Tensor:
+    """lambda of each sample, 1 - 1 / (alpha |y|) with its number |y| of counted tokens, at least 0: [B].
+
+    Yue et al. 2025 (VAPO), https://arxiv.org/abs/2504.05118.
+    """
+    return (1 - 1 / (alpha * mask.sum(dim=1).clamp(min=1).float())).clamp(min=0)
+
+
 def advantages_and_returns(
     values: torch.Tensor,
     rewards: torch.Tensor,
     mask: torch.Tensor,
     gamma: float,
-    lam: float,
+    lam: float | torch.Tensor,
     whiten_rewards: bool = False,
     masked_steps_take_time: bool = False,
     reduce_sum: ReduceSum = keep,
+    *,
+    whiten: bool = True,
+    value_lam: float | None = None,
+    of_turns: bool = False,
 ) -> Advantages:
     """Masked values, whitened advantages, and returns = unwhitened advantages + values.
 
     Args:
         values, rewards, mask: [B, T]
         gamma: discount per token
-        lam: the trade of bias (0) against variance (1)
+        lam: the trade of bias (0) against variance (1); a number, or one for each sample [B]
         whiten_rewards: scale the rewards to unit variance first; their mean stays
         masked_steps_take_time: release 0.7 counts a masked token between counted ones as a step of value and reward 0
         reduce_sum: spans the processes over which whitening is done
+        whiten: give the advantages mean 0 and variance 1 over all counted tokens
+        value_lam: lambda of the returns; None: that of the advantages
+        of_turns: a turn is a step, see `gae_of_turns`
     """
     values, rewards = values * mask, rewards * mask
     if whiten_rewards:
         rewards = masked_whiten(rewards, mask, shift_mean=False, reduce_sum=reduce_sum)
         if not masked_steps_take_time:
             rewards = rewards * mask
-    if masked_steps_take_time:
-        advantages = gae(values, rewards, gamma, lam)
-    else:
-        advantages = gae_of_counted(values, rewards, mask, gamma, lam)
-    returns = advantages + values
-    return Advantages(values, masked_whiten(advantages, mask, reduce_sum=reduce_sum), returns)
+
+    def estimate(lam: float | torch.Tensor) -> Advantages:
+        if of_turns:
+            return gae_of_turns(values, rewards, mask, gamma, lam)
+        if masked_steps_take_time:
+            advantages = gae(values, rewards, gamma, lam)
+        else:
+            advantages = gae_of_counted(values, rewards, mask, gamma, lam)
+        return Advantages(values, advantages, advantages + values)
+
+    found = estimate(lam)
+    if value_lam is not None:
+        found = found._replace(returns=estimate(value_lam).returns)
+    return found._replace(advantages=masked_whiten(found.advantages, mask, reduce_sum=reduce_sum)) if whiten else found

@@ -1,17 +1,166 @@
-"""Losses of the policy, token by token, from log-probs now and at rollout time."""
+"""Losses of the policy, token by token, from log-probs now and at the start of the step.
+
+r = exp(logprobs - old_logprobs). All tensors are [b, T]; the losses of single tokens take any shape. Sequence losses
+couple the tokens of a sample: every token of it has one ratio, so its slope depends on all of them.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
 from trl_step.algorithms.losses.tokens import TokenLosses
 
+PolicyLoss = Literal["clip", "gspo", "sequence_clip", "cispo", "reinforce", "sapo", "dppo"]
+COUPLED = ("gspo", "sequence_clip")
+"""Those that couple the tokens of a sample."""
+LARGEST_EXPONENT = 80.0
+"""exp of it is a finite float32: a product over a long answer is not"""
+
 
 def clipped_policy_losses(
-    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, cliprange: float
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    cliprange: float,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> TokenLosses:
-    """max(-A r, -A clip(r, 1 - c, 1 + c)) with r = exp(logprobs - old_logprobs) (Schulman et al. 2017, eq. 7)."""
-    ratio = torch.exp(logprobs - old_logprobs)
+    """max(-A r, -A clip(r, 1 - low, 1 + high)) (Schulman et al. 2017, eq. 7).
+
+    Args:
+        cliprange: low
+        cliprange_high: high (Yu et al. 2025, DAPO, https://arxiv.org/abs/2503.14476); None: as low
+        dual_clip: for A < 0 the loss is at most -A times this (Ye et al. 2019, https://arxiv.org/abs/1912.09729)
+    """
+    return _clipped(torch.exp(logprobs - old_logprobs), advantages, cliprange, cliprange_high, dual_clip)
+
+
+def _clipped(
+    ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    cliprange: float,
+    cliprange_high: float | None,
+    dual_clip: float | None,
+) -> TokenLosses:
+    high = cliprange if cliprange_high is None else cliprange_high
     free = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
-    return TokenLosses(torch.maximum(free, clipped), (clipped > free).float())
+    near = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + high)
+    losses, clipped = torch.maximum(free, near), near > free
+    if dual_clip is not None:
+        most = -advantages * dual_clip
+        above = (advantages < 0) & (losses > most)
+        losses, clipped = torch.where(above, most, losses), clipped | above
+    return TokenLosses(losses, clipped.float())
+
+
+def gspo_losses(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    cliprange: float,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
+) -> TokenLosses:
+    """The clipped loss with s = exp(mean over the sample's tokens of logprobs - old_logprobs) in place of r (Zheng et
+    al. 2025, https://arxiv.org/abs/2507.18071); its clip ranges are near 3e-4."""
+    total = _sum_over_sample(logprobs - old_logprobs, mask)
+    ratio = (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).exp().expand_as(logprobs)
+    return _clipped(ratio, advantages, cliprange, cliprange_high, dual_clip)
+
+
+def sequence_clip_losses(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    cliprange: float,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
+) -> TokenLosses:
+    """The clipped loss with the product of the ratios of a sample's tokens in place of r, as TRL's RLOO trainer has it.
+
+    Over a long answer the product leaves any range at once.
+    """
+    total = _sum_over_sample(logprobs - old_logprobs, mask)
+    ratio = total.clamp(max=LARGEST_EXPONENT).exp().expand_as(logprobs)
+    return _clipped(ratio, advantages, cliprange, cliprange_high, dual_clip)
+
+
+def _sum_over_sample(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[b, T] -> [b, 1]"""
+    return torch.where(mask.bool(), values, 0.0).sum(dim=1, keepdim=True)
+
+
+def cispo_losses(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, bound: float
+) -> TokenLosses:
+    """-min(r, bound) A logprob, without a gradient through min(r, bound): no token is left out (MiniMax 2025,
+    https://arxiv.org/abs/2506.13585)."""
+    ratio = torch.exp(logprobs.detach() - old_logprobs)
+    return TokenLosses(-ratio.clamp(max=bound) * advantages * logprobs, (ratio > bound).float())
+
+
+def reinforce_losses(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> TokenLosses:
+    """-A r: the policy gradient with importance weights, without a clip."""
+    return TokenLosses(-advantages * torch.exp(logprobs - old_logprobs))
+
+
+def sapo_losses(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, temperatures: tuple[float, float]
+) -> TokenLosses:
+    """-A (4 / tau) sigmoid(tau (r - 1)): a soft clip (Gao et al. 2025, https://arxiv.org/abs/2511.20347).
+
+    Args:
+        temperatures: tau where A > 0, and elsewhere
+    """
+    for_positive, for_others = temperatures
+    tau = torch.where(advantages > 0, for_positive, for_others).to(advantages.dtype)
+    ratio = torch.exp(logprobs - old_logprobs)
+    return TokenLosses(-advantages * (4 / tau) * torch.sigmoid(tau * (ratio - 1)))
+
+
+def dppo_losses(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    delta: float,
+    sampling_logprobs: torch.Tensor | None = None,
+) -> TokenLosses:
+    """-A r, and 0 where the token's probability already moved by more than `delta` to the side that A asks for
+    (https://arxiv.org/abs/2602.04879).
+
+    Args:
+        sampling_logprobs: of the policy that sampled, from which the move is measured; None: `old_logprobs`
+    """
+    start = old_logprobs if sampling_logprobs is None else sampling_logprobs
+    moved = logprobs.detach().exp() - start.exp()
+    left_out = ((advantages > 0) & (moved > delta)) | ((advantages < 0) & (moved < -delta))
+    losses = -advantages * torch.exp(logprobs - old_logprobs)
+    return TokenLosses(torch.where(left_out, 0.0, losses), left_out.float())
+
+
+def configured_policy_losses(settings: Any) -> Callable[[torch.Tensor, Any], TokenLosses]:
+    """The loss that `settings` (a `PPOConfig`) ask for, as a function of log-probs [b, T] and a `Minibatch`."""
+    kind = settings.policy_loss
+    clips = {name: getattr(settings, name) for name in ("cliprange", "cliprange_high", "dual_clip")}
+    if kind in COUPLED:
+        coupled: Callable[..., TokenLosses] = gspo_losses if kind == "gspo" else sequence_clip_losses
+        coupled = partial(coupled, **clips)
+        return lambda logprobs, batch: coupled(logprobs, batch.old_logprobs, batch.advantages, batch.mask)
+    if kind == "dppo":
+        return lambda logprobs, batch: dppo_losses(
+            logprobs, batch.old_logprobs, batch.advantages, settings.dppo_delta, batch.sampling_logprobs
+        )
+    singles: dict[str, Callable[..., TokenLosses]] = {
+        "clip": partial(clipped_policy_losses, **clips),
+        "cispo": partial(cispo_losses, bound=settings.cispo_bound),
+        "reinforce": reinforce_losses,
+        "sapo": partial(sapo_losses, temperatures=settings.sapo_temperatures),
+    }
+    single = singles[kind]
+    return lambda logprobs, batch: single(logprobs, batch.old_logprobs, batch.advantages)

@@ -6,32 +6,55 @@ nor any random stream.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_step.models import SUPPORTED_ARCHITECTURES
-from trl_step.models.inner_model import vocabulary_size
+from trl_step.models.inner_model import is_peft_model, vocabulary_size
+from trl_step.models.modeling_language import PlainPolicy
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.rollout import Precomputed
-from trl_step.trainer.batches.scores import Scores, ScoresGiven, after_decoder_start, check_scores
+from trl_step.trainer.batches.scores import (
+    Scores,
+    ScoresGiven,
+    after_decoder_start,
+    check_advantages,
+    check_numbers,
+    check_scores,
+)
 from trl_step.trainer.ppo_config import PPOConfig
 
 
 def check_arguments(
-    config: Any, model: Any, ref_model: Any, tokenizer: Any, dataset: Any, lr_scheduler: Any
-) -> tuple[Any, Any]:
-    """`config` and `model`, or a `ValueError` that names the first argument of a trainer that has the wrong type."""
+    config: Any, model: Any, ref_model: Any, tokenizer: Any, dataset: Any, lr_scheduler: Any, value_model: Any = None
+) -> tuple[Any, Any, Any]:
+    """`config`, and policy and reference with a wrapper around them, or a `ValueError` that names the first argument of
+    a trainer that has the wrong type or does not go with the others."""
     supported = " or ".join(architecture.__name__ for architecture in SUPPORTED_ARCHITECTURES)
     if not isinstance(config, PPOConfig):
         raise ValueError(f"config must be a PPOConfig, got {type(config).__name__}")
-    if not isinstance(model, SUPPORTED_ARCHITECTURES):
+    plain = _is_language_model(model)
+    if not isinstance(model, (*SUPPORTED_ARCHITECTURES, PlainPolicy)) and not plain:
         raise ValueError(f"model must be an {supported}, got {type(model).__name__}")
-    if ref_model is not None and not isinstance(ref_model, SUPPORTED_ARCHITECTURES):
+    if (plain or isinstance(model, PlainPolicy)) and config.needs_values and value_model is None:
+        raise ValueError(
+            f'model must be an {supported}, got {type(model).__name__}: advantage_estimator="gae" needs values. Wrap '
+            "the model, pass a value_model, or choose an estimator without values, such as advantage_estimator="
+            '"grpo"'
+        )
+    if value_model is not None and not config.needs_values:
+        raise ValueError(
+            f'value_model is given, but advantage_estimator="{config.advantage_estimator}" needs no values; leave '
+            "value_model out"
+        )
+    plain_reference = _is_language_model(ref_model)
+    known = (*SUPPORTED_ARCHITECTURES, PlainPolicy, type(None))
+    if not isinstance(ref_model, known) and not plain_reference:
         raise ValueError(f"ref_model must be None or an {supported}, got {type(ref_model).__name__}")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}")
@@ -39,7 +62,12 @@ def check_arguments(
         raise ValueError(f"dataset must be a torch or datasets Dataset, got {type(dataset).__name__}")
     if lr_scheduler is not None and not isinstance(lr_scheduler, torch.optim.lr_scheduler.LRScheduler):
         raise ValueError(f"lr_scheduler must be a torch.optim.lr_scheduler, got {type(lr_scheduler).__name__}")
-    return config, model
+    return config, PlainPolicy(model) if plain else model, PlainPolicy(ref_model) if plain_reference else ref_model
+
+
+def _is_language_model(model: Any) -> bool:
+    """Whether it is a model of transformers, or a PeftModel around one."""
+    return is_peft_model(model) or isinstance(model, PreTrainedModel)
 
 
 def check_size(dataset: Any, batch_size: int, processes: int) -> None:
@@ -87,6 +115,23 @@ class StepInputs(NamedTuple):
     response_masks: list[torch.Tensor] | None = None
     """each [R_i] int64"""
     precomputed: Precomputed = Precomputed()
+    advantages: list[torch.Tensor] | None = None
+    """each [R_i] float32, 0 where a token does not count"""
+    baseline_scores: torch.Tensor | None = None
+    """[B] float32"""
+    group_ids: list[Hashable] | None = None
+    """what tells groups of answers apart; None unless they were given"""
+
+
+class Extras(NamedTuple):
+    """What the caller of `step` gives for the algorithm, each with one entry per sample, as it was given."""
+
+    group_ids: Any = None
+    advantages: Any = None
+    baseline_scores: Any = None
+
+
+NO_EXTRAS = Extras()
 
 
 def checked_for(
@@ -95,6 +140,7 @@ def checked_for(
     scores: ScoresGiven,
     response_masks: Sequence[torch.Tensor] | None,
     precomputed: Precomputed,
+    extras: Extras = NO_EXTRAS,
     *,
     vocabulary: Vocabulary,
     device: torch.device,
@@ -111,6 +157,7 @@ def checked_for(
         decoder_start: the id of a decoder's start token, if it has one
     """
     inputs = check_step_inputs(queries, responses, scores, response_masks, vocabulary, device)
+    inputs = with_extras(inputs, extras)
     if is_encoder_decoder and exact_v07:
         check_after_first_token(inputs)
     elif is_encoder_decoder:
@@ -145,6 +192,40 @@ def check_step_inputs(
     checked_responses = _token_lists("responses", responses, vocabulary, device)
     masks = None if response_masks is None else _masks(response_masks, checked_responses)
     return StepInputs(checked_queries, checked_responses, check_scores(list(scores), checked_responses, masks), masks)
+
+
+def with_extras(inputs: StepInputs, extras: Extras) -> StepInputs:
+    """The inputs with what is given for the algorithm, or a `ValueError` that names the list and the sample."""
+    responses, masks = inputs.responses, inputs.response_masks
+    for name, items in extras._asdict().items():
+        if items is not None:
+            as_list = isinstance(items, (torch.Tensor, np.ndarray)) and items.ndim == 1
+            _check_lists({"responses": responses, name: list(items) if as_list else items})
+    advantages = baseline_scores = group_ids = None
+    if extras.advantages is not None:
+        advantages = check_advantages(list(extras.advantages), responses, masks)
+    if extras.baseline_scores is not None:
+        baseline_scores = check_numbers("baseline_scores", list(extras.baseline_scores), responses[0].device)
+    if extras.group_ids is not None:
+        group_ids = [_group_id(i, given) for i, given in enumerate(extras.group_ids)]
+    return inputs._replace(advantages=advantages, baseline_scores=baseline_scores, group_ids=group_ids)
+
+
+def _group_id(i: int, given: Any) -> Hashable:
+    """One id; a tensor or array, which would be equal to nothing but itself, becomes the number or numbers in it."""
+    try:
+        if isinstance(given, (torch.Tensor, np.ndarray)):
+            numbers = given.tolist()
+            given = tuple(numbers) if isinstance(numbers, list) else numbers
+        hash(given)
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"group_ids[{i}] must be a number, a text, a tuple or anything else that is hashable, got "
+            f"{type(given).__name__}"
+        ) from error
+    if isinstance(given, (float, complex)) and given != given:
+        raise ValueError(f"group_ids[{i}] is {given}, which is equal to no other id")
+    return given  # type: ignore[no-any-return]
 
 
 def _check_lists(lists: dict[str, Any]) -> None:
@@ -256,10 +337,13 @@ def with_decoder_start(inputs: StepInputs, start: int | None) -> StepInputs:
             raise ValueError(f"responses[{i}] holds the decoder start token and nothing else; drop the sample")
         if masks is not None and not bool(masks[i][1:].any()):
             raise ValueError(f"response_masks[{i}] masks every generated token of its response; drop the sample")
-    scores = inputs.scores
+    scores, advantages = inputs.scores, inputs.advantages
     if isinstance(scores, list):
         scores = [after_decoder_start(i, vector, len(responses[i])) for i, vector in enumerate(scores)]
-    return inputs._replace(responses=responses, scores=scores, response_masks=masks)
+    if advantages is not None:
+        added = [len(response) - len(own) for response, own in zip(responses, advantages, strict=True)]
+        advantages = [torch.cat((own.new_zeros(n), own)) for n, own in zip(added, advantages, strict=True)]
+    return inputs._replace(responses=responses, scores=scores, advantages=advantages, response_masks=masks)
 
 
 def check_after_first_token(inputs: StepInputs) -> None:

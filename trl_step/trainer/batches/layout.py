@@ -124,17 +124,26 @@ class Layout:
         skipped = [0 if self.is_encoder_decoder else len(query) - 1 for query in queries]
         return counted_positions(attention_mask, skipped, [len(r) - self.given_tokens for r in responses], masks)
 
-    def with_numbers(self, rollout: Rollout, scores: Scores, precomputed: Precomputed) -> Rollout:
+    def with_numbers(
+        self,
+        rollout: Rollout,
+        scores: Scores,
+        precomputed: Precomputed,
+        advantages: list[torch.Tensor] | None = None,
+    ) -> Rollout:
         """The batch with what was given to `step` for each sample or token: from here on nothing is a list of numbers.
 
         Args:
             scores: [B], or each [R_i]
             precomputed: each [R_i], one number per predicted token
+            advantages: each [R_i]
         """
         known = {name: tokens for name, tokens in precomputed._asdict().items() if tokens is not None}
         if not isinstance(scores, torch.Tensor):
             known["scores"] = [vector[self.given_tokens :] for vector in scores]
-        elif not known:
+        if advantages is not None:
+            known["advantages"] = [vector[self.given_tokens :] for vector in advantages]
+        if not known:
             return rollout._replace(scores=scores)
         positions = self.response_positions(rollout.queries, rollout.responses, rollout.inputs)
         spread_out: dict[str, Any] = {name: spread(tokens, positions) for name, tokens in known.items()}

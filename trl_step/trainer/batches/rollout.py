@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
+from trl_step.algorithms.objective import Minibatch
 from trl_step.models.shortcuts.frozen_trunk import FrozenTrunk
 
 Later: TypeAlias = Any
@@ -24,6 +25,7 @@ class Precomputed(NamedTuple):
     old_logprobs: list[torch.Tensor] | None = None
     ref_logprobs: list[torch.Tensor] | None = None
     old_values: list[torch.Tensor] | None = None
+    sampling_logprobs: list[torch.Tensor] | None = None
 
 
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -105,7 +107,10 @@ class Rollout(NamedTuple):
     """[B], or [B, T] if any sample was given a score per token"""
     old_logprobs: Later = None
     old_values: Later = None
+    """None too if nothing needs values"""
     ref_logprobs: Later = None
+    sampling_logprobs: Later = None
+    """None unless they were given"""
     divergence: Later = None
     """the exact divergence of policy and reference, if it was asked for"""
     distributions: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -114,7 +119,14 @@ class Rollout(NamedTuple):
     non_score_rewards: Later = None
     kls: Later = None
     advantages: Later = None
+    """known from the start if they were given"""
     returns: Later = None
+    importance: Later = None
+    """factor on each policy loss, if the sampler's log-probs correct it"""
+    positive: Later = None
+    """factor on each log-prob in the term of samples with a positive score, if there is one"""
+    weights: Later = None
+    """of each token in the mean loss of the mini-batch that this is"""
     trunk: FrozenTrunk | None = None
     trunk_states: Later = None
     """hidden states [B, S, D] that enter the first layer which trains, if the layers below are frozen"""
@@ -159,9 +171,15 @@ class Rollout(NamedTuple):
             cut["trunk_states"] = self.trunk_states[:, predicted.start : predicted.stop + 1]
         return self._replace(inputs=inputs, **cut)
 
+    def as_minibatch(self) -> Minibatch:
+        """What the losses need."""
+        return Minibatch(**{name: getattr(self, name) for name in Minibatch._fields})
+
     def non_finite(self) -> ValueError | None:
         """An error that names the first sample whose log-probs or values are not finite, if there is one."""
-        for name in ("old_logprobs", "ref_logprobs", "old_values"):
+        for name in Precomputed._fields:
+            if getattr(self, name) is None:
+                continue
             bad = (~torch.isfinite(getattr(self, name)) & self.mask.bool()).any(dim=1)
             if bool(bad.any()):
                 return ValueError(
@@ -173,7 +191,8 @@ class Rollout(NamedTuple):
     def out_of_range(self) -> ValueError | None:
         """An error that names a sample whose advantages or returns would make the losses overflow, if there is one."""
         mask = self.mask.bool()
-        squares = torch.where(mask, (self.returns - self.old_values).square(), 0.0).sum(dim=1)
+        errors = self.advantages if self.returns is None else self.returns - self.old_values
+        squares = torch.where(mask, errors.square(), 0.0).sum(dim=1)
         bad = ~torch.isfinite(squares)
         if not bool(bad.any()):  # one sample too large makes the advantages of all of them NaN
             bad = (~torch.isfinite(self.advantages) & mask).any(dim=1)

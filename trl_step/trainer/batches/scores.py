@@ -41,6 +41,28 @@ def check_scores(
     return vectors
 
 
+def check_numbers(name: str, numbers: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """One finite number per sample as float32 [B], or a `ValueError` that names the list and the sample."""
+    return torch.tensor([_number(i, x, name) for i, x in enumerate(numbers)], dtype=torch.float32, device=device)
+
+
+def check_advantages(
+    advantages: Sequence[Any], responses: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
+) -> list[torch.Tensor]:
+    """Each [R_i] float32, 0 where a token does not count, or a `ValueError` that names the sample and the token.
+
+    A number holds for every token of its sample.
+    """
+    vectors = []
+    for i, (advantage, response) in enumerate(zip(advantages, responses, strict=True)):
+        mask = torch.ones_like(response) if masks is None else masks[i]
+        if _is_vector(advantage):
+            vectors.append(torch.where(mask.bool(), _numbers(i, advantage, mask, "advantages"), 0.0))
+        else:
+            vectors.append(mask * torch.tensor(_number(i, advantage, "advantages"), dtype=torch.float32))
+    return vectors
+
+
 def _is_vector(score: Any) -> bool:
     if isinstance(score, torch.Tensor):
         return score.numel() != 1
@@ -51,23 +73,7 @@ def _is_vector(score: Any) -> bool:
 
 def _vector(i: int, score: Any, mask: torch.Tensor) -> torch.Tensor:
     """`score` [R_i] as float32; 0 wherever `mask` [R_i] is 0."""
-    try:
-        vector = torch.as_tensor(score)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(
-            f"scores[{i}] must be a number, or a vector with one number per response token, got {score!r}"
-        ) from error
-    if vector.shape != mask.shape:
-        raise ValueError(
-            f"scores[{i}] must be one number, or a vector with one for each of the {len(mask)} tokens of "
-            f"responses[{i}]; got shape {tuple(vector.shape)}"
-        )
-    if vector.is_complex() or vector.layout is not torch.strided or vector.device.type == "meta":
-        raise ValueError(f"scores[{i}] must hold real numbers, got {vector.dtype}, {vector.layout} on {vector.device}")
-    vector = vector.detach().to(dtype=torch.float32).to(mask.device)
-    bad = (~torch.isfinite(vector)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"scores[{i}][{bad[0]}] is {float(vector[bad[0]])}; a score must be a finite float32")
+    vector = _numbers(i, score, mask, "scores")
     total = float(in_float64(vector).sum())
     if not abs(total) <= LARGEST:
         raise ValueError(f"scores[{i}] add up to {total}, more than float32 holds; scale them")
@@ -80,19 +86,43 @@ def _vector(i: int, score: Any, mask: torch.Tensor) -> torch.Tensor:
     return vector
 
 
-def _number(i: int, score: Any) -> float:
+def _numbers(i: int, score: Any, mask: torch.Tensor, name: str) -> torch.Tensor:
+    """`score` as finite float32 numbers, one for each token of `mask` [R_i]."""
+    try:
+        vector = torch.as_tensor(score)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"{name}[{i}] must be a number, or a vector with one number per response token, got {score!r}"
+        ) from error
+    if vector.shape != mask.shape:
+        raise ValueError(
+            f"{name}[{i}] must be one number, or a vector with one for each of the {len(mask)} tokens of "
+            f"responses[{i}]; got shape {tuple(vector.shape)}"
+        )
+    if vector.is_complex() or vector.layout is not torch.strided or vector.device.type == "meta":
+        raise ValueError(f"{name}[{i}] must hold real numbers, got {vector.dtype}, {vector.layout} on {vector.device}")
+    vector = vector.detach().to(dtype=torch.float32).to(mask.device)
+    bad = (~torch.isfinite(vector)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"{name}[{i}][{bad[0]}] is {float(vector[bad[0]])}; it must be a finite float32")
+    return vector
+
+
+def _number(i: int, score: Any, name: str = "scores") -> float:
     if isinstance(score, torch.Tensor):
         if score.is_complex() or score.device.type == "meta":
-            raise ValueError(f"scores[{i}] must be one real number, got {score.dtype} on {score.device}")
+            raise ValueError(f"{name}[{i}] must be one real number, got {score.dtype} on {score.device}")
+        if score.numel() != 1:
+            raise ValueError(f"{name}[{i}] must be one number, got a tensor of shape {tuple(score.shape)}")
         score = score.detach().item()
     elif isinstance(score, (str, bytes)) or score is None:
-        raise ValueError(f"scores[{i}] must be a number or a one-element tensor, got {score!r}")
+        raise ValueError(f"{name}[{i}] must be a number or a one-element tensor, got {score!r}")
     try:
         number = float(score)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"scores[{i}] must be a number or a one-element tensor, got {score!r}") from error
+        raise ValueError(f"{name}[{i}] must be a number or a one-element tensor, got {score!r}") from error
     if not math.isfinite(number) or abs(number) > LARGEST:
-        raise ValueError(f"scores[{i}] is {number}; a score must be a finite float32")
+        raise ValueError(f"{name}[{i}] is {number}; it must be a finite float32")
     return number
 
 

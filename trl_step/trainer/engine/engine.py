@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from trl_step.algorithms.losses.tokens import weighted_sum
 from trl_step.algorithms.objective import Objective
 from trl_step.models.sharding import gathered
 from trl_step.models.shortcuts.frozen_trunk import FrozenTrunk
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.trainer.batches.layout import Inputs
 from trl_step.trainer.batches.rollout import Piece, Rollout, TokenPositions
-from trl_step.trainer.engine.forward import TokenForward, TokenOutputs
+from trl_step.trainer.engine.forward import Slopes, TokenForward, TokenOutputs
 from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.engine.models import Models
 from trl_step.trainer.updates.updater import Updater
@@ -57,10 +58,11 @@ class FusedEngine(NamedTuple):
 
     # --- evaluate ------------------------------------------------------------------------------------------------
 
-    def evaluate(self, rollout: Rollout, exact_divergence: bool = False) -> Rollout:
+    def evaluate(self, rollout: Rollout, exact_divergence: bool = False, with_values: bool = True) -> Rollout:
         """The batch with the policy's log-probs and values and the reference's log-probs, on response tokens.
 
-        What is there already is not computed again; `exact_divergence` needs both models all the same.
+        What is there already is not computed again; `exact_divergence` needs both models all the same. The batch has no
+        values unless `with_values`.
         """
         models = self.models
         policy, reference = models.unwrap(models.policy), models.unwrap(models.reference)
@@ -74,35 +76,39 @@ class FusedEngine(NamedTuple):
                 with gather(policy), gather(reference):
                     found = self._side_by_side(rollout, record, resume)
             else:
-                if rollout.old_logprobs is None or rollout.old_values is None:
+                if rollout.old_logprobs is None or (with_values and rollout.old_values is None):
                     with gather(policy):
                         found["old_logprobs"], found["old_values"] = self.sweep(models.policy, rollout, record)
                 if rollout.ref_logprobs is None:
                     with gather(reference), models.as_reference():
                         found["ref_logprobs"], _ = self.sweep(models.reference, rollout, resume)
         states = None if trunk is None else trunk.states
-        return rollout.known(rollout.mask, **found)._replace(trunk=trunk, trunk_states=states)
+        known = rollout.known(rollout.mask, **found)._replace(trunk=trunk, trunk_states=states)
+        return known if with_values else known._replace(old_values=None)
 
     @torch.no_grad()
-    def sweep(
-        self, model: Any, rollout: Rollout, around: Around = _nothing_around
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and values of the counted tokens by `model`, both [B, T] float32, 0 elsewhere.
+    def sweep(self, model: Any, rollout: Rollout, around: Around = _nothing_around) -> tuple[torch.Tensor, Any]:
+        """Log-probs and values of the counted tokens by `model`, both [B, T] float32, 0 elsewhere; None in place of the
+        values of a model without them.
 
         Args:
             around: surrounds each pass, see `FrozenTrunk.policy`
         """
         logprobs = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
         values = torch.zeros_like(logprobs)
+        has_values = True
 
         def visit(piece: Piece) -> None:
+            nonlocal has_values
             with around(piece.samples, piece.columns):
                 outputs = self.forward.counted(model, piece)
             piece.put(logprobs, outputs.logprobs)
-            piece.put(values, outputs.values)
+            has_values = outputs.values is not None
+            if has_values:
+                piece.put(values, outputs.values)
 
         self._visit(rollout, visit)
-        return logprobs, values
+        return logprobs, values if has_values else None
 
     def _side_by_side(self, rollout: Rollout, record: Around, resume: Around) -> dict[str, torch.Tensor]:
         """Policy and reference piece by piece, for the exact divergence."""
@@ -117,7 +123,8 @@ class FusedEngine(NamedTuple):
                 theirs = forward.states(models.reference, piece)
             both = forward.divergence(ours, theirs, piece.labels)
             for name, flat in zip(names, (both.logprobs, ours.values, both.ref_logprobs, both.divergence), strict=True):
-                piece.put(found[name], piece.counted.spread(flat))
+                if flat is not None:
+                    piece.put(found[name], piece.counted.spread(flat))
 
         self._visit(rollout, visit)
         return found
@@ -148,6 +155,7 @@ class FusedEngine(NamedTuple):
         """The parts forward and backward one by one; the last backward waits for the verdict on all."""
         mask = batch.mask
         logprobs, vpreds, entropy = (torch.zeros(mask.shape, device=mask.device) for _ in range(3))
+        with_values = objective.value_losses is not None
         with updater.in_parts():
             for i, part in enumerate(parts):
                 last = i == len(parts) - 1
@@ -156,47 +164,51 @@ class FusedEngine(NamedTuple):
                 with nullcontext() if batch.trunk is None else batch.trunk.training(piece.batch.trunk_states):
                     # processes exchange gradients in the last backward pass
                     with nullcontext() if last else updater.without_exchange():
-                        outputs, loss = self._forward(piece, objective, updater.loss_scale, mask.sum().clamp(min=1))
+                        outputs, loss = self._forward(piece, objective, updater)
                         piece.put(logprobs, outputs.logprobs)
-                        piece.put(vpreds, outputs.values.detach())
                         piece.put(entropy, outputs.entropy)
+                        if with_values:
+                            piece.put(vpreds, outputs.values.detach())
                         if not last:
                             updater.accumulate(loss)
                             continue
                     with torch.no_grad():
                         losses = objective.evaluate(
+                            batch.as_minibatch(),
                             logprobs=logprobs,
-                            vpreds=vpreds,
                             entropy=entropy,
-                            old_logprobs=batch.old_logprobs,
-                            old_values=batch.old_values,
-                            advantages=batch.advantages,
-                            returns=batch.returns,
-                            mask=mask,
+                            vpreds=vpreds if with_values else None,
                         )
                     # the policy's loss joins as a number, to be checked for finiteness; its gradient is in the anchor
                     return updater.update(loss + losses.policy, losses.statistics, mask)
         raise AssertionError("a mini-batch has at least one part")
 
-    def _forward(
-        self, piece: Piece, objective: Objective, loss_scale: float, count: torch.Tensor
-    ) -> tuple[TokenOutputs, torch.Tensor]:
-        """A forward pass, and a 0-d loss with the gradients of both losses, as sums over tokens divided by `count`.
-
-        Its value is that of the value loss alone.
-        """
-        batch, counted = piece.batch, piece.counted
-        old_logprobs, advantages = counted.take(batch.old_logprobs), counted.take(batch.advantages)
+    def _forward(self, piece: Piece, objective: Objective, updater: Updater) -> tuple[TokenOutputs, torch.Tensor]:
+        """A forward pass, and a 0-d loss with the gradients of all losses; it is as large as the value loss."""
+        counted, batch, loss_scale = piece.counted, piece.batch.as_minibatch(), updater.loss_scale
+        known = counted.take(batch.old_logprobs)
 
         def gradient_of(rows: slice, logprobs: torch.Tensor) -> torch.Tensor:
+            # the losses see whole samples; where log-probs are not known yet they are those of the start
+            whole = known.clone()
+            whole[rows] = logprobs.to(known.dtype)
             # formed before the backward pass scales the loss: unscaled it would vanish in float16
-            return objective.slope(logprobs, old_logprobs[rows], advantages[rows]) / count * loss_scale
+            return counted.take(objective.slope(counted.spread(whole), batch))[rows] * loss_scale
 
+        entropy_slope = None
+        if objective.entropy_coef:
+            entropy_slope = counted.take(batch.weights) * -(objective.policy_coef * objective.entropy_coef * loss_scale)
         with self.autocast():
-            outputs = self.forward.counted(self.models.policy, piece, gradient_of)
-        losses = objective.value_losses(outputs.values, batch.old_values, batch.returns).losses
-        value_loss = torch.where(batch.mask.bool(), losses, 0.0).sum() / count
-        return outputs, objective.total(outputs.anchor / loss_scale, value_loss)
+            slopes = Slopes(gradient_of, entropy_slope, objective.couples_tokens)
+            outputs = self.forward.counted(self.models.policy, piece, slopes)
+        loss = outputs.anchor / loss_scale
+        if objective.value_losses is not None:
+            losses = objective.value_losses(outputs.values, batch.old_values, batch.returns).losses
+            loss = loss + objective.vf_coef * weighted_sum(losses, batch.weights)
+        elif outputs.values is not None and updater.processes.count > 1:
+            # processes wait for the gradient of every parameter; the updater leaves these parameters as they are
+            loss = loss + (outputs.values * 0.0).sum()
+        return outputs, loss
 
 
 class HookEngine(NamedTuple):
@@ -214,7 +226,11 @@ class HookEngine(NamedTuple):
 
     @torch.no_grad()
     def evaluate(
-        self, rollout: Rollout, response_masks: list[torch.Tensor] | None = None, distributions: bool = False
+        self,
+        rollout: Rollout,
+        response_masks: list[torch.Tensor] | None = None,
+        distributions: bool = False,
+        with_values: bool = True,
     ) -> Rollout:
         """The batch with what both models say; the whole `distributions` [B, T, V] only if they are asked for."""
 
@@ -232,12 +248,15 @@ class HookEngine(NamedTuple):
         logprobs, logits, values, mask = ask(self.models.policy)
         with self.models.as_reference():
             ref_logprobs, ref_logits, _, _ = ask(self.models.reference)
-        found = rollout.known(
-            mask, old_logprobs=logprobs.float(), old_values=values.float(), ref_logprobs=ref_logprobs.float()
-        )
+        numbers = {"old_logprobs": logprobs.float(), "ref_logprobs": ref_logprobs.float()}
+        if with_values:
+            numbers["old_values"] = values.float()
+        found = rollout.known(mask, **numbers)
         if distributions:
             whole = [torch.log_softmax(each.float() / self.temperature, dim=-1) for each in (logits, ref_logits)]
             found = found._replace(distributions=(whole[0], whole[1]))
+        if not with_values:
+            found = found._replace(old_values=None)
         return found._replace(mask=mask, positions=self.positions(rollout.inputs, mask))
 
     def train(self, batch: Rollout) -> Stats:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trl_step.algorithms.kl import kl_penalty
+from trl_step.core import entropy_from_logits
 from trl_step.head.logprobs import Divergence, exact_divergence, logprobs_of_logits, token_logprobs
 from trl_step.head.policy_gradient import LogprobGradient, policy_gradient_rows
 from trl_step.head.tiles import ChunkBuffers, OutputHead
@@ -29,11 +30,28 @@ class TokenOutputs(NamedTuple):
     """All [b, T], float32; 0 where the mask is 0."""
 
     logprobs: torch.Tensor
-    values: torch.Tensor
+    values: Any
+    """None if the model has none"""
     entropy: Any
     """None unless a gradient was asked for"""
     anchor: Any
     """0-d; its backward carries the policy gradient, if one was asked for, else None"""
+
+
+class Slopes(NamedTuple):
+    """Derivatives of a loss at the N counted positions of a piece."""
+
+    of_rows: LogprobGradient
+    """d loss / d log-prob, see `policy_gradient_rows`"""
+    of_entropy: torch.Tensor | None = None
+    """d loss / d entropy [N]; None if the loss does not depend on entropies"""
+    couple_tokens: bool = False
+    """`of_rows` needs the log-probs of all N positions at once"""
+
+    def at(self, logprobs: torch.Tensor) -> LogprobGradient:
+        """`of_rows` for given log-probs [N] of all positions."""
+        whole = self.of_rows(slice(0, len(logprobs)), logprobs)
+        return lambda rows, _: whole[rows]
 
 
 class CountedStates(NamedTuple):
@@ -42,8 +60,8 @@ class CountedStates(NamedTuple):
     states: torch.Tensor
     """hidden [N, D], or logits [N, V] if `head` is None"""
     head: OutputHead | None
-    values: torch.Tensor
-    """[N]"""
+    values: Any
+    """[N], or None if the model has none"""
 
 
 class _HeadAccess(NamedTuple):
@@ -100,25 +118,26 @@ class TokenForward:
 
     def everything(
         self, model: Any, inputs: Inputs, left_padded: bool, size: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """The plain path of release 0.7: log-probs [B, T], logits [B, T, V] and values [B, T] at every position, `size`
-        samples at a time in the batch's own order, with gradients if they are on."""
+        samples at a time in the batch's own order, with gradients if they are on. A model without values gives None."""
         ids = self.layout.predicted_ids(inputs)
         found: list[tuple[torch.Tensor, ...]] = []
         for start in range(0, len(ids), size):
             part = {key: value[start : start + size] for key, value in inputs.items()}
             logits, _, values = self.run(model, part, left_padded)
             logits, labels = logits[:, :-1], ids[start : start + size, 1:]
-            found.append((logprobs_of_logits(logits, labels, self.temperature), logits, values[:, :-1].float()))
-        logprobs, logits, values = (torch.cat(pieces) for pieces in zip(*found, strict=True))
-        return logprobs, logits, values
+            known = (logprobs_of_logits(logits, labels, self.temperature), logits)
+            found.append(known if values is None else (*known, values[:, :-1].float()))
+        logprobs, logits, *rest = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+        return logprobs, logits, rest[0] if rest else None
 
-    def counted(self, model: Any, piece: Piece, gradient_of: LogprobGradient | None = None) -> TokenOutputs:
+    def counted(self, model: Any, piece: Piece, slopes: Slopes | None = None) -> TokenOutputs:
         """Log-probs, values and entropy at the N counted positions of a piece.
 
         Args:
-            gradient_of: d loss / d log-prob of some of the N positions, see `policy_gradient_rows`; with it the result
-                has an `anchor` that carries the gradient. Without it the log-probs have none.
+            slopes: of the loss; with them the result has an `anchor` that carries the gradient. Without them the
+                log-probs have none.
         """
         inner, labels = self.unwrap(model), piece.labels
         described = (self._heads.get(id(inner)) or self.register(inner)).head
@@ -126,17 +145,20 @@ class TokenForward:
         if described is None:
             logits, _, values = self.states(model, piece)
             logprobs = logprobs_of_logits(logits, labels, self.temperature)
-            if gradient_of is not None:
-                anchor, entropy = _plain_anchor(logprobs, logits, gradient_of, self.temperature)
+            if slopes is not None:
+                anchor, entropy = _plain_anchor(logprobs, logits, slopes, self.temperature)
         else:
             joined = JoinedGradient()
-            trains = gradient_of is not None and described.weight.requires_grad
+            trains = slopes is not None and described.weight.requires_grad
 
             def head(hidden: torch.Tensor, embedding: Any) -> tuple[torch.Tensor | None, ...]:
                 own = _with_parameters(described, embedding.weight, embedding.bias)
-                if gradient_of is None:
+                if slopes is None:
                     return token_logprobs(hidden, labels, own, self.temperature), None, None
-                settings = self.temperature, self.buffers, joined.put
+                gradient_of = slopes.of_rows
+                if slopes.couple_tokens:  # all log-probs of a sample come first: one product with the head more
+                    gradient_of = slopes.at(token_logprobs(hidden.detach(), labels, own, self.temperature))
+                settings = self.temperature, self.buffers, joined.put, slopes.of_entropy
                 found = policy_gradient_rows(hidden, labels, own, gradient_of, *settings)
                 return found.logprobs, found.entropy, found.anchor
 
@@ -146,7 +168,7 @@ class TokenForward:
             logprobs, entropy, anchor = found
         return TokenOutputs(
             piece.counted.spread(logprobs.detach()),
-            piece.counted.spread(values),
+            None if values is None else piece.counted.spread(values),
             None if entropy is None else piece.counted.spread(entropy),
             anchor,
         )
@@ -170,8 +192,10 @@ class TokenForward:
             logits, _, values = self.run(model, inputs, left_padded, rows=rows)
             return CountedStates(logits, None, values)
         everywhere = self.run(model, inputs, left_padded)
-        logits, values = (x.flatten(0, 1).index_select(0, rows) for x in (everywhere[0], everywhere[2]))
-        return CountedStates(logits, None, values)
+        logits, values = (
+            None if x is None else x.flatten(0, 1).index_select(0, rows) for x in (everywhere[0], everywhere[2])
+        )
+        return CountedStates(logits, None, values)  # type: ignore[arg-type]
 
     def divergence(self, ours: CountedStates, theirs: CountedStates, labels: torch.Tensor) -> Divergence:
         """The exact divergence of two models at N positions; in chunks if both heads are plain products."""
@@ -196,12 +220,14 @@ def _with_parameters(described: OutputHead, weight: torch.Tensor, bias: torch.Te
 
 
 def _plain_anchor(
-    logprobs: torch.Tensor, logits: torch.Tensor, gradient_of: LogprobGradient, temperature: float
+    logprobs: torch.Tensor, logits: torch.Tensor, slopes: Slopes, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The anchor and the entropies [N] from logits [N, V], by the chain rule."""
     with torch.no_grad():
-        slope = gradient_of(slice(0, len(logprobs)), logprobs)
-        log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
-        entropy = -(log_p.exp() * log_p).sum(dim=-1)
+        slope = slopes.of_rows(slice(0, len(logprobs)), logprobs)
+    with nullcontext() if slopes.of_entropy is not None else torch.no_grad():
+        entropy = entropy_from_logits(logits.float() / temperature)
     surrogate = (slope * logprobs).sum()
-    return surrogate - surrogate.detach(), entropy
+    if slopes.of_entropy is not None:
+        surrogate = surrogate + (slopes.of_entropy * entropy).sum()
+    return surrogate - surrogate.detach(), entropy.detach()

@@ -40,6 +40,12 @@ class Processes:
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.device)).max())
 
+    def max_of(self, number: float) -> float:
+        """The largest `number` of all processes."""
+        if self.count == 1:
+            return number
+        return float(self.accelerator.gather(torch.tensor([number], device=self.device)).max())
+
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean of `tensor` over all processes, each counted once."""
         return self.sum(tensor) / self.count

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from trl_step.algorithms.losses.tokens import token_weights
 from trl_step.algorithms.objective import minibatch_weights
 from trl_step.algorithms.stats import ARRAYS, join_minibatch_statistics
 from trl_step.core import WANDB_PADDING, stack_dicts
@@ -48,10 +49,12 @@ def run_epochs(
     count = len(rollout.queries)
     most = processes.max(count)
     size: Any = config.backward_batch_size  # filled in by the configuration
+    normalization = config.loss_normalization
     token_counts = rollout.positions.counted.sum(axis=1)
     updater.reset()
     all_stats: list[Stats] = []
     tokens: list[float] = []
+    samples: list[float] = []
     ratio_error = torch.zeros(())
     epochs = 0
     for _ in range(config.ppo_epochs):
@@ -60,14 +63,16 @@ def run_epochs(
         for parts in mini_batches(order, size, config.mini_batch_size, most):
             sizes = torch.tensor([[token_counts[part].sum(), len(part)] for part in parts], dtype=torch.float64)
             everyone = processes.sum(sizes).cpu()
-            weights = minibatch_weights(sizes, everyone, processes.count, config.loss_normalization)
+            weights = minibatch_weights(sizes, everyone, processes.count, normalization)
             for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
                 batch = rollout.take(part)
+                batch = batch._replace(weights=token_weights(batch.mask, normalization, config.loss_constant_length))
                 with updater.minibatch(weight, last=i == len(parts) - 1):
                     all_stats.append(train(batch))
                 if len(all_stats) == 1:
                     ratio_error = _ratio_error(all_stats[0]["policy/ratio"], batch.mask, processes)
                 tokens.append(float(token_counts[part].sum()))
+                samples.append(float(len(part)))
         if early_stop is not None and early_stop(_share(all_stats[-1]["policy/policykl"], tokens[-1], processes)):
             break
     updater.finish()
@@ -76,7 +81,8 @@ def run_epochs(
         if key in stacked:
             stacked[key] = torch.nan_to_num(stacked[key].flatten(), WANDB_PADDING).unsqueeze(0)
     if processes.count > 1:
-        stacked = join_minibatch_statistics(stacked, torch.tensor(tokens), processes.sum)
+        of_losses = samples if normalization in ("samples", "constant") else tokens
+        stacked = join_minibatch_statistics(stacked, torch.tensor(tokens), processes.sum, torch.tensor(of_losses))
     stacked["policy/ratio_error"] = ratio_error.view(1, 1)
     stacked["policy/skipped"] = torch.tensor([[float(updater.skipped)]])
     return Trained(stacked, epochs)

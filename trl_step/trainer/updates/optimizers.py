@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
+from trl_step.models.critic import PolicyWithCritic
 from trl_step.models.inner_model import has_adapter
 from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
@@ -16,22 +17,32 @@ from trl_step.trainer.updates.on_device import OnDeviceUpdater, may_decide_on_de
 from trl_step.trainer.updates.updater import Updater
 
 
-def make_optimizer(model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(model: Any, learning_rate: float, value_learning_rate: float | None = None) -> torch.optim.Optimizer:
     """Adam over what trains of `model`, fused if the device and the dtype have such a kernel.
+
+    Args:
+        model: the policy.
+        value_learning_rate: of the value head or the critic, which are then the second of two groups.
 
     Raises:
         ValueError: there is nothing to train.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("model has no parameter with requires_grad=True; nothing could be trained")
+    if value_learning_rate is not None:
+        of_values = {id(parameter) for parameter in model.value_parameters()}
+        parameters = [
+            {"params": [p for p in parameters if id(p) not in of_values]},
+            {"params": [p for p in parameters if id(p) in of_values], "lr": value_learning_rate},
+        ]
     try:
         return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     except RuntimeError:
         return torch.optim.Adam(parameters, lr=learning_rate)
 
 
-def check_optimizer(optimizer: Any, scheduler: Any, model: torch.nn.Module) -> None:
+def check_optimizer(optimizer: Any, scheduler: Any, model: Any, config: PPOConfig) -> None:
     """Whether a user's optimizer trains `model`, and a scheduler sets the rate of that optimizer.
 
     Warns if the optimizer lacks some of what could be trained.
@@ -40,10 +51,17 @@ def check_optimizer(optimizer: Any, scheduler: Any, model: torch.nn.Module) -> N
         optimizer: torch's, or one that accelerate has prepared; None is the trainer's own.
         scheduler: of `optimizer`, or None.
         model: the policy, before accelerate has it.
+        config: whose learning rate of the values a user's optimizer cannot follow.
 
     Raises:
-        ValueError: no trainable parameter of `model` is in `optimizer`; `scheduler` is that of another optimizer.
+        ValueError: no trainable parameter of `model`, or none of a separate critic, is in `optimizer`; `scheduler` is
+            that of another optimizer.
     """
+    if optimizer is not None and config.value_learning_rate is not None:
+        raise ValueError(
+            f"value_learning_rate={config.value_learning_rate:g} acts on the optimizer that the trainer makes; leave "
+            "it out, and give your optimizer a parameter group with that rate for model.v_head or the value_model"
+        )
     scheduled = None if scheduler is None else getattr(scheduler, "optimizer", None)
     if scheduled is not None and (optimizer is None or _inner(scheduled) is not _inner(optimizer)):
         raise ValueError(
@@ -60,6 +78,12 @@ def check_optimizer(optimizer: Any, scheduler: Any, model: torch.nn.Module) -> N
             f"optimizer holds none of the {len(trainable)} trainable parameters of model, so nothing would be trained: "
             "make it from the parameters of the model that you pass here, after its adapters were added, such as "
             "torch.optim.Adam(p for p in model.parameters() if p.requires_grad)"
+        )
+    of_values = [p for p in model.value_parameters() if p.requires_grad]
+    if isinstance(model, PolicyWithCritic) and not any(id(parameter) in held for parameter in of_values):
+        raise ValueError(
+            "optimizer holds no parameter of value_model, so its values would stay as they are: make it from the "
+            "parameters of both models, or leave optimizer out"
         )
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

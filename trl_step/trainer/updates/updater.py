@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from trl_step.algorithms.losses.tokens import mean_over
+from trl_step.models.critic import parameters_of_critic
 from trl_step.models.notices import warn_user
 from trl_step.models.sharding import is_sharded, release
 from trl_step.sampling.local import is_out_of_memory
@@ -60,6 +61,13 @@ class Updater:
         self._has_gradient = False
         self._held: list[torch.Tensor | None] | None = None
         self._scale_before = self.loss_scale
+        self._trained: set[int] | None = None
+        self.parameters_of_critic = parameters_of_critic(self.accelerator.unwrap_model(model))
+
+    def train_only(self, parameters: Iterable[torch.nn.Parameter] | None) -> None:
+        """From now on leave all other parameters as they are, whatever their gradients; None: train what the optimizer
+        holds."""
+        self._trained = None if parameters is None else {id(parameter) for parameter in parameters}
 
     @property
     def loss_scale(self) -> float:
@@ -191,7 +199,7 @@ class Updater:
         if self._has_gradient:
             try:
                 if self.config.max_grad_norm is not None:
-                    self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+                    self._clip(self.config.max_grad_norm)
                 self._optimizer_step()
             except BaseException:
                 self._forget_scaling()
@@ -200,12 +208,22 @@ class Updater:
         self.optimizer.zero_grad()
         self._has_gradient = False
 
+    def _clip(self, most: float) -> None:
+        """Scale the gradient to a norm of `most` at most; that of a separate critic by itself."""
+        of_critic = self.parameters_of_critic
+        own = [p for p in self.parameters if id(p) not in of_critic] if of_critic else self.parameters
+        self.accelerator.clip_grad_norm_(own, most)  # takes the loss scaler's factor off all gradients
+        if of_critic:
+            torch.nn.utils.clip_grad_norm_([p for p in self.parameters if id(p) in of_critic], most)
+
     def _forget_outside(self) -> None:
-        """Drop the gradients of parameters that are not in the optimizer, whose groups may change on the way."""
+        """Drop the gradients of parameters that are not in the optimizer, whose groups may change on the way, or that
+        do not train in this step."""
         # differs from v0.7: they counted in the norm and were never cleared
         if self.config.exact_v07 or self._deepspeed:  # DeepSpeed's groups hold parameters of its own
             return
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        held = held if self._trained is None else held & self._trained
         for parameter in self.parameters:
             if id(parameter) not in held:
                 parameter.grad = None

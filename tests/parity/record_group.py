@@ -1,0 +1,85 @@
+"""Record what two other releases compute of groups of answers, as data that `test_group.py` replays. For maintainers:
+
+    python tests/parity/record_group.py                              # environments of their own, made and thrown away
+    python tests/parity/record_group.py --trainer rloo               # one of the two
+    python tests/parity/record_group.py --trainer grpo --python PATH   # in an environment that holds the pins already
+
+Runs on Python 3.11. Recording takes under a minute for each, after the installation (about 1 GB each).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PINS = {
+    "rloo": [
+        "torch==2.13.0",
+        "trl==0.15.2",
+        "transformers==4.49.0",
+        "accelerate==1.4.0",
+        "datasets==3.3.2",
+        "numpy==2.2.6",
+        "rich==15.0.0",
+    ],
+    "grpo": [
+        "torch==2.13.0",
+        "trl==1.16.0",
+        "transformers==5.23.0",
+        "accelerate==1.15.0",
+        "datasets==5.2.0",
+        "numpy==2.4.6",
+    ],
+}
+
+# One thread: a sum's order, and with it its rounding, does not depend on the machine's number of cores.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def main() -> None:
+    """Find or make the environments of the releases and run the recorders in them."""
+    parser = argparse.ArgumentParser(description="Record the group algorithms of other releases for the parity tests.")
+    parser.add_argument("--trainer", choices=list(PINS), help="record this one only")
+    parser.add_argument("--python", type=Path, help="interpreter of an environment that holds its pinned releases")
+    arguments = parser.parse_args()
+    if arguments.python is not None and arguments.trainer is None:
+        parser.error("--python is the environment of one release: name it with --trainer")
+    for trainer in PINS if arguments.trainer is None else [arguments.trainer]:
+        if arguments.python is not None:
+            run_recorder(arguments.python, trainer)
+            continue
+        with tempfile.TemporaryDirectory(prefix=f"trl-{trainer}-") as folder:
+            run_recorder(make_environment(Path(folder), PINS[trainer]), trainer)
+
+
+def make_environment(folder: Path, pins: list[str]) -> Path:
+    """Install the pins into a new virtual environment; returns its interpreter."""
+    if sys.version_info[:2] != (3, 11):
+        raise SystemExit(
+            f"the pins are for Python 3.11, this is {sys.version.split()[0]}: run the script with a Python 3.11, "
+            "or give --python an environment that holds " + " ".join(pins)
+        )
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *pins], check=True)
+    return python
+
+
+def run_recorder(python: Path, trainer: str) -> None:
+    """Run `record_rloo.py` or `record_grpo.py` with that interpreter; exits if it fails."""
+    root = Path(__file__).resolve().parents[2]
+    command = [str(python.absolute()), "-m", f"tests.parity.record_{trainer}", "tests/parity/data"]
+    subprocess.run(command, cwd=root, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(root)}, check=True)
+
+
+if __name__ == "__main__":
+    main()

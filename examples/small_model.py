@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from sentiment.building import build_folder
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -76,6 +74,7 @@ def train_small_model(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    model.loss_type = "ForCausalLM"  # transformers does not know it from the class's name, and says so
     rate = 2e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=settings.updates + 1, pct_start=0.1)
@@ -98,26 +97,16 @@ def train_small_model(
 def build_once(cache: Path, settings: Any, sources: Iterable[Path], write: Callable[[Path], None]) -> Path:
     """The folder that `write(folder)` fills for `settings`, built if it does not exist yet.
 
-    It is named after the settings and the source files, so a change of either builds it again. It is built in a
-    temporary folder and renamed as a whole: an interrupted build leaves nothing half done.
+    It is named after the settings and the source files, so a change of either builds it again. An interrupted build
+    leaves nothing half done, see `building.build_folder`.
     """
     stamp = hashlib.sha256(json.dumps(asdict(settings)).encode())
     for source in (Path(__file__), *sources):
         stamp.update(source.read_bytes())
-    folder = cache / stamp.hexdigest()[:12]
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
-    try:
+
+    def write_from_seed(temporary: Path) -> None:
         with torch.random.fork_rng(devices=[]):  # the caller's random stream is the same with and without a build
             torch.manual_seed(settings.seed)
             write(temporary)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not folder.is_dir():  # ignore it if another process was first
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+
+    return build_folder(cache / stamp.hexdigest()[:12], write_from_seed)

@@ -36,11 +36,11 @@ def read_arguments(kind: type[Arguments], settings: dict[str, Any], words: list[
 
 
 def numbers_of(stats: dict[str, Any]) -> dict[str, float]:
-    """The plotted values of a step: its episodes' mean reward, and mean KL to the reference and entropy in nats."""
+    """The plotted values of a step: mean reward, KL to the reference (nats per episode), entropy (nats per token)."""
     return {
         "reward": float(stats["ppo/mean_scores"]),
         "KL": float(stats["objective/kl"]),
-        "entropy": float(stats["objective/entropy"]),
+        "entropy": float(stats["ppo/policy/entropy"]),
     }
 
 

@@ -3,6 +3,13 @@ from __future__ import annotations
 import pytest
 
 from tests.hub_tools import Hub
+from trl_step.models import policy
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning that is given once in a process is given in every test."""
+    monkeypatch.setattr(policy, "SAID_WITHOUT_HEAD", set())
 
 
 @pytest.fixture

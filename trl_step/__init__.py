@@ -1,5 +1,8 @@
 """The step API of reinforcement learning for language models: generate, score, `trainer.step(...)`."""
 
+from typing import Any
+
+from trl_step.absent import no_such_name
 from trl_step.core import set_seed
 from trl_step.environment import TextEnvironment, TextHistory
 from trl_step.extras import BestOfNSampler
@@ -66,3 +69,7 @@ __all__ = [
     "is_xpu_available",
     "set_seed",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    raise no_such_name(name)

@@ -10,7 +10,7 @@ import functools
 import gc
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 WANDB_PADDING = -1
 WHITEN_EPSILON = 1e-8
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 ReduceSum = Callable[[torch.Tensor], torch.Tensor]
 """Sums a tensor over all processes; in a single process it returns the tensor."""
@@ -32,6 +34,18 @@ def keep(tensor: torch.Tensor) -> torch.Tensor:
 def sum_over_processes(accelerator: Any) -> ReduceSum:
     """The `ReduceSum` of `accelerator`'s processes; `keep` for None or a single process."""
     return accelerator.reduce if getattr(accelerator, "use_distributed", False) else keep
+
+
+# --- precision -----------------------------------------------------------------------------------------------
+
+WITHOUT_FLOAT64 = ("mps",)
+"""Kinds of devices that have no float64."""
+to_host = torch.Tensor.cpu
+
+
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` as float64, on its device, or on the CPU if that kind of device has no such numbers."""
+    return (to_host(tensor) if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()
 
 
 # --- masked statistics ---------------------------------------------------------------------------------------
@@ -312,7 +326,7 @@ class _EmptyDeviceCache:
     def __init__(self, settings: type[PPODecorators]) -> None:
         self.settings = settings
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: Function) -> Function:
         @functools.wraps(function)
         def decorated(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
@@ -321,7 +335,7 @@ class _EmptyDeviceCache:
                 free_device_cache()
             return result
 
-        return decorated
+        return cast("Function", decorated)
 
     def __enter__(self) -> None:
         pass

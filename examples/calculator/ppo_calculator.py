@@ -35,6 +35,7 @@ from trl_step import (
 )
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from sentiment.building import one_line_if_interrupted
 from small_model import CACHE, SmallModelSettings, build_once, train_small_model, word_tokenizer
 from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
 
@@ -173,4 +174,5 @@ def build_model(arguments: Arguments) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()

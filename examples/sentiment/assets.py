@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from building import build_folder
 from corpus import GRAMMAR_FILE, Review, write_corpus
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
@@ -37,7 +35,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-DEFAULT_CACHE = Path(__file__).resolve().parents[2] / ".cache" / "sentiment"
+ROOT = Path(__file__).resolve().parents[2]
+# a clone keeps beside the examples what it builds, an installed package in the user's cache
+IN_CLONE = (ROOT / "setup.py").is_file()
+DEFAULT_CACHE = ROOT / ".cache" / "sentiment" if IN_CLONE else Path("~/.cache/trl_step/sentiment").expanduser()
 END_OF_TEXT = "<|endoftext|>"
 IGNORED = -100  # the label that the loss of transformers' models ignores
 
@@ -89,25 +90,16 @@ def find_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets:
 def build_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets:
     """The assets of these settings, built if they do not exist yet.
 
-    They are built in a temporary folder and renamed as a whole: an interrupted build leaves nothing half done, and of
-    two builds at the same time one wins.
+    An interrupted build leaves nothing half done, see `building.build_folder`.
     """
     assets = find_assets(settings, cache)
-    if assets.folder.is_dir():
-        return assets
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
-    try:
+
+    def write(temporary: Path) -> None:
         with torch.random.fork_rng(devices=[]):  # the caller's random stream is the same with and without a build
             torch.manual_seed(settings.seed)
             write_assets(settings, Assets(temporary, *(temporary / path.name for path in assets[1:])))
-        try:
-            os.rename(temporary, assets.folder)
-        except OSError:
-            if not assets.folder.is_dir():  # ignore it if another process was first
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    build_folder(assets.folder, write)
     return assets
 
 
@@ -192,6 +184,7 @@ def train_language_model(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    model.loss_type = "ForCausalLM"  # transformers does not know it from the class's name, and says so
     rows = encode([review.text + END_OF_TEXT for review in reviews], tokenizer, settings.context)
 
     def batch_of(chosen: list[int]) -> Batch:

@@ -30,8 +30,9 @@ from typing import Annotated, Any
 import torch
 import tyro
 from assets import DEFAULT_CACHE, AssetSettings, build_assets
+from building import one_line_if_interrupted
 from datasets import Dataset, load_dataset
-from report import Evaluation, check_packages, draw_curves, print_samples, write_summary
+from report import UNITS, Evaluation, check_packages, draw_curves, print_samples, write_summary
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
@@ -127,7 +128,8 @@ def main() -> None:
 
 
 def train(trainer: PPOTrainer, reward_model: RewardModel, arguments: Arguments) -> list[dict[str, float]]:
-    """The loop that this library is for: generate, score, step. Returns reward, KL and entropy of every step."""
+    """The loop that this library is for: generate, score, step. Returns, of every step, the mean reward (a logit), the
+    KL (nats per response) and the entropy (nats per token)."""
     history = History(arguments.output_dir / "history.jsonl", trainer)
     progress = tqdm(batches(trainer), initial=trainer.steps_done, total=trainer.config.total_ppo_epochs, desc="PPO")
     for batch in progress:
@@ -146,10 +148,11 @@ def train(trainer: PPOTrainer, reward_model: RewardModel, arguments: Arguments) 
         numbers = {
             "reward": float(torch.stack(scores).mean()),
             "KL": float(stats["objective/kl"]),
-            "entropy": float(stats["objective/entropy"]),
+            "entropy": float(stats["ppo/policy/entropy"]),
         }
         history.add(numbers)
-        progress.set_postfix({name: f"{value:.2f}" for name, value in numbers.items()})
+        shown = {"logit" if name == "reward" else name: f"{value:.2f}" for name, value in numbers.items()}
+        progress.set_postfix(shown)
     return history.steps
 
 
@@ -300,9 +303,9 @@ def report(
         "distinct_responses": len(set(after.responses)),
     }
     write_summary(arguments.output_dir / "summary.json", summary)
-    draw_curves(history, arguments.output_dir / "curves.png")
+    draw_curves(history, arguments.output_dir / "curves.png", {**UNITS, "reward": "mean logit of POSITIVE"})
     print_samples(queries, before, after)
-    print(f"mean reward: {before.mean:.3f} -> {after.mean:.3f} ({seconds:.0f} s)")
+    print(f"mean probability of a positive review: {before.mean:.3f} -> {after.mean:.3f} ({seconds:.0f} s)")
 
 
 def read_arguments(words: list[str]) -> Arguments:
@@ -338,4 +341,5 @@ def prepare(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted(can_resume=True):
+        main()

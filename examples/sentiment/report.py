@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +51,12 @@ def print_samples(queries: list[str], before: Evaluation, after: Evaluation, num
     Console().print(table)
 
 
-def draw_curves(history: list[dict[str, float]], file: Path) -> None:
-    """One panel over the steps for each quantity in `history`, as a PNG."""
+UNITS = {"KL": "nats per response", "entropy": "nats per token", "reward": "mean score", "guesses": "mean per episode"}
+"""Of the quantities that are plotted."""
+
+
+def draw_curves(history: list[dict[str, float]], file: Path, units: Mapping[str, str] = UNITS) -> None:
+    """One panel over the steps for each quantity in `history`, as a PNG. `units` are on the axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -60,7 +65,7 @@ def draw_curves(history: list[dict[str, float]], file: Path) -> None:
     FigureCanvasAgg(figure)
     for panel, name in zip(figure.subplots(1, len(names)), names, strict=True):
         panel.plot(range(1, len(history) + 1), [step[name] for step in history])
-        panel.set(title=name, xlabel="step")
+        panel.set(title=name, xlabel="step", ylabel=units.get(name, ""))
         panel.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
 from trl_step import SFTTrainer
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from sentiment.building import build_folder
 
 DEFAULT_CACHE = Path(__file__).resolve().parents[2] / ".cache" / "stack_llama"
 SUBSETS = ("finetune", "reward", "rl", "evaluation")
@@ -66,18 +68,7 @@ def build_assets(settings: AssetSettings, cache: Path = DEFAULT_CACHE) -> Assets
         stamp.update(source.read_bytes())
     folder = cache / stamp.hexdigest()[:12]
     assets = Assets(folder, folder / "posts", folder / "llama")
-    if folder.is_dir():
-        return assets
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
-    try:
-        write_assets(settings, Assets(temporary, temporary / "posts", temporary / "llama"))
-        os.rename(temporary, folder)
-    except OSError:
-        if not folder.is_dir():  # if it exists, another process was first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    build_folder(folder, lambda new: write_assets(settings, Assets(new, new / "posts", new / "llama")))
     return assets
 
 
@@ -146,6 +137,7 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, texts: list[str], settings: Ass
                 output_dir=folder, max_steps=settings.updates, per_device_train_batch_size=16, learning_rate=3e-3,
                 lr_scheduler_type="cosine", warmup_steps=settings.updates // 20, report_to="none", save_strategy="no",
                 logging_steps=50, seed=settings.seed, weight_decay=0.01,
+                dataloader_pin_memory=torch.accelerator.is_available(),
             ),
             train_dataset=Dataset.from_dict({"text": texts}),
             processing_class=tokenizer,

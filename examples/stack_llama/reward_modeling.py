@@ -93,6 +93,7 @@ def main(words: Sequence[str] | None = None) -> Result:
             seed=args.seed,
             report_to=args.report_to,
             max_length=args.max_length,
+            dataloader_pin_memory=torch.accelerator.is_available(),
         ),
         train_dataset=pairs(args, "data/reward", args.train_subset, tokenizer),
         eval_dataset=pairs(args, "data/evaluation", args.eval_subset, tokenizer),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import assets
+import torch
 from common import HUB_POSTS, add_flags, fill_in, is_small, load_posts, load_tokenizer, loading, text_of
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainingArguments
@@ -81,6 +82,7 @@ def main(words: Sequence[str] | None = None) -> Path:
             report_to=args.report_to,
             run_name="llama-7b-finetuned",
             ddp_find_unused_parameters=False,
+            dataloader_pin_memory=torch.accelerator.is_available(),
         ),
         train_dataset=packed(train_rows, tokenizer, args, characters, infinite=True),
         eval_dataset=packed(valid_rows, tokenizer, args, characters, infinite=False),

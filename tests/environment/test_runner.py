@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,7 +193,7 @@ def test_environments_step_side_by_side_in_time(monkeypatch: pytest.MonkeyPatch)
 # --- bad environments ---------------------------------------------------------------------------------------------
 
 BAD_STEPS: dict[str, tuple[Any, str]] = {
-    "raises": (lambda: 1 / 0, "division by zero"),
+    "raises": (lambda: 1 / 0, "ZeroDivisionError: division by zero ("),
     "three values": (lambda: ("o", 1.0, False), "must return"),
     "nothing": (lambda: None, "must return"),
     "a NaN reward": (lambda: ("o", float("nan"), False, {}), "the reward nan"),
@@ -279,3 +281,49 @@ def test_the_first_observation_gets_the_tokenizers_bos_and_no_other_does() -> No
     (query,), (response,), *_ = runner(Countdown, "a").run([2])
     assert query[0] == BOS
     assert BOS not in response
+
+
+class Broken(Countdown):
+    def step(self, action_text: str) -> Any:
+        return {}["boom"]  # the line that reports must name
+
+
+class Wrong(Countdown):
+    def step(self, text: str) -> Any:
+        return None
+
+
+def line_of(source: str) -> int:
+    lines = Path(__file__).read_text().splitlines()
+    return 1 + next(number for number, line in enumerate(lines) if source in line)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_the_environment_has_type_file_and_line(workers: int) -> None:
+    place = f"turn 0: KeyError: 'boom' ({__file__}:{line_of('the line that reports')} in step)"
+    with pytest.warns(UserWarning, match=re.escape(place)):
+        episodes = runner(Broken, "a", step_workers=workers).run([1])
+    assert episodes.errors == [place]
+
+
+def test_an_error_inside_a_library_names_the_line_that_called_it() -> None:
+    class Asks(Countdown):
+        def step(self, action_text: str) -> Any:
+            return torch.zeros(2).view(3)  # a call into a library
+
+    with pytest.warns(UserWarning, match="RuntimeError: shape"):
+        (error,) = runner(Asks, "a").run([1]).errors
+    assert f"{__file__}:{line_of('a call into a library')} in step" in str(error)
+    with pytest.warns(UserWarning, match="ended early"):
+        (error,) = runner(lambda: Wrong(), "a").run([1]).errors
+    assert str(error).endswith(f"(Wrong.step, {__file__}:{line_of('def step(self, text: str)')})")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_strict_runner_raises_what_the_environment_raised(workers: int) -> None:
+    with pytest.raises(KeyError, match="boom") as raised:
+        runner(Broken, "a", strict=True, step_workers=workers).run([1])
+    assert raised.traceback[-1].lineno + 1 == line_of("the line that reports")
+    with pytest.raises(ValueError, match="step returned None; it must return"):
+        runner(Wrong, "a", strict=True, step_workers=workers).run([1])
+    assert runner(Countdown, "a", strict=True).run([1]).errors == [None]

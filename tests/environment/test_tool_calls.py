@@ -233,3 +233,11 @@ def test_a_tool_sees_the_callers_context() -> None:
 def test_bad_settings_are_named(workers: int, timeout: float) -> None:
     with pytest.raises(ValueError, match=r"workers=-1|timeout="):
         SideBySide(workers, timeout)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_strict_run_raises_what_a_tool_raised(workers: int) -> None:
+    runner = SideBySide(workers)
+    with pytest.raises(KeyError, match="boom"):
+        tool_replies(runner, [lambda: "well", lambda: {}["boom"]], strict=True)
+    assert tool_replies(runner, [lambda: "well"], strict=True) == ["well"]

@@ -188,7 +188,7 @@ def test_a_short_run(example, assets, cache: Path, tmp_path: Path, capsys: pytes
     assert summary["seed"] == 7
     assert summary["held_out"] == 4
     first, last, seconds = (summary[key] for key in ("reward_first", "reward_last", "seconds"))
-    assert lines[-1] == f"mean reward: {first:.3f} -> {last:.3f} ({seconds:.0f} s)"
+    assert lines[-1] == f"mean probability of a positive review: {first:.3f} -> {last:.3f} ({seconds:.0f} s)"
     assert any("response before" in line for line in lines)
 
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

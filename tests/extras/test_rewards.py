@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -165,3 +167,30 @@ def test_a_classifiers_reward_does_not_depend_on_the_texts_beside_it(side: str) 
     model.config.pad_token_id = tokenizer.pad_token_id
     reward = ClassifierReward(model, tokenizer)
     assert reward(["w5 w6", "w7 w8 w9 w10 w11"])[0] == pytest.approx(reward(["w5 w6"])[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("ids", [0.1, None, "</s>", [], [1, "</s>"], [0.5], True, -1])
+def test_end_tokens_that_are_none_are_refused_when_the_penalty_is_made(ids: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be a token id or several, such as tokenizer\.eos_token_id"):
+        MissingEosPenalty(ids)
+
+
+def test_end_tokens_of_numpy_count() -> None:
+    assert MissingEosPenalty(np.int64(1), np.float32(2))(TEXTS, responses=RESPONSES) == [0.0, -2.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MissingEosPenalty(1, "2"), "penalty='2' must be a finite number"),
+        (lambda: LengthPenalty(math.nan), "per_token=nan must be a finite number"),
+        (lambda: LengthPenalty(0.1, None), "free_tokens=None must be a finite number"),
+        (lambda: LengthPenalty(0.1, most=math.inf), "most=inf must be a finite number"),
+        (lambda: PipelineReward("lvwerra/distilbert-imdb"), "pipeline='lvwerra/distilbert-imdb' must be a pipeline"),
+        (lambda: WeightedRewards(kind=("name", 1.0)), "kind='name' must be a function of texts"),
+        (lambda: WeightedRewards(kind=(LengthPenalty(1.0), "1")), "the weight of kind='1' must be a finite number"),
+    ],
+)
+def test_rewards_that_cannot_work_are_refused_when_they_are_made(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from huggingface_hub.errors import OfflineModeIsEnabled
 from torch import nn
 
-from tests.models.tiny_models import inputs_of, lora, plain, same_state, trained_adapter, wrapped
+from tests.models.tiny_models import inputs_of, lora, plain, same_state, trained_adapter, wrapped, wrapper_of
 from trl_step.models import AutoModelForCausalLMWithValueHead
 from trl_step.models.loading import current_device
+from trl_step.trainer.text.text_trainer import model_of
 
 
 def test_a_model_object_is_wrapped_not_copied() -> None:
@@ -128,7 +132,8 @@ def test_the_device_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_warnings_point_at_the_callers_line(tmp_path: Path) -> None:
     plain("gpt2").save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="holds no value head") as seen:
-        AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
+        # policy and reference: it is said once
+        _ = [AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path) for _ in range(2)]
     assert [warning.filename for warning in seen if "value head" in str(warning.message)] == [__file__]
 
 
@@ -142,3 +147,34 @@ def test_peft_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trl_step.import_utils.is_peft_available", lambda: False)
     with pytest.raises(ImportError, match="pip install peft"):
         wrapped(peft_config=config)
+
+
+MISSING = ["./nope", "../nope/model", "a/b/c", "~/nope", "runs/my model", "nope/"]
+
+
+@pytest.mark.parametrize("place", [*MISSING, "/nope/model"])
+@pytest.mark.parametrize("load", ["policy", "reward_adapter", "text trainer", "base of an adapter"])
+def test_a_folder_that_is_not_there_is_named(load: str, place: str, tmp_path: Path) -> None:
+    model, arguments = place, {}
+    if load == "reward_adapter":
+        model, arguments = plain("gpt2"), {"peft_config": lora(), "reward_adapter": place}
+    elif load == "base of an adapter":
+        trained_adapter(tmp_path)
+        model = tmp_path / "adapter"
+        config = model / "adapter_config.json"
+        config.write_text(config.read_text().replace(str(tmp_path / "base"), place))
+    with pytest.raises(FileNotFoundError) as raised:
+        model_of(place, None) if load == "text trainer" else wrapper_of("gpt2").from_pretrained(model, **arguments)
+    assert f"there is no folder {place} (looked for {os.path.abspath(place)})" in str(raised.value)
+    assert ("expanduser" in str(raised.value)) == place.startswith("~")
+
+
+@pytest.mark.parametrize("place", ["nope", "runs/nope"])
+def test_a_name_that_is_neither_a_folder_nor_a_repository(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: (_ for _ in ()).throw(OfflineModeIsEnabled))
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {place} in .*the hub .*: no connection"):
+        AutoModelForCausalLMWithValueHead.from_pretrained(place)

@@ -235,14 +235,14 @@ from transformers import AutoTokenizer, AutoModelWithLMHead, load_tool
 import datasets
 """
     assert missing_names(source) == [
-        (1, "trl_step has no DDPOTrainer"),
+        (1, "trl_step has no DDPOTrainer; use TRL 0.11.4 itself: diffusion models are not trained here"),
         (2, "there is no module trl_step.models.modeling_sd_base"),
         (3, "transformers has no AutoModelWithLMHead"),
     ]
     path = tmp_path / "old.py"
     path.write_bytes(source)
     assert main(["--write", str(path)]) == 1
-    assert "DDPOTrainer: to be done by hand" in capsys.readouterr().out
+    assert "not trained here: to be done by hand" in capsys.readouterr().out
 
 
 def test_of_two_edits_that_overlap_the_first_is_made() -> None:

@@ -18,13 +18,14 @@ from tests.markdown_pages import ROOT, write_tiny_models
 from trl_step.extras.all_scores import AllScoresPipeline
 from trl_step.port.aliases import trl_is_trl_step
 from trl_step.port.patches import translated, wrapped_functions
+from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
 from trl_step.port.tools import load_tool
 
 
-def run(source: str, told: list[str] | None = None) -> dict[str, object]:
+def run(source: str, told: list[str] | None = None, origin: Origin = UNKNOWN_ORIGIN) -> dict[str, object]:
     """The names of `source` after it ran as an old script."""
     names: dict[str, object] = {"__name__": "__main__"}
-    with trl_is_trl_step(), translated((told if told is not None else []).append):
+    with trl_is_trl_step(), translated((told if told is not None else []).append, origin):
         exec(compile(source, "old.py", "exec"), names)
     return names
 

@@ -10,7 +10,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from tests.models.tiny_models import lora, plain
-from trl_step.models import AutoModelForCausalLMWithValueHead
+from trl_step.models import AutoModelForCausalLMWithValueHead, policy
 from trl_step.models.loading import current_device, translate_quantization
 
 
@@ -37,6 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def what_transformers_gets(folder: str, **kwargs: Any) -> dict[str, Any]:
+    policy.SAID_WITHOUT_HEAD.clear()
     with pytest.warns(UserWarning, match="holds no value head"):
         Wrapper.from_pretrained(folder, **kwargs)
     return Wrapper.transformers_parent_class.seen

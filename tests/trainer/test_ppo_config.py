@@ -177,6 +177,42 @@ def test_settings_that_contradict_each_other_are_named(options: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
+    ("options", "mini_batch_size"),
+    [
+        ({"batch_size": 8}, 8),
+        ({"batch_size": 1}, 1),
+        ({"batch_size": 256}, 128),
+        ({"batch_size": 8, "gradient_accumulation_steps": 2}, 4),
+        ({"batch_size": 2048, "gradient_accumulation_steps": 4}, 128),
+        ({}, 128),
+    ],
+)
+def test_the_default_mini_batch_is_no_larger_than_the_batch(options: dict[str, int], mini_batch_size: int) -> None:
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    for config in (
+        PPOConfig(**options),
+        tyro.cli(PPOConfig, args=[word.replace("_", "-") for word in words]),
+        *HfArgumentParser(PPOConfig).parse_args_into_dataclasses(words),
+    ):
+        assert config.mini_batch_size == mini_batch_size
+        assert config.backward_batch_size == mini_batch_size * config.gradient_accumulation_steps
+        assert type(config.mini_batch_size) is type(config.batch_size) is int
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mini_batch_size": 48}, r"batch_size=128 \(the default\) must .* = 48 \* 1 = 48$"),
+        ({"batch_size": 200}, r"batch_size=200 must .* = 128 \(the default\) \* 1 = 128$"),
+        ({"batch_size": 8, "mini_batch_size": 128}, r"batch_size=8 must .* = 128 \* 1 = 128$"),
+    ],
+)
+def test_an_error_says_which_size_is_a_default(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(**options)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("learning_rate", 0), ("gamma", 0), ("lam", 1), ("max_grad_norm", None), ("score_clip", 1), ("seed", None),

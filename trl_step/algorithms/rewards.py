@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trl_step.core import count_mean_squares, sum_over_processes
+from trl_step.core import count_mean_squares, in_float64, sum_over_processes
 
 
 class RunningMoments:
@@ -27,7 +27,7 @@ class RunningMoments:
     @torch.no_grad()
     def update(self, xs: torch.Tensor) -> tuple[float, float]:
         """Take in a batch of scores (any shape); returns that batch's own mean and unbiased std."""
-        found = count_mean_squares(xs.double(), reduce_sum=sum_over_processes(self.accelerator))
+        found = count_mean_squares(in_float64(xs), reduce_sum=sum_over_processes(self.accelerator))
         count, batch_mean, squares = (float(x) for x in found)
 
         all_count = self.count + count

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from trl_step.core import ReduceSum, count_mean_squares, keep
+from trl_step.core import ReduceSum, count_mean_squares, in_float64, keep
 
 Reduction = Literal["samples", "tokens", "variance", "same", "local", "sum"]
 """How a value is joined over processes: a mean over all samples, a mean over all tokens, the variance of all tokens,
@@ -150,13 +150,13 @@ def join_minibatch_statistics(
         loss_shares: how many the losses are means over in each mini-batch [M]; None: those tokens.
     """
     names = [name for name in stacked if name not in ARRAYS]
-    n = tokens.to(torch.float64)
-    shares = n if loss_shares is None else loss_shares.to(torch.float64)
+    n = in_float64(tokens)
+    shares = n if loss_shares is None else in_float64(loss_shares)
     sums = {}
     for name in names:
-        value = stacked[name].flatten().double()
+        value = in_float64(stacked[name].flatten())
         if name in VARIANCES:  # sum of squares from unbiased variance and mean
-            value = value * (n - 1).clamp(min=0) + n * stacked[VARIANCES[name]].flatten().double() ** 2
+            value = value * (n - 1).clamp(min=0) + n * in_float64(stacked[VARIANCES[name]].flatten()) ** 2
         else:
             value = value * (shares if name.startswith("loss/") else n)
         sums[name] = value
@@ -185,8 +185,9 @@ def readable(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 def mean_and_std(values: torch.Tensor, reduce_sum: ReduceSum = keep) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and unbiased standard deviation over all processes; the deviation of a single number is 0."""
-    count, mean, squares = count_mean_squares(values.double(), reduce_sum=reduce_sum)
-    return mean.float(), (squares / (count - 1).clamp(min=1)).sqrt().float()
+    count, mean, squares = count_mean_squares(in_float64(values), reduce_sum=reduce_sum)
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt()
+    return mean.float().to(values.device), deviation.float().to(values.device)
 
 
 def rollout_statistics(

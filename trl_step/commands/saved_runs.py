@@ -19,6 +19,10 @@ def examine(path: Path) -> int:
     Raises:
         SystemExit: there is nothing to read, or it cannot be read.
     """
+    if not path.exists():
+        raise SystemExit(
+            printable(f"trl_step doctor: there is no file or folder {path} (looked for {path.absolute()})")
+        )
     try:
         runs = list(saved_runs(path))
     except (ValueError, OSError, ImportError) as error:

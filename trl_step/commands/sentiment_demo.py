@@ -10,7 +10,6 @@ from trl_step.port.run import command_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPT = Path("examples", "sentiment", "ppo_sentiment.py")
-CACHE = Path("~/.cache/trl_step/sentiment").expanduser()
 
 
 def run_demo(arguments: Sequence[str]) -> int:
@@ -24,11 +23,11 @@ def run_demo(arguments: Sequence[str]) -> int:
     """
     packaged, cloned = PACKAGE / SCRIPT, PACKAGE.parent / SCRIPT
     if packaged.is_file():
-        script, options = packaged, [f"--cache_dir={CACHE}", *arguments]
+        script = packaged
     elif cloned.is_file():
-        script, options = cloned, list(arguments)
+        script = cloned
     else:
         raise FileNotFoundError(f"the example is neither {packaged} nor {cloned}: install trl_step with pip")
-    with command_line(str(script), options):
+    with command_line(str(script), list(arguments)):
         runpy.run_path(str(script), run_name="__main__")
     return 0

@@ -57,6 +57,7 @@ class TextEnvironment:
             text and abandoned, as Python cannot stop a thread.
         tool_workers: calls of a turn that run at the same time; 0 runs them one by one in the caller's thread,
             without a time limit.
+        strict: raise what a tool raised, while you write it, instead of answering with an error text.
 
     Attributes:
         request_token, call_token, response_token, submit_token: the protocol; may be set to other strings.
@@ -78,6 +79,7 @@ class TextEnvironment:
         max_tool_response: int | None = None,
         tool_timeout: float | None = 60.0,
         tool_workers: int = 32,
+        strict: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -93,6 +95,7 @@ class TextEnvironment:
         self.max_tool_response = max_tool_reponse if max_tool_response is None else max_tool_response
         self.generation_kwargs = {} if generation_kwargs is None else generation_kwargs
         self.tool_runner = SideBySide(tool_workers, tool_timeout)
+        self.strict = strict
 
         self.is_encoder_decoder = is_encoder_decoder(model)
         self.current_device = device_of(model)
@@ -192,7 +195,9 @@ class TextEnvironment:
         """
         call = self._next_call(history)
         if call is not None:
-            self._append_reply(history, call if isinstance(call, str) else tool_replies(self.tool_runner, [call])[0])
+            self._append_reply(
+                history, call if isinstance(call, str) else tool_replies(self.tool_runner, [call], self.strict)[0]
+            )
         return history
 
     def _step_all(self, histories: list[TextHistory]) -> list[TextHistory]:
@@ -201,7 +206,7 @@ class TextEnvironment:
             return [self.step(history) for history in histories]
         calls = [self._next_call(history) for history in histories]
         asked = [call for call in calls if call is not None and not isinstance(call, str)]
-        replies = iter(tool_replies(self.tool_runner, asked))
+        replies = iter(tool_replies(self.tool_runner, asked, self.strict))
         for history, call in zip(histories, calls, strict=True):
             if call is not None:
                 self._append_reply(history, call if isinstance(call, str) else next(replies))

@@ -52,7 +52,7 @@ class ChatEnvironment:
         max_length: tokens of a whole episode; see `TextEnvironment`.
         generation_kwargs: for `model.generate`; never changed. A turn ends at the tokenizer's end token, and at those
             of the generation config or of `eos_token_id` here (`<|im_end|>`, `<|eot_id|>`, `<|eom_id|>`).
-        tool_timeout, tool_workers: see `TextEnvironment`.
+        tool_timeout, tool_workers, strict: see `TextEnvironment`.
         chat_template: a Jinja template in place of the tokenizer's.
         template_options: further variables of the template, such as `enable_thinking`.
         tool_schemas: JSON schemas in place of those read from the tools.
@@ -80,6 +80,7 @@ class ChatEnvironment:
         template_options: Mapping[str, Any] | None = None,
         tool_schemas: Sequence[Mapping[str, Any]] | None = None,
         parse_calls: Callable[[str], list[ParsedCall]] = parse_tool_calls,
+        strict: bool = False,
     ) -> None:
         if max_turns < 1:
             raise ValueError(f"max_turns={max_turns} must be at least 1")
@@ -90,6 +91,7 @@ class ChatEnvironment:
         self.max_tool_response = max_tool_response
         self.parse_calls = parse_calls
         self.tool_runner = SideBySide(tool_workers, tool_timeout)
+        self.strict = strict
         schemas = [_schema(*item) for item in self.tools.items()] if tool_schemas is None else tool_schemas
         self.template = ChatTemplate(tokenizer, chat_template, schemas, template_options)
         self.writer = TurnWriter(
@@ -183,7 +185,8 @@ class ChatEnvironment:
             else:
                 waiting.append((history, calls))
         tried = [self._tool_call(call) for _, calls in waiting for call in calls]
-        replies = iter(tool_replies(self.tool_runner, [call for call in tried if not isinstance(call, str)]))
+        asked = [call for call in tried if not isinstance(call, str)]
+        replies = iter(tool_replies(self.tool_runner, asked, self.strict))
         texts = iter([call if isinstance(call, str) else next(replies) for call in tried])
         for history, calls in waiting:
             self._append_replies(history, prompt_of[history], [(call, next(texts)) for call in calls])

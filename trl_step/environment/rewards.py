@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trl_step.core import in_float64
 from trl_step.environment.text_history import TextHistory
 
 
@@ -51,7 +52,7 @@ def set_rewards(
 def is_finite(reward: Any) -> bool:
     """Whether `reward` is a finite number, or a non-empty tensor of finite numbers."""
     try:
-        numbers = torch.as_tensor(reward, dtype=torch.float64)
+        numbers = in_float64(torch.as_tensor(reward))
         return numbers.numel() > 0 and bool(torch.isfinite(numbers).all())
     except (TypeError, ValueError, RuntimeError):
         return False

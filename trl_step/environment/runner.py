@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from trl_step.environment.side_by_side import Outcome, SideBySide
 from trl_step.environment.text_history import TextHistory
 from trl_step.environment.tool_calls import control_pattern, escape, special_tokens
 from trl_step.environment.turns import TurnWriter, device_of, inner_model, is_encoder_decoder
+from trl_step.models.notices import described
 
 Observation = str | Message | Sequence[Message]
 """Text, or one or several chat messages."""
@@ -83,7 +85,8 @@ class EnvironmentRunner:
     then its history is `truncated`.
 
     A failing environment ends its own episode and no other: `step` raises, takes longer than `step_timeout`, or returns
-    something other than (observation, finite reward, done, info). A warning and `errors` of the episodes report it.
+    something other than (observation, finite reward, done, info). A warning and `errors` of the episodes report it with
+    the type of the error, the file and the line. While you write an environment, `strict=True` raises it instead.
 
     Args:
         model: a value-head wrapper or a transformers model, also in a parallel wrapper.
@@ -100,6 +103,8 @@ class EnvironmentRunner:
         step_workers: environments that step at the same time, in threads; 0 steps them one by one in the caller's
             thread, without a time limit.
         step_timeout: seconds that one `step` may take, with `step_workers`.
+        strict: raise what an environment raised, or a ValueError or TypeError about what it returned, instead of
+            ending its episode; the batch is lost.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class EnvironmentRunner:
         template_options: Mapping[str, Any] | None = None,
         step_workers: int = 0,
         step_timeout: float | None = None,
+        strict: bool = False,
     ) -> None:
         if max_turns < 1:
             raise ValueError(f"max_turns={max_turns} must be at least 1")
@@ -124,6 +130,7 @@ class EnvironmentRunner:
             raise TypeError("stop_strings is a list of strings; put the single one in a list")
         self.make_environment = make_environment
         self.max_turns = max_turns
+        self.strict = strict
         self.writer = TurnWriter(
             inner_model(model),
             tokenizer,
@@ -189,8 +196,10 @@ class EnvironmentRunner:
         """Record what a step returned: reward, end, next observation."""
         history, end_of_turn, turn = episode.history, len(episode.history.tokens) - 1, len(episode.infos)
         try:
+            if self.strict and outcome.exception is not None:
+                raise outcome.exception
             if outcome.error is not None:
-                raise RuntimeError(outcome.error)
+                raise TimeoutError(outcome.error)
             observation, reward, done, info = _checked(outcome.value)
             episode.rewards.append((end_of_turn, reward))
             episode.infos.append(info)
@@ -199,7 +208,15 @@ class EnvironmentRunner:
             else:
                 self._show(episode, observation)
         except Exception as error:
-            episode.error = f"turn {turn}: {error}"
+            if self.strict:
+                raise
+            if outcome.exception is not None:
+                problem = described(outcome.exception)
+            elif outcome.error is not None:
+                problem = outcome.error
+            else:
+                problem = f"{error} ({_place_of_step(episode.environment)})"
+            episode.error = f"turn {turn}: {problem}"
             history.complete(truncated=True)
 
     def _show(self, episode: _Episode, observation: Observation) -> None:
@@ -263,6 +280,14 @@ def _reward_vector(episode: _Episode) -> torch.Tensor:
     for position, reward in episode.rewards:
         rewards[position] = reward
     return rewards[episode.history.token_spans[0][1] :]
+
+
+def _place_of_step(environment: Environment) -> str:
+    """File and line where the environment's `step` is defined."""
+    step = inspect.unwrap(getattr(type(environment), "step", environment.step))
+    code = getattr(step, "__code__", None)
+    name = f"{type(environment).__name__}.step"
+    return name if code is None else f"{name}, {code.co_filename}:{code.co_firstlineno}"
 
 
 def _plain(observation: Any) -> str:

@@ -16,10 +16,11 @@ MOST_ABANDONED = 64
 
 
 class Outcome(NamedTuple):
-    """What a job returned, or a text that says what went wrong."""
+    """What a job returned, or a text that says what went wrong, and the exception if the job raised one."""
 
     value: Any = None
     error: str | None = None
+    exception: BaseException | None = None
 
 
 class SideBySide:
@@ -94,7 +95,7 @@ def _start(index: int, job: Callable[[], Any], finished: queue.SimpleQueue[tuple
         try:
             outcome = context.run(outcome_of, job)
         except BaseException as error:  # nothing else would report it, and the turn would wait forever
-            outcome = Outcome(error=_message(error))
+            outcome = Outcome(error=_message(error), exception=error)
         finished.put((index, outcome))
 
     thread = threading.Thread(target=work, name=f"call-{index}", daemon=True)
@@ -107,7 +108,7 @@ def outcome_of(job: Callable[[], Any]) -> Outcome:
     try:
         return Outcome(job())
     except (Exception, SystemExit) as error:
-        return Outcome(error=_message(error))
+        return Outcome(error=_message(error), exception=error)
 
 
 def _message(error: BaseException) -> str:

@@ -101,7 +101,10 @@ def shorten(text: str, most_characters: int) -> str:
 # --- running ---------------------------------------------------------------------------------------------------
 
 
-def tool_replies(runner: SideBySide, calls: Sequence[ToolCall]) -> list[str]:
-    """The reply to each call, in order. Whatever a tool raises or returns becomes a string."""
+def tool_replies(runner: SideBySide, calls: Sequence[ToolCall], strict: bool = False) -> list[str]:
+    """The reply to each call, in order. Whatever a tool raises or returns becomes a string; with `strict` it raises."""
     outcomes = runner.run([lambda call=call: str(call()) for call in calls])  # type: ignore[misc]
-    return [f"Tool error: {error}" if error is not None else value for value, error in outcomes]
+    for outcome in outcomes:
+        if strict and outcome.exception is not None:
+            raise outcome.exception
+    return [f"Tool error: {error}" if error is not None else value for value, error, _ in outcomes]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -28,10 +29,22 @@ class MissingEosPenalty:
     Attributes:
         eos_token_ids: one id, or several, any of which counts.
         penalty: a positive number lowers the score.
+
+    Raises:
+        ValueError: no ids, or something else in their place; a penalty that is not a finite number.
     """
 
     eos_token_ids: int | Collection[int]
     penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        ids = self.eos_token_ids if isinstance(self.eos_token_ids, Collection) else [self.eos_token_ids]
+        if not ids or not all(map(_is_token_id, ids)):
+            raise ValueError(
+                f"eos_token_ids={self.eos_token_ids!r} must be a token id or several, such as tokenizer.eos_token_id: "
+                "MissingEosPenalty(eos_token_ids, penalty)"
+            )
+        _require_number("penalty", self.penalty)
 
     def __call__(
         self,
@@ -42,7 +55,7 @@ class MissingEosPenalty:
         **columns: Any,
     ) -> list[float]:
         """One number per response; with `masks` only tokens that the model wrote are checked."""
-        ends = {self.eos_token_ids} if isinstance(self.eos_token_ids, int) else set(self.eos_token_ids)
+        ends = set(self.eos_token_ids if isinstance(self.eos_token_ids, Collection) else [self.eos_token_ids])
         return [
             0.0 if not ends.isdisjoint(ids.tolist()) else -self.penalty for ids in _written(texts, responses, masks)
         ]
@@ -56,11 +69,18 @@ class LengthPenalty:
         per_token: a positive number lowers the score.
         free_tokens: tokens that cost nothing.
         most: the largest penalty; None for no limit.
+
+    Raises:
+        ValueError: one of them is not a finite number.
     """
 
     per_token: float
     free_tokens: int = 0
     most: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("per_token", "free_tokens", *(("most",) if self.most is not None else ())):
+            _require_number(name, getattr(self, name))
 
     def __call__(
         self,
@@ -84,11 +104,18 @@ class PipelineReward:
         raw: use the logit, which is not squashed into 0..1; False uses the pipeline's own score.
         batch_size: texts per forward.
         options: further arguments of the pipeline's call, such as `truncation=True`.
+
+    Raises:
+        ValueError: `pipeline` cannot be called, for instance because it is the name of a model.
     """
 
     def __init__(
         self, pipeline: Any, label: str | None = None, raw: bool = True, batch_size: int = 16, **options: Any
     ) -> None:
+        if not callable(pipeline):
+            raise ValueError(
+                f"pipeline={pipeline!r} must be a pipeline: transformers.pipeline('text-classification', model=...)"
+            )
         self.pipeline = pipeline
         self.label = label
         self.options = {"top_k": None, "batch_size": batch_size, **options}
@@ -170,6 +197,9 @@ class WeightedRewards:
     Args:
         functions: name = function, or name = (function, weight).
 
+    Raises:
+        ValueError: there are none, one cannot be called, or a weight is not a finite number.
+
     Attributes:
         parts: name -> the unweighted rewards of the last call.
     """
@@ -178,6 +208,10 @@ class WeightedRewards:
         if not functions:
             raise ValueError("WeightedRewards needs at least one function: WeightedRewards(name=(function, weight))")
         pairs = {name: value if isinstance(value, tuple) else (value, 1.0) for name, value in functions.items()}
+        for name, (function, weight) in pairs.items():
+            if not callable(function):
+                raise ValueError(f"{name}={function!r} must be a function of texts, or (function, weight)")
+            _require_number(f"the weight of {name}", weight)
         self.functions = {name: function for name, (function, _) in pairs.items()}
         self.weights = {name: float(weight) for name, (_, weight) in pairs.items()}
         self.parts: dict[str, list[float]] = {}
@@ -208,6 +242,15 @@ class WeightedRewards:
                 found[f"reward/{name}/mean"] = values.mean().item()
                 found[f"reward/{name}/std"] = values.std(correction=0).item()
         return found
+
+
+def _is_token_id(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+
+
+def _require_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be a finite number")
 
 
 def _written(

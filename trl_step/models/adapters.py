@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from trl_step.import_utils import require_peft
-from trl_step.models.checkpoints import ADAPTER_CONFIG, ADAPTER_FILES, find_file, read_tensors
+from trl_step.models.checkpoints import ADAPTER_CONFIG, ADAPTER_FILES, find_file, names_folder, read_tensors
 from trl_step.models.inner_model import has_adapter, is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.models.output_head import probe_logits
@@ -73,6 +73,17 @@ def load_adapter(base: nn.Module, folder: Path, is_trainable: bool) -> nn.Module
     _warn_of_chance(model.active_peft_config)
     setattr(model, _IS_LOADED, True)
     return model
+
+
+def remove_paths_from_card(folder: str | os.PathLike[str], model: Any) -> None:
+    """Remove the lines of `folder`/README.md, which PEFT writes, that name a base model by its path."""
+    card = Path(folder, "README.md")
+    bases = {config.base_model_name_or_path for config in model.peft_config.values()}
+    places = [base for base in bases if base and names_folder(base)]
+    if places and card.is_file():
+        lines = card.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if not any(place in line for place in places)]
+        card.write_text("".join(kept), encoding="utf-8")
 
 
 def new_adapter(base: nn.Module, peft_config: Any, quantized: bool, kbit_arguments: dict[str, Any]) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,12 +33,27 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+"""Of a repository: a name, or an owner and a name."""
+
 SAFETENSORS_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `from_pretrained` that say where and how to find files."""
     return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def require_source(source: str) -> None:
+    """Raise a `FileNotFoundError` if `source` can only be a folder, as a hub has no such names, and does not exist."""
+    if not os.path.exists(source) and not HUB_NAME.fullmatch(source):
+        hint = '; "~" is not expanded, os.path.expanduser does that' if source.startswith("~") else ""
+        raise FileNotFoundError(f"there is no folder {source} (looked for {os.path.abspath(source)}){hint}")
+
+
+def names_folder(source: str) -> bool:
+    """Whether `source` is a path of this machine, and not the name of a repository."""
+    return os.path.isabs(source) or source.startswith(("~", ".")) or os.path.isdir(source)
 
 
 def find_file(source: str, filename: str, hub: Mapping[str, Any]) -> Path | None:
@@ -50,7 +66,11 @@ def find_file(source: str, filename: str, hub: Mapping[str, Any]) -> Path | None
 
     Returns:
         Its path on disk, or None if it does not exist or the hub cannot be reached.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and no repository can have this name.
     """
+    require_source(source)
     if os.path.exists(source):
         path = Path(source, hub.get("subfolder", ""), filename)
         return path if path.is_file() else None

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from trl_step.import_utils import is_npu_available, is_xpu_available
-from trl_step.models.checkpoints import dtype_of_checkpoint, hub_arguments
+from trl_step.models.checkpoints import dtype_of_checkpoint, hub_arguments, require_source
 from trl_step.models.notices import warn_user
 
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
@@ -51,7 +51,11 @@ def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], k
         model_args: passed on.
         kwargs: passed on, after `translate_quantization`. Without `dtype` or `torch_dtype` the weights are float32,
             whatever the file has, unless they are quantized: an optimizer loses small updates in 16 bits.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and the hub does not give a model of this name.
     """
+    require_source(source)
     kwargs = translate_quantization(kwargs)
     if "quantization_config" in kwargs:
         _require_bitsandbytes(kwargs["quantization_config"])
@@ -60,7 +64,14 @@ def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], k
             warn_user(
                 f"no device_map was given: the whole quantized model is placed on device {kwargs['device_map']['']}"
             )
-    config = _load_config(source, kwargs)
+    try:
+        config = _load_config(source, kwargs)
+    except OSError as error:
+        if os.path.exists(source):
+            raise
+        raise FileNotFoundError(
+            f"there is no folder {source} in {os.getcwd()}, and the hub does not give a model of this name: {error}"
+        ) from error
     parent_class = _class_for(parent_class, config)
     kwargs = choose_dtype(source, kwargs, config)
     with _quiet_about_value_heads(parent_class, config):

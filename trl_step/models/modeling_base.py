@@ -293,6 +293,8 @@ class PreTrainedModelWrapper(nn.Module):
         kept = [name for name in self.pretrained_model.peft_config if name != self.reference_adapter_name]
         kwargs.setdefault("selected_adapters", kept)
         result = self.pretrained_model.save_pretrained(folder, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            adapters.remove_paths_from_card(folder, self.pretrained_model)
         if own and kwargs.get("is_main_process", True):
             write_value_head(folder, own)
         return result

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from trl_step.core import in_float64
 from trl_step.head.tiles import OutputHead
 from trl_step.models.decoder_pass import run_decoder
 from trl_step.models.inner_model import output_embedding, plain_model
@@ -54,7 +55,8 @@ def describe_output_head(pretrained_model: nn.Module) -> OutputHead | None:
     probe = _probe(pretrained_model, embedding)
     if probe.logits.shape != (len(probe.hidden), weight.shape[0]):  # ProphetNet's hidden rows are more than its logits
         return None
-    linear = nn.functional.linear(probe.hidden.double(), weight.double(), None if bias is None else bias.double())
+    exact_bias = None if bias is None else in_float64(bias)
+    linear = nn.functional.linear(in_float64(probe.hidden), in_float64(weight), exact_bias)
     # a model may have the setting without following it
     for softcap in {getattr(base.config.get_text_config(decoder=True), "final_logit_softcapping", None), None}:
         scale = _fit_scale(linear, probe.logits, softcap, base.config)
@@ -97,7 +99,7 @@ def probe_logits(model: nn.Module, more: Sequence[int] = ()) -> torch.Tensor:
 
 def _fit_scale(linear: torch.Tensor, logits: torch.Tensor, softcap: float | None, config: Any) -> float:
     """The factor from `linear` to the soft cap's input, by least squares; exact if the configuration has it."""
-    target = logits.double().to(linear.device)
+    target = in_float64(logits).to(linear.device)
     if softcap is not None:
         target = softcap * torch.atanh((target / softcap).clamp(-0.999, 0.999))
         linear = linear.where((target.abs() < softcap), 0.0)
@@ -124,7 +126,7 @@ def _follows(head: OutputHead, linear: torch.Tensor, logits: torch.Tensor) -> bo
     expected = head.scale * linear
     if head.softcap is not None:
         expected = head.softcap * torch.tanh(expected / head.softcap)
-    logits = logits.double().to(expected.device)
+    logits = in_float64(logits).to(expected.device)
     tolerance = ROUNDING_STEPS * _rounding_step(head.weight) * logits.abs().max().clamp(min=1e-3)
     return bool(((expected - logits).abs() <= tolerance).all())
 

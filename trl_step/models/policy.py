@@ -18,6 +18,10 @@ FOR_OBJECTS = (*HUB_ARGUMENTS, "dtype", "torch_dtype", "trust_remote_code")
 """Arguments that are in order beside a model object, whether they do anything or not."""
 
 
+SAID_WITHOUT_HEAD: set[str] = set()
+"""Folders and repositories of which a warning has said that they hold no value head."""
+
+
 class PolicyRequest(NamedTuple):
     """Arguments of `from_pretrained`, sorted."""
 
@@ -131,11 +135,9 @@ def own_tensors(request: PolicyRequest, modules: tuple[str, ...]) -> dict[str, t
         return _carried(request.source.state_dict(), modules) or _beside(request.source, modules)
     source = os.fspath(request.source)
     tensors = read_value_head(source, hub_arguments(request.model_kwargs), modules)
-    if not tensors:
-        warn_user(
-            f"{source} holds no value head ({', '.join(modules)}): it starts from random weights. That is right for a "
-            "first run; a resumed run has lost its value head."
-        )
+    if not tensors and source not in SAID_WITHOUT_HEAD:  # the reference often comes from the same place
+        SAID_WITHOUT_HEAD.add(source)
+        warn_user(f"{source} holds no value head: it starts from random weights, as it should in a first run")
     return tensors
 
 

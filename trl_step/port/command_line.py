@@ -9,11 +9,14 @@ from pathlib import Path
 
 from trl_step.port.edits import read_source, write_source
 from trl_step.port.names import missing_names
-from trl_step.port.rewrite import rewritten
+from trl_step.port.notebooks import Notebook, is_notebook
+from trl_step.port.releases import RELEASES, origin_of
+from trl_step.port.rewrite import rewritten, undecided
 from trl_step.port.run import run_script
 
-DESCRIPTION = """Run a script written for TRL 0.7 unchanged: trl is trl_step, and arguments that today's packages
-no longer accept are translated and reported. --check reports what would change in the text, --write changes it."""
+DESCRIPTION = """Run a script or notebook written for TRL 0.7 unchanged: trl is trl_step, and arguments that today's
+packages no longer accept are translated and reported. --check reports what would change in the text, --write changes
+it."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,37 +25,57 @@ def main(arguments: Sequence[str]) -> int:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="report line by line what would change, and change nothing")
     mode.add_argument("--write", action="store_true", help="make the changes in the file")
-    parser.add_argument("script", help="the old script; with --check and --write more scripts may follow")
+    parser.add_argument(
+        "--release",
+        help="of TRL that the script was written for, e.g. 0.7.4: PPOConfig had other defaults before 0.7.11; without "
+        "it, pins of trl in the script or in the requirements beside it are read",
+    )
+    parser.add_argument("script", help="the old script or notebook; with --check and --write more scripts may follow")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     options = parser.parse_args(arguments)
+    if options.release not in (None, *RELEASES):
+        parser.error(f"--release {options.release}: the releases with the step API are {', '.join(RELEASES)}")
     if not options.check and not options.write:
         if not Path(options.script).is_file():
             parser.error(f"there is no script {options.script}")
-        run_script(options.script, options.arguments)
+        run_script(options.script, options.arguments, options.release)
         return 0
-    return max(port_file(Path(name), options.write) for name in [options.script, *options.arguments])
+    names = [options.script, *options.arguments]
+    return max(port_file(Path(name), options.write, options.release) for name in names)
 
 
-def port_file(path: Path, write: bool) -> int:
+def port_file(path: Path, write: bool, release: str | None = None) -> int:
     """Report the changes of one script, and make them with `write`; returns the exit status.
+
+    `release` is that of TRL which the script was written for.
 
     Raises:
         SystemExit: it cannot be read, or is not valid in the running Python version.
     """
     try:
         data, encoding = read_source(path)
-        new, edits = rewritten(data)
+        text, notebook = data.decode(), None
+        if is_notebook(path):
+            notebook = Notebook(text)
+            data, text = notebook.script.encode(), notebook.text
+        origin = origin_of(path, text, release)
+        new, edits = rewritten(data, origin)
     except SyntaxError as error:
         raise SystemExit(f"{path}:{error.lineno}: {error.msg}") from error
     except (OSError, ValueError, RecursionError) as error:  # not a file, wrong encoding, null bytes
         raise SystemExit(f"{path}: {error}") from error
+
+    def place(line: int) -> str:
+        return f"{path}:{line if notebook is None else notebook.place(line)}"
+
     for edit in edits:
-        print(f"{path}:{edit.line}: {edit.note}")
-    missing = missing_names(data)
+        print(f"{place(edit.line)}: {edit.note}")
+    missing = [(line, f"{what}: to be done by hand") for line, what in missing_names(data)]
+    missing = sorted(missing + undecided(data, origin))
     for line, what in missing:
-        print(f"{path}:{line}: {what}: to be done by hand")
+        print(f"{place(line)}: {what}")
     if write and edits:
-        write_source(path, new, encoding)
+        write_source(path, new if notebook is None else notebook.with_script(new.decode()).encode(), encoding)
         print(f"{path}: {len(edits)} changes written")
     elif edits:
         old_lines, new_lines = (text.decode().splitlines() for text in (data, new))

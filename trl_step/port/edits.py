@@ -83,6 +83,12 @@ class Script:
         assert spaces is not None
         return start, spaces.end()
 
+    def end_of_parentheses(self, end: int, limit: int) -> int:
+        """The offset after the parentheses that close at `end`; `limit` is before the one that closes all arguments."""
+        while match := re.compile(rb"\s*\)").match(self.data, end, limit):
+            end = match.end()
+        return end
+
     def end_of_parameters(self, function: ast.FunctionDef) -> int:
         """The offset after the last parameter of `function` and its comma, if it has one."""
         start = self.span(function)[0]

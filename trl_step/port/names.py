@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from trl_step.absent import INSTEAD
 from trl_step.port.aliases import new_name
 from trl_step.port.rules import MOVED
 
@@ -41,13 +42,25 @@ def _missing(tree: ast.AST) -> Iterator[Missing]:
             for alias in node.names:
                 if (node.module, alias.name) in MOVED or alias.name == "*":
                     continue
-                if not hasattr(module, alias.name) and _module(f"{name}.{alias.name}") is None:
-                    yield Missing(alias.lineno, f"{name} has no {alias.name}")
+                if not _has(module, alias.name) and _module(f"{name}.{alias.name}") is None:
+                    instead = f"; use {INSTEAD[alias.name]}" if alias.name in INSTEAD and _is_trl_step(name) else ""
+                    yield Missing(alias.lineno, f"{name} has no {alias.name}{instead}")
 
 
 def _is_ours(module: str) -> bool:
     package = new_name(module).partition(".")[0]
     return package in PACKAGES and importlib.util.find_spec(package) is not None
+
+
+def _is_trl_step(module: str) -> bool:
+    return module.partition(".")[0] == "trl_step"
+
+
+def _has(module: object, name: str) -> bool:
+    try:
+        return hasattr(module, name)
+    except ImportError:  # of a name for which there is something else
+        return False
 
 
 def _module(name: str) -> object | None:

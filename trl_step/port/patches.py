@@ -6,6 +6,7 @@ today's libraries are not affected. All patches are removed when the script ends
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import importlib.util
@@ -13,14 +14,17 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from typing import Any
 
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer
 
 from trl_step.models.notices import PACKAGE
 from trl_step.port.old_flags import with_old_flags
+from trl_step.port.releases import ASKED, UNKNOWN_ORIGIN, Origin
 from trl_step.port.replacing import replaced
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, TEXT_CLASSIFICATION
+from trl_step.trainer.ppo_config import PPOConfig
 
 Report = Callable[[str], None]
 
@@ -56,8 +60,11 @@ def wrapped_functions() -> Iterator[tuple[Any, str, str]]:
 
 
 @contextmanager
-def translated(report: Report) -> Iterator[None]:
-    """Inside, old keywords and names work; `report` is called once for each translation, with a line of text."""
+def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN) -> Iterator[None]:
+    """Inside, old keywords and names work; `report` is called once for each translation, with a line of text.
+
+    `PPOConfig` has the defaults of `origin`. If they are not known, the first object that depends on them is reported.
+    """
     translator = Translator(report)
     with ExitStack() as stack:
         for owner, name, kind in wrapped_functions():
@@ -72,6 +79,8 @@ def translated(report: Report) -> Iterator[None]:
             stack.enter_context(replaced(PreTrainedTokenizerBase, name, getattr(PreTrainedTokenizerBase, new_name)))
         parse = with_old_flags(HfArgumentParser.parse_known_args, translator.report_once)
         stack.enter_context(replaced(HfArgumentParser, "parse_known_args", parse))
+        stack.enter_context(replaced(PPOConfig, "__init__", translator.with_defaults(PPOConfig.__init__, origin)))
+        stack.enter_context(replaced(PPOConfig, "__dataclass_fields__", _fields_with(origin.defaults or {})))
         stack.enter_context(replaced(Trainer, "__init_subclass__", classmethod(translator.adapt_overrides)))
         yield
 
@@ -116,6 +125,22 @@ class Translator:
             keywords = {**keywords, "model_kwargs": loading}
         return keywords
 
+    def with_defaults(self, make: Callable[..., None], origin: Origin) -> Callable[..., None]:
+        """`PPOConfig.__init__` with the defaults of the script's release."""
+        order = [field.name for field in fields(PPOConfig)]
+
+        @functools.wraps(make)
+        def init(config: Any, *args: Any, **keywords: Any) -> None:
+            given = {**dict(zip(order, args, strict=False)), **keywords}
+            old = origin.defaults
+            if old is None and (asked := [name for name in ASKED if name not in given]):
+                self.report_once(f"PPOConfig without {', '.join(asked)}", f"the defaults of 0.7.11; {origin.question}")
+            elif old and (used := {name: value for name, value in old.items() if given.get(name, value) == value}):
+                self.report_once("PPOConfig", f"{_shown(used)} (defaults of {origin})")
+            make(config, *args, **{name: value for name, value in (old or {}).items() if name not in given}, **keywords)
+
+        return init
+
     def adapt_overrides(self, trainer_class: type[Trainer]) -> None:
         """Wrap old methods of a new subclass of Trainer, so that they do not get arguments that they do not accept."""
         for name, parameter in NEW_PARAMETERS.items():
@@ -133,6 +158,14 @@ class Translator:
         while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
             frame = frame.f_back
         self.report(f"{frame.f_code.co_filename}:{frame.f_lineno}: {old} -> {new}")
+
+
+def _fields_with(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `PPOConfig` with other defaults, for subclasses and for parsers of the command line."""
+    new = {field.name: copy.copy(field) for field in fields(PPOConfig)}
+    for name, default in defaults.items():
+        new[name].default = default
+    return new
 
 
 def takes(function: Callable[..., Any], parameter: str) -> bool:

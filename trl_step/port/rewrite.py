@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from trl_step.port.aliases import new_name
+from trl_step.port.config_calls import default_edits, questions
 from trl_step.port.edits import Edit, Script, applied
+from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
 from trl_step.port.rules import (
     ALL_SCORES,
     CALLS,
@@ -43,15 +45,16 @@ ALL_SCORES_IMPORT = "from trl_step.extras.all_scores import AllScoresPipeline"
 NEW_PACKAGE = "the package is trl_step"
 
 
-def rewritten(data: bytes) -> tuple[bytes, list[Edit]]:
+def rewritten(data: bytes, origin: Origin = UNKNOWN_ORIGIN) -> tuple[bytes, list[Edit]]:
     """The source with every change made, and the changes, in the order of the lines.
 
-    Nested arguments are changed in later passes, so the result has nothing left to change.
+    Nested arguments are changed in later passes, so the result has nothing left to change. With a known `origin`,
+    calls of `PPOConfig` get the defaults of that release.
 
     Raises:
         SyntaxError: it is not valid in the running Python version.
     """
-    made: list[Edit] = []
+    data, made = applied(data, Rewriter(Script(data)).default_edits(origin))
     needed: dict[str, str] = {}
     for _ in range(MOST_PASSES):
         rewriter = Rewriter(Script(data))
@@ -63,6 +66,12 @@ def rewritten(data: bytes) -> tuple[bytes, list[Edit]]:
     data, edits = applied(data, import_edits(Script(data), needed))
     made += edits
     return data, sorted(made, key=lambda edit: edit.line)
+
+
+def undecided(data: bytes, origin: Origin) -> list[tuple[int, str]]:
+    """Line and text of the calls of `PPOConfig` that mean something else in another release, and stay as they are."""
+    rewriter = Rewriter(Script(data))
+    return list(questions(rewriter.script, rewriter.nodes, rewriter.is_config, origin)) if rewriter.is_old else []
 
 
 class Item(NamedTuple):
@@ -89,6 +98,8 @@ class Rewriter:
         """For each name in the script, its original name."""
         self.ours = {"trl"}
         """Names in the script that are trl or come from it."""
+        self.is_old = False
+        """Whether the script imports trl itself."""
         self.known: set[str] = set()
         """Names that an import binds for the whole script."""
         for node in self.nodes:
@@ -99,6 +110,7 @@ class Rewriter:
                 if node in script.tree.body:
                     self.known |= names
                 self.ours |= names if new_name(module).startswith("trl_step") else set()
+                self.is_old |= not getattr(node, "level", 0) and new_name(module) != module
         self.needed: dict[str, str] = {}
         """Names that the edits need, and the statements that import them."""
         self.kinds_of_classes = self._kinds_of_classes()
@@ -106,6 +118,17 @@ class Rewriter:
     def edits(self) -> list[Edit]:
         """All edits but new imports, in no order; they may overlap."""
         return [*self._import_edits(), *self._call_edits(), *self._dictionary_edits(), *self._method_edits()]
+
+    def default_edits(self, origin: Origin) -> list[Edit]:
+        """The defaults of the script's release; none in a script that is ported already."""
+        return list(default_edits(self.script, self.nodes, self.is_config, origin)) if self.is_old else []
+
+    def is_config(self, node: ast.expr) -> bool:
+        """Whether the expression is `PPOConfig` of trl."""
+        if isinstance(node, ast.Name):
+            return node.id in self.ours and self.originals.get(node.id) == "PPOConfig"
+        is_last = isinstance(node, ast.Attribute) and node.attr == "PPOConfig"
+        return is_last and self.script.text(node).partition(".")[0] in self.ours
 
     # --- imports ---------------------------------------------------------------------------------------------
 
@@ -248,10 +271,7 @@ class Rewriter:
 
     def _end(self, node: ast.expr | ast.keyword, limit: int) -> int:
         """The offset after `node` and its parentheses; `limit` is before the parenthesis that closes all arguments."""
-        end = self.script.span(node)[1]
-        while match := re.compile(rb"\s*\)").match(self.script.data, end, limit):
-            end = match.end()
-        return end
+        return self.script.end_of_parentheses(self.script.span(node)[1], limit)
 
     # --- dictionaries ----------------------------------------------------------------------------------------
 

@@ -379,10 +379,8 @@ class DPOTrainer(ReferenceTrainer):
         stored = self._stored_metrics.pop("train" if "loss" in logs else "eval", {})
         if stored:
             device = self.accelerator.device
-            means = torch.stack(
-                [torch.stack([torch.as_tensor(value, device=device) for value in values]).float().mean()
-                 for values in stored.values()]
-            )  # fmt: skip
+            numbers = partial(torch.as_tensor, dtype=torch.float32, device=device)
+            means = torch.stack([torch.stack(list(map(numbers, values))).mean() for values in stored.values()])
             logs |= dict(zip(stored, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         super().log(logs, start_time)
 
@@ -450,7 +448,9 @@ class DPOTrainer(ReferenceTrainer):
         device = self.accelerator.device
         weights = torch.tensor(rows, dtype=torch.float, device=device)
         sums = [
-            (torch.stack([torch.as_tensor(value, device=device).float() for value in values]) * weights).sum()
+            (
+                torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values]) * weights
+            ).sum()
             for values in stored.values()
         ]
         *totals, count = self.accelerator.reduce(torch.stack([*sums, weights.sum()]), "sum").tolist()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union, overload
 
 import datasets
 import torch
@@ -31,6 +31,7 @@ from trl_step.trainer.batches.layout import make_layout
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.padding import Padded, padding_on_the_right
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
+from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import FusedEngine
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.engine.memory_budget import MemoryBudget
@@ -202,7 +203,7 @@ class LanguageTrainer(StepTrainer):
         self,
         queries: list[torch.Tensor],
         responses: list[torch.Tensor],
-        scores: list[torch.Tensor],
+        scores: ScoresGiven,
         response_masks: Optional[list[torch.Tensor]],
         precomputed: Precomputed,
         extras: Extras = NO_EXTRAS,
@@ -296,10 +297,43 @@ class LanguageTrainer(StepTrainer):
 
     # --- sampling ------------------------------------------------------------------------------------------------
 
+    @overload
+    def generate(
+        self,
+        query_tensor: list[torch.Tensor],
+        length_sampler: Optional[Callable[[], int]] = ...,
+        batch_size: int = ...,
+        return_prompt: bool = ...,
+        generate_ref_response: Literal[False] = ...,
+        **generation_kwargs: Any,
+    ) -> list[torch.Tensor]: ...
+
+    @overload
+    def generate(
+        self,
+        query_tensor: torch.Tensor,
+        length_sampler: Optional[Callable[[], int]] = ...,
+        batch_size: int = ...,
+        return_prompt: bool = ...,
+        generate_ref_response: Literal[False] = ...,
+        **generation_kwargs: Any,
+    ) -> torch.Tensor: ...
+
+    @overload
     def generate(
         self,
         query_tensor: Union[torch.Tensor, list[torch.Tensor]],
-        length_sampler: Optional[Callable] = None,
+        length_sampler: Optional[Callable[[], int]] = ...,
+        batch_size: int = ...,
+        return_prompt: bool = ...,
+        generate_ref_response: bool = ...,
+        **generation_kwargs: Any,
+    ) -> Any: ...
+
+    def generate(
+        self,
+        query_tensor: Union[torch.Tensor, list[torch.Tensor]],
+        length_sampler: Optional[Callable[[], int]] = None,
         batch_size: int = 4,
         return_prompt: bool = True,
         generate_ref_response: bool = False,

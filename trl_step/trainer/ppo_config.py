@@ -126,6 +126,10 @@ _WHOLE_NUMBERS = (
 )
 
 
+class _Default(int):
+    """A size that nobody chose: `mini_batch_size` then follows `batch_size`, and errors say that it is the default."""
+
+
 @dataclass
 class PPOConfig:
     """Settings of `PPOTrainer`. Names and defaults are those of release 0.7.11; new ones are at the end.
@@ -189,12 +193,13 @@ class PPOConfig:
     """the value prediction is clipped to the old one ± this"""
     vf_coef: float = 0.1
     """weight of the value loss"""
-    batch_size: int = 128
+    batch_size: int = _Default(128)
     """samples per step and process, for the dataloader; `step` itself takes any number"""
     forward_batch_size: Optional[int] = None
     """deprecated, use `mini_batch_size`, which it overrides"""
-    mini_batch_size: int = 128
-    """samples per forward and backward pass"""
+    mini_batch_size: int = _Default(128)
+    """samples per forward and backward pass; a batch of fewer than 128 * gradient_accumulation_steps samples lowers the
+    default to batch_size / gradient_accumulation_steps"""
     gradient_accumulation_steps: int = 1
     """mini-batches per optimizer step"""
     world_size: tyro.conf.Suppress[Optional[int]] = None
@@ -324,12 +329,7 @@ class PPOConfig:
         self._take_deprecated()
         self._check_values()
         self._check_packages()
-        self.backward_batch_size = self.mini_batch_size * self.gradient_accumulation_steps
-        if self.batch_size % self.backward_batch_size:
-            raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of mini_batch_size * gradient_accumulation_steps = "
-                f"{self.mini_batch_size} * {self.gradient_accumulation_steps} = {self.backward_batch_size}"
-            )
+        self._take_sizes()
         self.total_ppo_epochs = math.ceil(self.steps / self.batch_size)
 
     def _take_json(self) -> None:
@@ -392,6 +392,20 @@ class PPOConfig:
             raise ValueError(f"save_every={self.save_every} needs save_dir, the folder to save the run's states in")
         if self.push_to_hub_if_best_kwargs and "repo_id" not in self.push_to_hub_if_best_kwargs:
             raise ValueError("push_to_hub_if_best_kwargs must contain the key 'repo_id', the hub repository to push to")
+
+    def _take_sizes(self) -> None:
+        batch, mini, accumulated = self.batch_size, self.mini_batch_size, self.gradient_accumulation_steps
+        by_default = [" (the default)" * isinstance(size, _Default) for size in (batch, mini)]
+        # differs from v0.7: PPOConfig(batch_size=8) was refused, since 8 is not a multiple of 128
+        if isinstance(mini, _Default):
+            mini = min(mini, max(batch // accumulated, 1))
+        self.batch_size, self.mini_batch_size = int(batch), int(mini)
+        self.backward_batch_size = self.mini_batch_size * accumulated
+        if batch % self.backward_batch_size:
+            raise ValueError(
+                f"batch_size={batch}{by_default[0]} must be a multiple of mini_batch_size * "
+                f"gradient_accumulation_steps = {mini}{by_default[1]} * {accumulated} = {self.backward_batch_size}"
+            )
 
     def _check_algorithm(self) -> None:
         self._check_choice("loss_normalization", get_args(LossNormalization))

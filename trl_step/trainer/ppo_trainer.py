@@ -42,12 +42,14 @@ from trl_step.models.shortcuts.modes import training_without_dropout
 from trl_step.trainer.batches.checks import Extras, StepInputs, check_arguments
 from trl_step.trainer.batches.groups import Groups, group_samples
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
+from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import Engine, HookEngine
 from trl_step.trainer.language_trainer import LanguageTrainer
 from trl_step.trainer.ppo_config import GROUP_ESTIMATORS, PPOConfig
 from trl_step.trainer.reports.callbacks import StepReport, call_all
 from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
+from trl_step.trainer.text.text_trainer import tokenizer_of
 from trl_step.trainer.updates.epochs import Trained, run_epochs
 from trl_step.trainer.updates.updater import without_losses
 
@@ -71,6 +73,7 @@ class PPOTrainer(LanguageTrainer):
             `config.policy_loss` does.
     """
 
+    config: PPOConfig
     couples_tokens: Optional[bool] = None
 
     def __init__(
@@ -86,6 +89,7 @@ class PPOTrainer(LanguageTrainer):
         lr_scheduler: Optional[torch.optim.lr_scheduler.LRScheduler] = None,
         training_data_collator: Optional[Callable] = None,
         value_model: Any = None,
+        processing_class: Optional[PreTrainedTokenizerBase] = None,
     ) -> None:
         """
         Args:
@@ -104,11 +108,13 @@ class PPOTrainer(LanguageTrainer):
             value_model: a separate critic, a value-head model or a transformers model for classification with one
                 label; it is trained together with the policy, saved in `value_model` inside the policy's folder, and
                 its gradient is clipped by itself
+            processing_class: the newer name of `tokenizer`
 
         Raises:
             ValueError: an argument of the wrong type, settings that contradict each other, or a model that is not
                 causal: a later token changes the logits of earlier positions.
         """
+        tokenizer = tokenizer_of(tokenizer, processing_class)
         config, model, ref_model = check_arguments(
             config, model, ref_model, tokenizer, dataset, lr_scheduler, value_model
         )
@@ -152,7 +158,7 @@ class PPOTrainer(LanguageTrainer):
         self,
         queries: list[torch.Tensor],
         responses: list[torch.Tensor],
-        scores: list[torch.Tensor],
+        scores: ScoresGiven,
         response_masks: Optional[list[torch.Tensor]] = None,
         *,
         old_logprobs: Optional[list[torch.Tensor]] = None,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import numpy as np
 import torch
 
 from trl_step.core import set_seed
@@ -82,7 +83,7 @@ class StepTrainer(BaseTrainer):
         self,
         stats: dict[str, Any],
         batch: dict[str, Any],
-        rewards: list[torch.Tensor],
+        rewards: Union[Sequence[Any], torch.Tensor, np.ndarray],
         columns_to_log: Iterable[str] = ("query", "response"),
     ) -> None:
         """Write a step's statistics, the rewards, and a table of samples to the tracker.

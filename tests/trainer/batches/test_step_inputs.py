@@ -197,9 +197,12 @@ def test_scores_of_every_kind_are_taken(kind: str) -> None:
 
 def test_scores_may_be_one_vector() -> None:
     queries, responses, scores = batch()
-    as_vector = trainer("gpt2").step(queries, responses, torch.tensor(scores))
     as_list = trainer("gpt2").step(queries, responses, scores)
-    assert as_vector["ppo/loss/total"] == as_list["ppo/loss/total"]
+    for vector in (torch.tensor(scores), np.array(scores), np.array(scores, dtype=np.float32)):
+        ours = trainer("gpt2")
+        stats = ours.step(queries, responses, vector)
+        assert stats["ppo/loss/total"] == as_list["ppo/loss/total"]
+        ours.log_stats(stats, {"query": ["q"] * len(scores), "response": ["r"] * len(scores)}, vector)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])

@@ -86,8 +86,11 @@ def test_an_interrupted_run_goes_on_where_it_was(
             "prepare_model_inputs",
             lambda *queries: (interrupted.steps_done == 2 and interrupt(), inputs(*queries))[1],
         )
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         train(interrupted, case)
+    assert str(stopped.value) == (
+        f'step 3 is saved: build the trainer with save_dir={str(tmp_path)!r}, then trainer.load_state("latest")'
+    )
     assert signal.getsignal(signal.SIGINT) is handler
     assert states(tmp_path) == ["3"]
     resumed = build(case, save_every=100, save_dir=str(tmp_path))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,3 +152,20 @@ def test_a_state_whose_removal_is_interrupted_is_none(tmp_path: Path, monkeypatc
     prune(tmp_path, 1)
     with pytest.raises(ValueError, match="incomplete"):
         checked(folder_of_step(tmp_path, 1))
+
+
+def test_what_is_synced_is_open_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to sync a file that is open for reading only; a folder cannot be opened there at all."""
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+    sync = os.fsync
+
+    def checked_sync(descriptor: int) -> None:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", checked_sync)
+    save(tmp_path / "state", "text")
+    assert modes
+    assert os.O_RDONLY not in modes

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, TrainingArguments
 
 from tests.hub_tools import Hub
-from tests.tiny import batch, config, tokenizer, trainer, weights, with_value_head
-from trl_step import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead, PPOTrainer
+from tests.models.tiny_models import trained_adapter
+from tests.tiny import batch, config, gpt2, tokenizer, trainer, weights, with_value_head
+from trl_step import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead, PPOTrainer, SFTTrainer
 
 PAIRS = {
     "gpt2": (AutoModelForCausalLMWithValueHead, AutoModelForCausalLM),
@@ -137,3 +139,43 @@ def test_saving_leaves_the_trainer_as_it_was(tmp_path: Path) -> None:
     ours.save_pretrained(str(tmp_path / "policy"))
     assert all(torch.equal(before[key], value) for key, value in weights(ours.model).items())
     assert [module.training for module in ours.model.modules()] == modes
+
+
+def test_model_cards_hold_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained_adapter(tmp_path)
+    policy = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path / "adapter", is_trainable=True)
+    ours = trainer(policy, model_name=str(tmp_path / "adapter"))
+    ours.save_pretrained(tmp_path / "policy")
+    policy.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    trainer(policy, model_name="./adapter").create_model_card(str(tmp_path / "relative"))
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("policy", "model", "relative")]
+    assert not [card for card in cards if str(tmp_path) in card or "./adapter" in card]
+    assert "| model_name | adapter |" in cards[0]
+    assert "| model_name | adapter |" in cards[2]
+    assert "library_name: peft" in cards[1]
+    assert "| model_name | lvwerra/gpt2-imdb |" in card_of("lvwerra/gpt2-imdb", tmp_path)
+
+
+def card_of(model_name: str, folder: Path) -> str:
+    trainer(model_name=model_name).create_model_card(str(folder))
+    return (folder / "README.md").read_text()
+
+
+def test_model_cards_of_text_trainers_hold_no_path_of_this_machine(tmp_path: Path) -> None:
+    gpt2().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    ours = SFTTrainer(
+        model,
+        TrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True),
+        train_dataset=Dataset.from_dict({"text": ["w5 w6 w7"] * 4}),
+        tokenizer=tokenizer(),
+        dataset_text_field="text",
+        max_seq_length=8,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True),
+    )
+    ours.save_model(str(tmp_path / "out"))
+    ours.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert str(tmp_path) not in card

@@ -19,7 +19,14 @@ from trl_step.models.inner_model import is_peft_model, vocabulary_size
 from trl_step.models.modeling_language import PlainPolicy
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.rollout import Precomputed
-from trl_step.trainer.batches.scores import Scores, after_decoder_start, check_advantages, check_numbers, check_scores
+from trl_step.trainer.batches.scores import (
+    Scores,
+    ScoresGiven,
+    after_decoder_start,
+    check_advantages,
+    check_numbers,
+    check_scores,
+)
 from trl_step.trainer.ppo_config import PPOConfig
 
 
@@ -130,7 +137,7 @@ NO_EXTRAS = Extras()
 def checked_for(
     queries: Sequence[torch.Tensor],
     responses: Sequence[torch.Tensor],
-    scores: Sequence[Any] | torch.Tensor,
+    scores: ScoresGiven,
     response_masks: Sequence[torch.Tensor] | None,
     precomputed: Precomputed,
     extras: Extras = NO_EXTRAS,
@@ -165,7 +172,7 @@ def checked_for(
 def check_step_inputs(
     queries: Sequence[torch.Tensor],
     responses: Sequence[torch.Tensor],
-    scores: Sequence[Any] | torch.Tensor,
+    scores: ScoresGiven,
     response_masks: Sequence[torch.Tensor] | None,
     vocabulary: Vocabulary,
     device: torch.device,
@@ -175,7 +182,8 @@ def check_step_inputs(
     Args:
         vocabulary: of both models
     """
-    scores = list(scores.unbind()) if isinstance(scores, torch.Tensor) and scores.dim() == 1 else scores
+    if isinstance(scores, (torch.Tensor, np.ndarray)) and scores.ndim == 1:
+        scores = list(scores)
     lists = {"queries": queries, "responses": responses, "scores": scores}
     if response_masks is not None:
         lists["response_masks"] = response_masks

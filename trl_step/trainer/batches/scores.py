@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from trl_step.core import in_float64
+
 LARGEST = torch.finfo(torch.float32).max
+ScoresGiven = Sequence[Any] | torch.Tensor | np.ndarray
+"""What `step` takes: numbers, one-element tensors or vectors of token scores, one for each sample; or one vector."""
 Scores = torch.Tensor | list[torch.Tensor]
 """[B] float32; or, if any sample has one per response token, a list of [R_i] float32."""
 
@@ -70,8 +74,9 @@ def _is_vector(score: Any) -> bool:
 def _vector(i: int, score: Any, mask: torch.Tensor) -> torch.Tensor:
     """`score` [R_i] as float32; 0 wherever `mask` [R_i] is 0."""
     vector = _numbers(i, score, mask, "scores")
-    if not abs(float(vector.double().sum())) <= LARGEST:
-        raise ValueError(f"scores[{i}] add up to {float(vector.double().sum())}, more than float32 holds; scale them")
+    total = float(in_float64(vector).sum())
+    if not abs(total) <= LARGEST:
+        raise ValueError(f"scores[{i}] add up to {total}, more than float32 holds; scale them")
     masked = ((vector != 0) & (mask == 0)).nonzero().flatten().tolist()
     if masked:
         raise ValueError(
@@ -96,7 +101,7 @@ def _numbers(i: int, score: Any, mask: torch.Tensor, name: str) -> torch.Tensor:
         )
     if vector.is_complex() or vector.layout is not torch.strided or vector.device.type == "meta":
         raise ValueError(f"{name}[{i}] must hold real numbers, got {vector.dtype}, {vector.layout} on {vector.device}")
-    vector = vector.detach().to(device=mask.device, dtype=torch.float32)
+    vector = vector.detach().to(dtype=torch.float32).to(mask.device)
     bad = (~torch.isfinite(vector)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"{name}[{i}][{bad[0]}] is {float(vector[bad[0]])}; it must be a finite float32")

@@ -7,6 +7,7 @@ trainer gets copies instead, so that two of them in one process do not change ea
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -94,6 +95,8 @@ def start_accelerator(config: Any) -> Accelerator:
     config.world_size = accelerator.num_processes
     config.global_backward_batch_size = config.backward_batch_size * config.world_size
     config.global_batch_size = config.batch_size * config.world_size
+    # differs from v0.7: on two processes it was the steps of one, so a run took twice the samples of `steps`
+    config.total_ppo_epochs = math.ceil(config.steps / config.global_batch_size)
     return accelerator
 
 

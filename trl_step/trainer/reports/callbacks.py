@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trl_step.models.notices import warn_user
+from trl_step.models.notices import described, warn_user
 from trl_step.trainer.base import BaseTrainer
 from trl_step.trainer.ppo_config import PPOConfig
 
@@ -66,12 +66,14 @@ def call_all(callbacks: Iterable[Callback], report: StepReport, failed: set[int]
                 name = getattr(callback, "__qualname__", type(callback).__name__)
                 warn_user(
                     f"the callback {name} failed after step {report.step}, which is done and stays as it is; this is "
-                    f"said once: {type(error).__name__}: {error}"
+                    f"said once: {described(error)}"
                 )
 
 
 class ProgressBar:
-    """A tqdm bar with reward, KL, entropy and tokens per second, on the main process.
+    """A tqdm bar with mean score, KL (nats per response), entropy (nats per token) and tokens per second.
+
+    Only the main process shows it.
 
     Args:
         total: steps of the whole run

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from trl_step.models.checkpoints import names_folder
 from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
@@ -53,11 +54,16 @@ def write_model_card(path: str, model_name: str, config: PPOConfig) -> None:
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     plain = f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}"
-    settings = "\n".join(f"| {name} | {getattr(config, name)} |" for name in _SHOWN.split())
+    settings = "\n".join(f"| {name} | {_public(getattr(config, name))} |" for name in _SHOWN.split())
     card = _CARD.format(
         name=model_name, plain=plain, wrapper=f"{plain}WithValueHead", place=folder.name, settings=settings
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _public(value: Any) -> Any:
+    """`value`; of a folder on this machine only the last part of its path."""
+    return Path(value).name if isinstance(value, str) and names_folder(value) else value
 
 
 Write = Callable[[str], None]

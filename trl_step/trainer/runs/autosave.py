@@ -78,7 +78,16 @@ class AutoSave:
         # several processes stop together: after an error this one waits for the end of the next step
         if together or (self._interrupted_at is not None and self.processes.count == 1):
             self._interrupted_at = None
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                raise KeyboardInterrupt(self._how_to_resume())
             signal.raise_signal(signal.SIGINT)
+
+    def _how_to_resume(self) -> str:
+        """The last line of the traceback."""
+        steps, save_dir = self.counters.steps_done, self.settings.save_dir
+        if steps != self._saved_steps:
+            return f"step {steps} could not be saved"
+        return f'step {steps} is saved: build the trainer with save_dir={save_dir!r}, then trainer.load_state("latest")'
 
     def _save(self) -> None:
         """Save the run unless it is saved already; a failure is a warning, as the run is worth more than its copy."""

@@ -68,7 +68,7 @@ def _new_data_folder(folder: Path) -> str:
 
 def _settled(path: Path) -> dict[str, Any]:
     """Size and checksum of a file that is on the disk when this returns."""
-    with open(path, "rb") as file:
+    with open(path, "rb+") as file:  # Windows syncs only what is open for writing
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": _checksum(path)}
 

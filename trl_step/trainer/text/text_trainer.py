@@ -10,6 +10,8 @@ import transformers
 from accelerate import PartialState
 
 from trl_step.import_utils import is_unsloth_available
+from trl_step.models.adapters import remove_paths_from_card
+from trl_step.models.inner_model import is_peft_model
 from trl_step.models.loading import load_pretrained
 from trl_step.models.notices import warn_user
 
@@ -61,6 +63,20 @@ class TextTrainer(transformers.Trainer):
         if self._prepare_rows is None or columns is None or self._token_column in columns:
             return dataset
         return prepared(self._prepare_rows, dataset)[0]
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        self._remove_paths(output_dir)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in `transformers.Trainer`, without the path of the base model on this machine."""
+        super().create_model_card(*args, **kwargs)
+        self._remove_paths()
+
+    def _remove_paths(self, folder: str | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if is_peft_model(model) and self.is_world_process_zero():
+            remove_paths_from_card(folder or self.args.output_dir, model)
 
     @property
     def tokenizer(self) -> Any:

@@ -1,0 +1,33 @@
+"""Names of TRL that are not here: the error says what to use instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import trl_step
+from trl_step.absent import INSTEAD
+from trl_step.port.command_line import main
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_an_absent_name_says_what_to_use(name: str) -> None:
+    with pytest.raises(ImportError, match=f"trl_step has no {name}; use "):
+        exec(f"from trl_step import {name}")
+    assert name not in dir(trl_step)
+
+
+def test_a_name_that_nobody_knows_is_pythons_own_error() -> None:
+    with pytest.raises(ImportError, match="cannot import name 'Nope' from 'trl_step'"):
+        exec("from trl_step import Nope")
+    assert not hasattr(trl_step, "Nope")
+
+
+def test_the_porting_kit_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "old.py"
+    script.write_text("from trl import GRPOTrainer, Nope\n")
+    assert main(["--check", str(script)]) == 1
+    told = capsys.readouterr().out
+    assert "old.py:1: trl_step has no GRPOTrainer; use PPOTrainer" in told
+    assert "old.py:1: trl_step has no Nope: to be done by hand" in told

@@ -1,0 +1,136 @@
+"""Which release of TRL a script was written for, and the defaults that its `PPOConfig` had.
+
+Release 0.7.11 changed defaults that decide what a run computes, so a script that leaves such a setting out means
+something else before and after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+UNTIL_0_7_10: Mapping[str, Any] = {
+    "batch_size": 256,
+    "mini_batch_size": 1,
+    "learning_rate": 1e-5,
+    "model_name": None,
+    "query_dataset": None,
+    "reward_model": None,
+}
+CHANGES: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("0.5.0", {**UNTIL_0_7_10, "target_kl": 0.1}),
+    ("0.7.2", UNTIL_0_7_10),
+    ("0.7.11", {}),
+    ("0.11.0", {"query_dataset": "stanfordnlp/imdb"}),
+)
+"""Release, and the defaults of `PPOConfig` from it on that are not those of 0.7.11, which this package has."""
+NAMES = ("model_name", "query_dataset", "reward_model")
+"""Settings that only scripts read; the others change what a run computes."""
+ASKED = tuple(name for name in UNTIL_0_7_10 if name not in NAMES)
+"""What a script must set if nobody knows its release."""
+RELEASES = (
+    "0.5.0", "0.6.0", "0.7.0", "0.7.1", "0.7.2", "0.7.3", "0.7.4", "0.7.5", "0.7.6", "0.7.7", "0.7.8", "0.7.9",
+    "0.7.10", "0.7.11", "0.8.0", "0.8.1", "0.8.2", "0.8.3", "0.8.4", "0.8.5", "0.8.6", "0.9.2", "0.9.3", "0.9.4",
+    "0.9.6", "0.10.1", "0.11.0", "0.11.1", "0.11.2", "0.11.3", "0.11.4",
+)  # fmt: skip
+"""Those with the step API."""
+PINS = (
+    r"(?<![\w.-])trl(?:\[[^\]]*\])?[\"']?\s*(?:=\s*[\"']|:\s*[\"'])?\s*((?:[=~!<>^]=?=?\s*v?\d[\w.]*\s*,?\s*)+)",
+    r"(?<![\w.-])trl[\"']?\s*=\s*[\"']?(\d[\w.]*)",  # conda, poetry
+    r"/trl(?:\.git)?@v?(\d+\.\d+[\d.]*)",
+    r"name = \"trl\"\s+version = \"([\d.]+)\"",  # lock files of poetry and uv
+    r"\"trl\":\s*\{[^}]*?\"version\":\s*\"([^\"]*)\"",  # Pipfile.lock
+)
+PINNING_FILES = ("*requirements*.txt", "*constraints*.txt", "*requirements*.in", "pyproject.toml", "setup.py",
+                 "setup.cfg", "environment*.y*ml", "Pipfile", "Pipfile.lock", "poetry.lock", "uv.lock")  # fmt: skip
+LARGEST_FILE = 10_000_000
+
+
+CHANGED = (
+    "release 0.7.11 changed the defaults batch_size 256 to 128, mini_batch_size 1 to 128, learning_rate 1e-05 "
+    "to 1.41e-05"
+)
+
+
+class Origin(NamedTuple):
+    """Where a script comes from.
+
+    Attributes:
+        releases: those of TRL that it may have been written for; empty if nothing names one.
+        named_by: what names them: `--release`, or file and line of a pin.
+    """
+
+    releases: tuple[str, ...] = ()
+    named_by: str = ""
+
+    @property
+    def defaults(self) -> Mapping[str, Any] | None:
+        """The defaults of `PPOConfig` that differ from 0.7.11's; None if they are not known."""
+        found = [defaults_of(release) for release in self.releases]
+        agreed = {
+            name: value
+            for name, value in (found or [{}])[0].items()
+            if all((name, value) in each.items() for each in found)
+        }
+        differ = {name for each in found for name in each if name not in agreed} - set(NAMES)
+        return agreed if found and not differ else None
+
+    @property
+    def question(self) -> str:
+        """What to say about a script whose defaults are not known."""
+        why = f"{self} allows both" if self.releases else "no pin of trl was found"
+        return f"{CHANGED}; {why}: say which release the script is of, e.g. --release 0.7.4"
+
+    def __str__(self) -> str:
+        first, last = self.releases[0], self.releases[-1]
+        return f"TRL {first}{f' to {last}' * (first != last)} ({self.named_by})"
+
+
+UNKNOWN_ORIGIN = Origin()
+
+
+def defaults_of(release: str) -> Mapping[str, Any]:
+    """The defaults of a release's `PPOConfig` that differ from those of 0.7.11."""
+    return [new for first, new in CHANGES if Version(first) <= Version(release)][-1]
+
+
+def origin_of(script: Path, text: str, release: str | None) -> Origin:
+    """The release that was given, or that a pin names: in the script itself, or in a file of its project.
+
+    A pin is looked for beside the script, then in the folders above it up to the root of its repository.
+    """
+    if release is not None:
+        return Origin((release,), "--release")
+    for path, content in [(script, text), *_project_files(script)]:
+        for pattern in PINS:
+            for match in re.finditer(pattern, content):
+                if allowed := _allowed(match[1]):
+                    return Origin(allowed, f"{path.name}:{content.count(chr(10), 0, match.start()) + 1}")
+    return UNKNOWN_ORIGIN
+
+
+def _project_files(script: Path) -> Iterator[tuple[Path, str]]:
+    folders = [script.resolve().parent, *script.resolve().parents[1:]]
+    root = next((number for number, folder in enumerate(folders) if (folder / ".git").exists()), 0)
+    for folder in folders[: root + 1]:
+        for pattern in PINNING_FILES:
+            for path in sorted(folder.glob(pattern)):
+                if path.is_file() and path.stat().st_size <= LARGEST_FILE:
+                    yield path, path.read_text(encoding="utf-8", errors="replace")
+
+
+def _allowed(pin: str) -> tuple[str, ...]:
+    """The releases with the step API that a requirement such as "==0.7.4", "^0.7.4" or "0.7.4" allows."""
+    parts = [part.strip() for part in pin.strip().rstrip(",").split(",")]
+    parts = [part if part[:1] in "=~!<>^" else f"=={part}" for part in parts]
+    parts = [f"~={part[1:].lstrip('=')}" if part[0] == "^" else re.sub(r"^=(?=\d)", "==", part) for part in parts]
+    try:
+        wanted = SpecifierSet(",".join(parts))
+    except (InvalidSpecifier, InvalidVersion):
+        return ()
+    return tuple(release for release in RELEASES if wanted.contains(release))

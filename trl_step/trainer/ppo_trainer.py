@@ -24,13 +24,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trl_step.algorithms.advantages.gae import advantages_and_returns, length_adaptive_lam
-from trl_step.algorithms.advantages.group import group_counts, grpo_advantages, rloo_advantages
-from trl_step.algorithms.advantages.returns import remax_advantages, returns_to_go
-from trl_step.algorithms.importance import importance_weights, mismatch_statistics
+from trl_step.algorithms.advantages.group import group_counts
+from trl_step.algorithms.advantages.returns import returns_to_go
+from trl_step.algorithms.advantages.without_values import Comparison, advantages_without_values
 from trl_step.algorithms.kl import kl_penalty, make_kl_controller
 from trl_step.algorithms.losses.check import check_policy_losses
 from trl_step.algorithms.losses.policy import COUPLED, configured_policy_losses
-from trl_step.algorithms.losses.tokens import TokenLosses, mean_over, positive_factors, token_weights
+from trl_step.algorithms.losses.tokens import TokenLosses, mean_over, token_weights
 from trl_step.algorithms.losses.value import clipped_value_losses
 from trl_step.algorithms.objective import Minibatch, Objective
 from trl_step.algorithms.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
@@ -40,17 +40,25 @@ from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.notices import warn_user
 from trl_step.models.shortcuts.modes import training_without_dropout
 from trl_step.trainer.batches.checks import Extras, StepInputs, check_arguments
-from trl_step.trainer.batches.groups import Groups, group_samples
+from trl_step.trainer.batches.given import (
+    compares_groups,
+    needs_values,
+    warn_of_what_is_ignored,
+    what_is_missing,
+    with_factors,
+)
+from trl_step.trainer.batches.groups import group_samples, nothing_to_compare
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
 from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import Engine, HookEngine
 from trl_step.trainer.language_trainer import LanguageTrainer
-from trl_step.trainer.ppo_config import GROUP_ESTIMATORS, PPOConfig
+from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.reports.callbacks import StepReport, call_all
 from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
 from trl_step.trainer.text.text_trainer import tokenizer_of
 from trl_step.trainer.updates.epochs import Trained, run_epochs
+from trl_step.trainer.updates.optimizers import trained_now
 from trl_step.trainer.updates.updater import without_losses
 
 
@@ -131,8 +139,7 @@ class PPOTrainer(LanguageTrainer):
             training_data_collator,
             value_model,
         )
-        self._groups: Optional[Groups] = None
-        self._baseline_scores: Optional[torch.Tensor] = None
+        self._comparison = Comparison()
         self._in_training: Optional[Minibatch] = None
         self._losses_checked = False
         if not config.needs_values and model.value_parameters():
@@ -205,7 +212,7 @@ class PPOTrainer(LanguageTrainer):
             precomputed = Precomputed(old_logprobs, ref_logprobs, values, sampling_logprobs)
             extras = Extras(group_ids, advantages, baseline_scores)
             given = self._checked(queries, responses, scores, response_masks, precomputed, extras)
-            self._check_algorithm(given)
+            self._prepare_algorithm(given)
             rollout, engine = self._batch(given), self._engine(given)
             raw_scores = sample_totals(rollout.scores)
             # 2. scores: scale, normalise, clip
@@ -219,12 +226,14 @@ class PPOTrainer(LanguageTrainer):
                 rollout = self._with_rewards(rollout)
             with torch.no_grad(), clock("compute_advantages"):
                 rollout, found = self._with_advantages(rollout)
-                rollout, mismatch = self._with_factors(rollout, raw_scores)
+                rollout, mismatch = with_factors(rollout, raw_scores, config, self._processes)
+            self._check_own_losses(rollout)
             self._accept(rollout, moments)
             # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
             with clock("optimize_step"), training_without_dropout(self.model), self._forward.buffers.kept():
                 early_stop = self._early_stop if config.early_stopping else None
-                self._updater.train_only(self._parameters_of_this_step(rollout))
+                with_values, policy = rollout.old_values is not None, self.accelerator.unwrap_model(self.model)
+                self._updater.train_only(trained_now(policy, self.model_params, with_values, self._warms_up))
                 trained = run_epochs(rollout, engine.train, self._updater, self._processes, early_stop, config)
                 self._in_training = None
             # 6. statistics, reduced over processes; KL controller; scheduler
@@ -242,37 +251,17 @@ class PPOTrainer(LanguageTrainer):
             call_all(self._callbacks, report, self._failed_callbacks)
             return stats
 
-    def _check_algorithm(self, given: StepInputs) -> None:
-        """Raise a `ValueError` on all processes if something that the settings need is missing, or could not act."""
-        config, error = self.config, None
-        baselines, sampled = given.baseline_scores, given.precomputed.sampling_logprobs
-        if given.advantages is not None and config.kl_in == "reward" and self.kl_ctl.value != 0:
-            error = ValueError(
-                f"advantages are given, so a KL penalty in the reward (kl_in='reward', coefficient "
-                f"{self.kl_ctl.value:g}) could not act: set kl_in='loss' with kl_penalty='k3', or init_kl_coef=0 with "
-                "adap_kl_ctrl=False"
-            )
-        elif config.advantage_estimator == "remax" and given.advantages is None and baselines is None:
-            error = ValueError(
-                "baseline_scores are missing: advantage_estimator='remax' needs the score of the greedy answer to each "
-                "query, baseline_scores[0] to baseline_scores[B - 1]"
-            )
-        elif config.importance_correction is not None and sampled is None:
-            error = ValueError(
-                f"sampling_logprobs are missing: importance_correction='{config.importance_correction}' needs the "
-                "log-probs by which the responses were drawn, one vector per sample"
-            )
-        self._processes.raise_together(error)
-        if baselines is not None and config.advantage_estimator != "remax":
-            warn_user(f"baseline_scores are ignored: advantage_estimator is '{config.advantage_estimator}'")
-        in_groups = config.advantage_estimator in GROUP_ESTIMATORS and given.advantages is None
-        if given.group_ids is not None and not in_groups:
-            warn_user(f"group_ids are ignored: advantage_estimator is '{config.advantage_estimator}'")
-        self._baseline_scores = baselines
-        self._groups = None
-        if in_groups:
-            together, index = self._processes.together, self._processes.index
-            self._groups = group_samples(given.queries, given.group_ids, together, index)
+    def _prepare_algorithm(self, given: StepInputs) -> None:
+        """Check what was given for the algorithm, and find out what the rewards are compared with; all processes raise
+        if one of them finds an error."""
+        config, processes = self.config, self._processes
+        processes.raise_together(what_is_missing(given, config, self.kl_ctl.value))
+        warn_of_what_is_ignored(given, config)
+        groups = None
+        if compares_groups(given, config):
+            groups = group_samples(given.queries, given.group_ids, processes.together, processes.index)
+            processes.raise_together(nothing_to_compare(groups) if given.group_ids is None else None)
+        self._comparison = Comparison(groups, given.baseline_scores)
 
     def _engine(self, given: StepInputs) -> Engine:
         """How this step's batch is evaluated and trained on: fast, or through the methods that a subclass overrides."""
@@ -281,7 +270,7 @@ class PPOTrainer(LanguageTrainer):
         hooks = HookEngine(
             fused.models, self.batched_forward_pass, self.train_minibatch, self._layout.positions, config.temperature
         )
-        with_values = config.needs_values and given.advantages is None
+        with_values = needs_values(given, config)
         evaluate: Any = partial(fused.evaluate, exact_divergence=full, with_values=with_values)
         if own_forward or (full and self._overrides("compute_rewards", "_kl_penalty")):
             masks = given.response_masks
@@ -305,8 +294,10 @@ class PPOTrainer(LanguageTrainer):
         mask = rollout.mask if scores.dim() == 2 else None
         settings = config.use_score_scaling, use_norm, config.score_clip
         shaped = shape_scores(scores, moments, *settings, mask)
-        if self._baseline_scores is not None:
-            self._baseline_scores = shape_scores(self._baseline_scores, moments, *settings, update=False)
+        baselines = self._comparison.baseline_scores
+        if baselines is not None:
+            baselines = shape_scores(baselines, moments, *settings, update=False)
+            self._comparison = self._comparison._replace(baseline_scores=baselines)
         return rollout._replace(scores=shaped)
 
     # --- stage 4: rewards and advantages -------------------------------------------------------------------------
@@ -373,34 +364,18 @@ class PPOTrainer(LanguageTrainer):
             )
         if config.whiten_rewards:
             rewards = masked_whiten(rewards, mask, shift_mean=False, reduce_sum=reduce_sum)
-        rewards = rewards * mask
-        advantages = self._advantages_without_values(rewards, mask)
+        advantages = advantages_without_values(
+            rewards,
+            mask,
+            self._comparison,
+            config.advantage_estimator,
+            config.gamma,
+            config.group_scale,
+            reduce_sum,
+        )
         if config.whitens:
             advantages = masked_whiten(advantages, mask, reduce_sum=reduce_sum)
         return values * mask, advantages, returns_to_go(rewards, mask, config.gamma)
-
-    def _advantages_without_values(self, rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[B, T] from rewards and mask [B, T]."""
-        config = self.config
-        if config.advantage_estimator == "reinforce_plus_plus":
-            return returns_to_go(rewards, mask, config.gamma)
-        if config.advantage_estimator == "remax":
-            baselines = self._baseline_scores
-            if baselines is None or len(baselines) != len(rewards):
-                raise ValueError("remax needs the baseline_scores of these samples, which only step knows")
-            return remax_advantages(rewards, mask, baselines, config.gamma)
-        groups = self._groups
-        if groups is None or groups.own.stop - groups.own.start != len(rewards):
-            raise ValueError(
-                f"{config.advantage_estimator} needs the groups of these samples, which only step knows: call "
-                "compute_advantages from inside of a step, with all of its samples"
-            )
-        totals = groups.gather(rewards.sum(dim=1), self._processes.sum)
-        if config.advantage_estimator == "grpo":
-            found = grpo_advantages(totals, groups.everyone, config.group_scale)
-        else:
-            found = rloo_advantages(totals, groups.everyone)
-        return found[groups.own].unsqueeze(1) * mask
 
     def _with_advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, Any]]:
         """The batch with its advantages, and statistics of its groups."""
@@ -411,34 +386,22 @@ class PPOTrainer(LanguageTrainer):
                 given = masked_whiten(given, mask, reduce_sum=self._processes.sum)
             return rollout._replace(advantages=given), {}
         stats: dict[str, Any] = {}
-        if self._groups is not None:
-            totals = self._groups.gather((rollout.rewards * mask).sum(dim=1), self._processes.sum)
-            stats = {f"ppo/{key}": value for key, value in group_counts(totals, self._groups.everyone).items()}
+        groups = self._comparison.groups
+        if groups is not None:
+            totals = groups.gather((rollout.rewards * mask).sum(dim=1), self._processes.sum)
+            stats = {f"ppo/{key}": value for key, value in group_counts(totals, groups.everyone).items()}
         if rollout.old_values is None:
             advantages = self.compute_advantages(torch.zeros_like(rollout.rewards), rollout.rewards, mask)[1]
             return rollout._replace(advantages=advantages), stats
         values, advantages, returns = self.compute_advantages(rollout.old_values, rollout.rewards, mask)
         return rollout._replace(old_values=values, advantages=advantages, returns=returns), stats
 
-    def _with_factors(self, rollout: Rollout, raw_scores: torch.Tensor) -> tuple[Rollout, dict[str, Any]]:
-        """The batch with the factors on its losses, and statistics of the sampler's log-probs."""
-        config, mask, stats = self.config, rollout.mask, {}
-        if rollout.sampling_logprobs is not None:
-            logprobs = rollout.old_logprobs, rollout.sampling_logprobs, mask
-            found = mismatch_statistics(*logprobs, self._processes.sum, self._processes.max_of)
-            stats = {f"ppo/{key}": value for key, value in found.items()}
-            if config.importance_correction is not None:
-                factors = importance_weights(*logprobs, config.importance_correction, config.importance_bounds)
-                rollout = rollout._replace(importance=factors)
-        if config.positive_nll_coef:
-            normalization = config.loss_normalization, config.loss_constant_length
-            factors = positive_factors(mask, raw_scores > 0, *normalization, self._processes.sum)
-            rollout = rollout._replace(positive=factors)
+    def _check_own_losses(self, rollout: Rollout) -> None:
+        """Try an overridden `policy_losses`, once."""
         if self._overrides("policy_losses") and not self._losses_checked:
             self._losses_checked = check_policy_losses(
-                self.policy_losses, rollout.old_logprobs, mask, self._couples_tokens
+                self.policy_losses, rollout.old_logprobs, rollout.mask, self._couples_tokens
             )
-        return rollout, stats
 
     def _accept(self, rollout: Rollout, moments: RunningMoments) -> None:
         """Refuse the batch, or take it as a whole: nothing has moved before, and nothing fails after.
@@ -461,18 +424,6 @@ class PPOTrainer(LanguageTrainer):
     def _warms_up(self) -> bool:
         """Whether only values train in this step."""
         return self.steps_done < self.config.value_warmup_steps
-
-    def _parameters_of_this_step(self, rollout: Rollout) -> Optional[list[torch.nn.Parameter]]:
-        """What may move in this step; None: all that trains."""
-        policy = self.accelerator.unwrap_model(self.model)
-        of_values = {id(parameter) for parameter in policy.value_parameters()}
-        unused = {id(parameter) for parameter in getattr(policy, "unused_parameters", list)()}
-        parameters = self._updater.parameters
-        if rollout.old_values is None:
-            return [p for p in parameters if id(p) not in of_values | unused] if of_values else None
-        if self._warms_up:
-            return [p for p in parameters if id(p) in of_values]
-        return [p for p in parameters if id(p) not in unused] if unused else None
 
     def _objective(self, with_values: bool) -> Objective:
         """What mini-batches are trained on, with the settings as they are now."""

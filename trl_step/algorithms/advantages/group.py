@@ -10,10 +10,27 @@ from typing import NamedTuple
 
 import torch
 
+from trl_step.core import ReduceSum
+
 STD_EPSILON = 1e-4
 FLAT = 1e-6
 """A group whose rewards differ by less, relative to the largest of them and to 1, has no variance: rounding of a KL
 penalty must not become an advantage."""
+
+
+class Groups(NamedTuple):
+    """Groups of answers to one prompt. On several processes a group may lie on any of them."""
+
+    everyone: torch.Tensor
+    """int64 [all samples], number of each sample's group, process by process"""
+    own: slice
+    """the samples of this process among them"""
+
+    def gather(self, values: torch.Tensor, reduce_sum: ReduceSum) -> torch.Tensor:
+        """Values [B] of this process -> [all samples]; every process calls it."""
+        whole = values.new_zeros(len(self.everyone))
+        whole[self.own] = values
+        return reduce_sum(whole)
 
 
 class GroupStatistics(NamedTuple):

@@ -115,6 +115,25 @@ def held_by(optimizer: Any) -> set[int] | None:
     return None if groups is None else {id(parameter) for group in groups for parameter in group["params"]}
 
 
+def trained_now(
+    policy: Any, parameters: list[torch.nn.Parameter], with_values: bool, warms_up: bool
+) -> list[torch.nn.Parameter] | None:
+    """The parameters that may move in a step; None: all that train.
+
+    Args:
+        policy: not wrapped
+        parameters: all that train
+        with_values: the step has a value loss
+        warms_up: only values train in it
+    """
+    of_values = {id(parameter) for parameter in policy.value_parameters()}
+    unused = {id(p) for p in policy.unused_parameters()} if isinstance(policy, PolicyWithCritic) else set()
+    if with_values and warms_up:
+        return [p for p in parameters if id(p) in of_values]
+    left_out = unused if with_values else unused | of_values
+    return [p for p in parameters if id(p) not in left_out] if left_out else None
+
+
 def _inner(optimizer: Any) -> Any:
     """What accelerate has wrapped, several times at most."""
     while isinstance(optimizer, AcceleratedOptimizer):

@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # waiting threads sleep instead of spinning: on a busy machine a spinning thread occupies the core that it waits for
 export OMP_WAIT_POLICY ?= PASSIVE
+# two workers on two cores: one thread each
+test test-fast: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo demo-calculator demo-game stack-llama test test-fast bench-quick lint type format clean
 

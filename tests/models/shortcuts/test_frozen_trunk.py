@@ -69,7 +69,8 @@ def test_the_numbers_are_those_of_the_whole_model(name, way, options, monkeypatc
     whole = two_steps(*WAYS[way](name), **options)
     for a, b in zip(cut[0], whole[0], strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
-    torch.testing.assert_close(cut[1], whole[1], rtol=1e-4, atol=1e-5)
+    # the gradient of a key's bias is 0 but for rounding, which Adam turns into steps of the learning rate, 1e-3
+    torch.testing.assert_close(cut[1], whole[1], rtol=1e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -323,6 +323,9 @@ def test_a_critic_without_use_is_refused() -> None:
     config = PPOConfig(batch_size=8, mini_batch_size=8, advantage_estimator="grpo")
     with pytest.raises(ValueError, match="needs no values; leave value_model out"):
         PPOTrainer(config, gpt2(), None, tokenizer(), value_model=classifier())
+    exact = PPOConfig(batch_size=8, mini_batch_size=8, exact_v07=True)
+    with pytest.raises(ValueError, match="has no separate critic"):
+        PPOTrainer(exact, gpt2(), None, tokenizer(), value_model=classifier())
     config = PPOConfig(batch_size=8, mini_batch_size=8)
     policy = gpt2()
     optimizer = torch.optim.Adam(policy.parameters())

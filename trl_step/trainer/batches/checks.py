@@ -52,6 +52,8 @@ def check_arguments(
             f'value_model is given, but advantage_estimator="{config.advantage_estimator}" needs no values; leave '
             "value_model out"
         )
+    if value_model is not None and config.exact_v07:
+        raise ValueError("value_model with exact_v07=True: release 0.7 has no separate critic; leave one of them out")
     plain_reference = _is_language_model(ref_model)
     known = (*SUPPORTED_ARCHITECTURES, PlainPolicy, type(None))
     if not isinstance(ref_model, known) and not plain_reference:

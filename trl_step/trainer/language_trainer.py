@@ -43,7 +43,14 @@ from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity
 from trl_step.trainer.step_trainer import StepTrainer
 from trl_step.trainer.updates.deepspeed import uses_deepspeed
-from trl_step.trainer.updates.optimizers import check_optimizer, check_trained, make_optimizer, make_updater
+from trl_step.trainer.updates.optimizers import (
+    changed_since,
+    check_optimizer,
+    check_trained,
+    make_optimizer,
+    make_updater,
+    shapes_of,
+)
 
 LOGGED_COLUMNS = frozenset(("label", "label_ids", "labels", "query", "response"))
 """Columns of a data set that the model may not read, but scripts, collators and logs do."""
@@ -124,6 +131,7 @@ class LanguageTrainer(StepTrainer):
         self.optimizer: Any = prepared.optimizer
         self.lr_scheduler: Any = prepared.lr_scheduler
         self.model_params = prepared.parameters
+        self._shapes_at_start = shapes_of(self.model)
         detach(self.accelerator, self.optimizer, self.lr_scheduler, prepared.dataloader)
         self.dataloader: Any = positioned(prepared.dataloader, self.accelerator.non_blocking)
         self._updater = make_updater(self._processes, self.model, self.optimizer, self.model_params, config)
@@ -210,7 +218,7 @@ class LanguageTrainer(StepTrainer):
     ) -> StepInputs:
         """The inputs of `step` in one form and on the device; all processes raise if one of them finds an error."""
         policy = self.accelerator.unwrap_model(self.model)
-        error: ValueError | None = None
+        error = changed_since(self.model, self._shapes_at_start)
         checked: Any = None
         try:
             checked = checked_for(
@@ -228,7 +236,7 @@ class LanguageTrainer(StepTrainer):
                 decoder_start=getattr(policy.config, "decoder_start_token_id", None),
             )
         except ValueError as found:
-            error = found
+            error = error or found
         self._processes.raise_together(error)
         return checked  # type: ignore[no-any-return]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import batch, gpt2, trainer, with_value_head
@@ -70,3 +70,32 @@ def test_a_frozen_adapter_does_not_move(adapter: Path) -> None:
     ours.step(*batch())
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
     assert moved == {"v_head.summary.weight", "v_head.summary.bias"}
+
+
+def test_parameters_that_come_after_the_trainer_are_refused() -> None:
+    """A resized embedding keeps the optimizer's old moments: fused Adam read outside of them."""
+    ours = trainer(with_value_head("gpt2"))
+    ours.step(*batch())
+    before = ours.model.v_head.summary.weight.detach().clone()
+    ours.model.pretrained_model.resize_token_embeddings(70)
+    with pytest.raises(
+        ValueError, match=r"1 parameters of model, such as pretrained_model\.transformer\.wte\.weight, are new or"
+    ):
+        ours.step(*batch())
+    assert torch.equal(before, ours.model.v_head.summary.weight)
+
+
+def test_an_adapter_that_comes_later_is_refused() -> None:
+    ours = trainer(with_value_head("gpt2"))
+    ours.model.pretrained_model = get_peft_model(ours.model.pretrained_model, LoraConfig(fan_in_fan_out=True))
+    with pytest.raises(ValueError, match=r"4 parameters of model, such as .*lora_A.* are new or have another shape"):
+        ours.step(*batch())
+
+
+def test_a_layer_may_be_thawed_on_the_way() -> None:
+    model = with_value_head("gpt2")
+    model.pretrained_model.transformer.h[0].requires_grad_(False)
+    ours = trainer(model)
+    ours.step(*batch())
+    model.pretrained_model.transformer.h[0].requires_grad_(True)
+    ours.step(*batch())

@@ -115,6 +115,24 @@ def held_by(optimizer: Any) -> set[int] | None:
     return None if groups is None else {id(parameter) for group in groups for parameter in group["params"]}
 
 
+def shapes_of(policy: torch.nn.Module) -> dict[int, torch.Size]:
+    """The shape of each parameter, by its `id`."""
+    return {id(parameter): parameter.shape for parameter in policy.parameters()}
+
+
+def changed_since(policy: torch.nn.Module, start: dict[int, torch.Size]) -> ValueError | None:
+    """An error if a parameter that trains is new since `start`, or has another shape: the optimizer does not hold it,
+    or holds moments that do not fit (torch's fused Adam then reads outside of them)."""
+    later = [name for name, p in policy.named_parameters() if p.requires_grad and start.get(id(p)) != p.shape]
+    if not later:
+        return None
+    return ValueError(
+        f"{len(later)} parameters of model, such as {later[0]}, are new or have another shape since the trainer was "
+        "built, and its optimizer does not fit them: resize embeddings and add adapters first, and build the trainer "
+        "then"
+    )
+
+
 def trained_now(
     policy: Any, parameters: list[torch.nn.Parameter], with_values: bool, warms_up: bool
 ) -> list[torch.nn.Parameter] | None:

@@ -522,7 +522,10 @@ class PPOTrainer(LanguageTrainer):
         objective = self._objective(with_values=values is not None)
         losses = objective.evaluate(batch, logprobs=logprobs, entropy=entropy, vpreds=vpreds)
         policy, stats = losses.policy, losses.statistics
-        value = torch.zeros_like(policy) if losses.value is None else objective.vf_coef * losses.value
+        if losses.value is not None:
+            value = objective.vf_coef * losses.value
+        else:  # processes wait for the gradient of every parameter, those of an unused value head too
+            value = torch.zeros_like(policy) if vpreds is None else (vpreds * 0.0).sum()
         if not bool(mean_over(stats["policy/ratio"], mask) <= config.ratio_threshold):
             policy, value = policy * 0.0, value * 0.0
             stats = without_losses(stats, torch.ones_like(policy).bool())

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.regressions.two_processes import CASES, Case, alone, build, launch
-from tests.tiny import batch, trainer, weights
+from tests.tiny import batch, config, trainer, weights
 from tests.trainer.processes.sharded_processes import DEEPSPEED_CASES, GREEDY, SCRIPT
 from trl_step import AutoModelForCausalLMWithValueHead
 from trl_step.import_utils import is_deepspeed_available
@@ -56,6 +56,8 @@ def _check_sampling(both: list[dict[str, Any]], stage: int) -> None:
 
 
 def test_what_deepspeed_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="value_warmup_steps=3: DeepSpeed's engine steps on all gradients"):
+        deepspeed.configure(trainer("gpt2").accelerator, config(value_warmup_steps=3))
     ours = trainer("gpt2", gradient_accumulation_steps=2, forward_tokens=64)
     with pytest.raises(ValueError, match="forward_tokens=64: DeepSpeed joins the gradients of a mini-batch's parts"):
         deepspeed.configure(ours.accelerator, ours.config)

@@ -37,6 +37,11 @@ def configure(accelerator: Accelerator, config: PPOConfig) -> None:
             f"forward_tokens={config.forward_tokens}: DeepSpeed joins the gradients of a mini-batch's parts before "
             "it is known whether the mini-batch is skipped; set mini_batch_size lower, with gradient_accumulation_steps"
         )
+    if config.value_warmup_steps:
+        raise ValueError(
+            f"value_warmup_steps={config.value_warmup_steps}: DeepSpeed's engine steps on all gradients, so the policy "
+            "would move on the value loss; leave it out, or train with DDP or FSDP2"
+        )
     accelerator.deepspeed_plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": config.mini_batch_size,
         "gradient_accumulation_steps": 1,  # the trainer says when to step

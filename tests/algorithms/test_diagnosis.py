@@ -28,6 +28,8 @@ HEALTHY = Signs(
     std_score=0.5,
     ended=0.9,
     length_deviation=4.0,
+    length=20.0,
+    approxkl=0.01,
 )
 START = HEALTHY._replace(kl=0.0)
 
@@ -51,7 +53,11 @@ def test_healthy_numbers_are_left_alone() -> None:
         ("explained", 0.0, -0.01, CRITIC_PATIENCE, "value head"),
         ("std_score", 0.01, 0.0, 3, "constant scores"),
         ("ended", 0.01, 0.0, END_PATIENCE, "no end token"),
-        ("clipped", 0.5, 0.51, 3, "clipping"),
+        ("clipped", 0.3, 0.31, 3, "clipping"),
+        ("approxkl", 0.1, 0.11, 3, "large steps"),
+        ("explained", -3.0, -3.1, PATIENCE, "value head"),
+        ("kl", 10.0, 10.1, 3, "runaway KL"),
+        ("mean_score", 0.0, -0.01, PATIENCE, "falling score"),
     ],
 )
 def test_where_a_diagnosis_begins(sign: str, quiet: float, loud: float, steps: int, name: str) -> None:
@@ -99,7 +105,7 @@ FLATTER, SHARPER = {"kl": -3.0, "surprise": 4.0}, {"kl": -3.0, "surprise": 1.0}
 def test_the_causes_of_a_negative_kl_are_told_apart(
     first_kl: float, now: dict[str, float], seen: Circumstances, cause: str
 ) -> None:
-    (diagnosis,) = diagnose(START._replace(kl=first_kl), [HEALTHY._replace(**now)], seen)
+    *_, diagnosis = diagnose(START._replace(kl=first_kl), [HEALTHY._replace(**now)], seen)
     assert diagnosis.name == "negative KL"
     assert diagnosis.advice.startswith(cause)
     assert f"{now['kl']:.2f} nats" in diagnosis.finding
@@ -125,6 +131,17 @@ def test_a_score_that_does_not_reach_the_beginning_is_told() -> None:
     assert found(1.0, 1000.0) == found(None, 1000.0) == found(0.95, math.nan) == []
     (diagnosis,) = diagnose(START, [HEALTHY._replace(length=1000.0)], OUTSIDE._replace(lam=0.95))
     assert "1000 tokens reaches its first token with weight 6e-23" in diagnosis.finding
+
+
+def test_a_kl_of_long_responses_is_taken_per_token() -> None:
+    assert names({"kl": 60.0, "length": 200.0}, 3) == []
+    assert names({"kl": 120.0, "length": 200.0}, 3) == ["runaway KL"]
+    assert names({"kl": 120.0, "length": math.nan}, 3) == []
+
+
+def test_what_was_given_comes_first() -> None:
+    seen = OUTSIDE._replace(repeats_query=True, likeliest=("do_sample=False",))
+    assert names({"kl": -2.0}, seen=seen) == ["query in response", "greedy sampling", "negative KL"]
 
 
 def test_a_checkup_tells_each_thing_once_and_remembers_the_step() -> None:

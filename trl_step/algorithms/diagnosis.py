@@ -23,14 +23,25 @@ ENTROPY_SHARE = 0.1
 """Of the first step's entropy: what is left below it is a collapse."""
 ENTROPY_FLOOR = 0.01
 """Nats per token: below it the policy does not sample any more."""
-CLIPPED_SHARE = 0.5
+CLIPPED_SHARE = 0.3
 """Of the tokens."""
+LARGE_STEP = 0.1
+"""Of `ppo/policy/approxkl`, nats per token within a step."""
+RUNAWAY_KL = 0.5
+"""Nats per token of a response: so far from the reference the texts have little to do with it. Sound runs of the
+sentiment example stay below 0.3."""
+RUNAWAY_KL_OF_SAMPLE = 10.0
+"""Nats per sample: short responses are left alone below it."""
+LOST_CRITIC = -3.0
+"""Explained variance for `PATIENCE` steps: far below what the mean return would give."""
+FALL_OF_SCORE = 2.0
+"""Standard deviations of the first step's scores, by which the mean score of `PATIENCE` steps lies below it."""
 PATIENCE = 10
 """Steps in a row before a sign that may pass by itself is reported."""
 CRITIC_PATIENCE = 30
 """Steps in a row with an explained variance below 0; a fresh value head needs some to find the mean return."""
 CLIP_PATIENCE = 3
-"""Steps in a row with more clipped than `CLIPPED_SHARE`."""
+"""Steps in a row with more clipped than `CLIPPED_SHARE`, steps larger than `LARGE_STEP`, or a KL above `RUNAWAY_KL`."""
 SCORE_PATIENCE = 3
 """Steps in a row with one and the same score."""
 END_PATIENCE = 30
@@ -48,6 +59,8 @@ SLOPE_TOLERANCE = 0.15
 """Of the slope of the one over the other; another temperature moves it by about as much as itself."""
 TRUNCATED_SHARE = 0.02
 """Of the tokens that a truncating sampler may seem to find less likely, by rounding."""
+SAMPLING_SETTINGS = "sampling settings"
+"""The diagnosis of which a trainer warns in `generate` already."""
 MEMORY = max(PATIENCE, CRITIC_PATIENCE, SCORE_PATIENCE, END_PATIENCE)
 """Steps that `diagnose` looks back."""
 
@@ -65,6 +78,7 @@ class Signs(NamedTuple):
     std_score: float
     ended: float
     length_deviation: float
+    approxkl: float = math.nan
     length: float = math.nan
     """mean number of tokens of a response"""
     mismatch: float = math.nan
@@ -92,6 +106,7 @@ class Signs(NamedTuple):
             std_score=number("ppo/std_scores"),
             ended=number("tokens/responses_ended"),
             length_deviation=number("tokens/responses_len_std"),
+            approxkl=number("ppo/policy/approxkl"),
             length=number("tokens/responses_len_mean"),
             mismatch=number("ppo/sampling/kl"),
             mismatch_slope=number("ppo/sampling/slope"),
@@ -118,6 +133,10 @@ class Circumstances(NamedTuple):
     """`response_masks` were handed to `step`: the responses are episodes, and their environment says what ends them"""
     end_tokens: tuple[int, ...] = ()
     """ids that end a response"""
+    likeliest: tuple[str, ...] = ()
+    """settings of `generate` by which the answers are the likeliest ones and no samples, such as "do_sample=False" """
+    repeats_query: bool = False
+    """nearly every response begins with its query"""
     padded: tuple[str, ...] = ()
     """what seems to be padded in the lists given to `step`: "queries begin", "queries end", "responses end" """
 
@@ -133,8 +152,9 @@ class Diagnosis(NamedTuple):
     """One thing that is wrong."""
 
     name: str
-    """"negative KL", "sampler mismatch", "first ratio", "entropy collapse", "score reach", "value head", "constant
-    scores", "no end token", "clipping", "padding" """
+    """"query in response", "sampling settings", "greedy sampling", "negative KL", "sampler mismatch", "runaway KL",
+    "first ratio", "entropy collapse", "clipping", "large steps", "falling score", "constant scores", "score reach",
+    "value head", "no end token", "padding" """
     finding: str
     """what was seen, with its numbers"""
     advice: str
@@ -204,9 +224,18 @@ def diagnose(first: Signs, recent: Sequence[Signs], circumstances: Circumstances
         recent: of the last steps, oldest first, up to `MEMORY` of them; at least one
         circumstances: of the last step
     """
-    return [*_kl(first, recent, circumstances), *_sampler(recent[-1]), *_policy(first, recent, circumstances),
-            *_scores(recent), *_reach(recent[-1], circumstances), *_value_head(recent), *_ends(recent, circumstances),
-            *_padding(circumstances)]  # fmt: skip
+    return [
+        *_inputs(circumstances),
+        *_kl(first, recent, circumstances),
+        *_sampler(recent[-1]),
+        *_far(recent),
+        *_policy(first, recent, circumstances),
+        *_scores(first, recent),
+        *_reach(recent[-1], circumstances),
+        *_value_head(recent),
+        *_ends(recent, circumstances),
+        *_padding(circumstances),
+    ]
 
 
 def _for_long(flags: Sequence[bool], steps: int) -> bool:
@@ -273,6 +302,46 @@ def _cause_of_negative_kl(first: Signs, now: Signs, seen: Circumstances) -> str:
     )
 
 
+# --- what is given to step ---------------------------------------------------------------------------------------
+
+
+def _inputs(seen: Circumstances) -> Iterator[Diagnosis]:
+    if seen.repeats_query:
+        yield Diagnosis(
+            "query in response",
+            "nearly every response begins with the whole of its query: the prompt is trained as if the policy had "
+            "written it",
+            "call generate(..., return_prompt=False), or cut the query off: response[len(query):]",
+        )
+    if seen.sampling_settings:
+        yield Diagnosis(
+            SAMPLING_SETTINGS,
+            f"responses are sampled with {', '.join(seen.sampling_settings)}, but log-probs are those of the whole "
+            "distribution at PPOConfig.temperature: the KL estimate is biased and may turn negative",
+            "sample with top_k=0, top_p=1.0, the temperature of PPOConfig, and nothing ruled out",
+        )
+    if seen.likeliest:
+        yield Diagnosis(
+            "greedy sampling",
+            f"step was given answers of generate with {', '.join(seen.likeliest)}: they are the likeliest ones and no "
+            "samples of the policy, so the KL estimate and the policy gradient are biased",
+            "call generate with do_sample=True, num_beams=1, top_k=0 and top_p=1.0",
+        )
+
+
+def _far(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
+    now = recent[-1]
+    far = [s.kl > RUNAWAY_KL_OF_SAMPLE and s.kl > RUNAWAY_KL * s.length for s in recent]
+    if _for_long(far, CLIP_PATIENCE):
+        yield Diagnosis(
+            "runaway KL",
+            f"the KL divergence to the reference is {now.kl:.0f} nats per sample ({now.kl / now.length:.1f} per "
+            "token): the policy has left the reference, and a score that still rises is probably exploited",
+            "read some responses; raise init_kl_coef, lower target (with adap_kl_ctrl=True) or learning_rate, and go "
+            "back to a state from before",
+        )
+
+
 # --- the sampler's own log-probs ---------------------------------------------------------------------------------
 
 
@@ -330,18 +399,33 @@ def _policy(first: Signs, recent: Sequence[Signs], seen: Circumstances) -> Itera
     if _for_long([signs.clipped > CLIPPED_SHARE for signs in recent], CLIP_PATIENCE):
         yield Diagnosis(
             "clipping",
-            f"the clip decided for {now.clipped:.0%} of the tokens, for {CLIP_PATIENCE} steps above half: most of the "
-            "batch has no gradient any more",
+            f"the clip decided for {now.clipped:.0%} of the tokens, for {CLIP_PATIENCE} steps above "
+            f"{CLIPPED_SHARE:.0%}: that part of the batch has no gradient any more",
             "lower learning_rate or ppo_epochs, set max_grad_norm or early_stopping=True, or take larger mini-batches "
             "(mini_batch_size, gradient_accumulation_steps)",
+        )
+    if _for_long([signs.approxkl > LARGE_STEP for signs in recent], CLIP_PATIENCE):
+        yield Diagnosis(
+            "large steps",
+            f"the policy moves by {now.approxkl:.2g} nats per token within a step (ppo/policy/approxkl), for "
+            f"{CLIP_PATIENCE} steps above {LARGE_STEP:g}: later epochs train on samples of another policy",
+            "lower learning_rate (by 3 to 10 times) or ppo_epochs, or set early_stopping=True with a small target_kl",
         )
 
 
 # --- scores, value head, ends ------------------------------------------------------------------------------------
 
 
-def _scores(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
+def _scores(first: Signs, recent: Sequence[Signs]) -> Iterator[Diagnosis]:
     score = recent[-1].mean_score
+    low = [s.mean_score < first.mean_score - FALL_OF_SCORE * first.std_score for s in recent]
+    if first.std_score > 0 and _for_long(low, PATIENCE):
+        yield Diagnosis(
+            "falling score",
+            f"the mean score is {score:.3g}, from {first.mean_score:.3g} (sd {first.std_score:.2g}) in the first step: "
+            "the policy gets worse at what it is scored for",
+            "lower learning_rate, go back to a state from before, and see that the score is high for what is wanted",
+        )
     same = [abs(signs.mean_score - score) <= 1e-6 * abs(score) and signs.std_score <= 1e-6 for signs in recent]
     if _for_long(same, SCORE_PATIENCE):
         yield Diagnosis(
@@ -368,10 +452,13 @@ def _reach(now: Signs, seen: Circumstances) -> Iterator[Diagnosis]:
 
 
 def _value_head(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
-    if _for_long([signs.explained < 0 for signs in recent], CRITIC_PATIENCE):
+    below = _for_long([signs.explained < 0 for signs in recent], CRITIC_PATIENCE)
+    lost = _for_long([signs.explained < LOST_CRITIC for signs in recent], PATIENCE)
+    if below or lost:
+        limit, steps = (0, CRITIC_PATIENCE) if below else (LOST_CRITIC, PATIENCE)
         yield Diagnosis(
             "value head",
-            f"the explained variance was below 0 for {CRITIC_PATIENCE} steps (now {recent[-1].explained:.2f}): the "
+            f"the explained variance was below {limit:g} for {steps} steps (now {recent[-1].explained:.2f}): the "
             "value head predicts returns worse than their mean would",
             "raise vf_coef or learning_rate, scale the scores into a range near 1 (use_score_scaling, use_score_norm), "
             "raise cliprange_value, and see that a model that goes on was loaded with its value head",

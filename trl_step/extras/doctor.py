@@ -27,6 +27,17 @@ class Examined(Protocol):
     def checkup(self) -> Checkup: ...
 
 
+JUDGED_BY = {
+    "the KL divergence": "objective/kl",
+    "the first ratio": "ppo/policy/ratio_error",
+    "entropy": "ppo/policy/entropy",
+    "clipping": "ppo/policy/clipfrac",
+    "the size of steps": "ppo/policy/approxkl",
+    "scores": "ppo/mean_scores",
+    "values": "ppo/val/var_explained",
+    "ends of responses": "tokens/responses_ended",
+}
+"""The statistic without which the doctor says nothing about something."""
 Run = Union[Examined, Mapping[str, Any], Sequence[Mapping[str, Any]]]
 """A trainer; what its `step` returned; or a sequence of such results, oldest first. The scalars are enough."""
 
@@ -53,5 +64,17 @@ def diagnose(run: Run) -> list[Finding]:
 
 
 def report(run: Run) -> str:
-    """The findings of `diagnose` as text, one line each."""
-    return "\n".join(map(str, diagnose(run))) or "nothing is wrong as far as the statistics show"
+    """The findings of `diagnose` as text, one line each; and what saved statistics say nothing about."""
+    lines = [str(finding) for finding in diagnose(run)] or ["nothing is wrong as far as the statistics show"]
+    return "\n".join([*lines, *_not_judged(run)])
+
+
+def _not_judged(run: Run) -> list[str]:
+    """What saved statistics say nothing about, in one line; nothing of a trainer, which has them all."""
+    steps = [run] if isinstance(run, Mapping) else run if isinstance(run, Sequence) else []
+    missing = [name for name, key in JUDGED_BY.items() if steps and not any(key in step for step in steps)]
+    if not missing:
+        return []
+    if len(missing) == len(JUDGED_BY):
+        return ["no step has a statistic that the doctor reads, such as objective/kl: it cannot judge this run"]
+    return [f"not judged, as their statistics are missing: {', '.join(missing)}"]

@@ -38,7 +38,7 @@ from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.engine.models import Models, check_reference, prepare, reference_context
 from trl_step.trainer.processes.accelerate_state import detach
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
-from trl_step.trainer.reports.watch import SamplingWatch, active_dropout, padded_by_hand
+from trl_step.trainer.reports.watch import SamplingWatch, active_dropout, padded_by_hand, repeats_query
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity
 from trl_step.trainer.step_trainer import StepTrainer
@@ -439,6 +439,7 @@ class LanguageTrainer(StepTrainer):
             given_masks=given.response_masks is not None,
             end_tokens=self._end_tokens,
             lam=self._lam_of_scores(given),
+            repeats_query=not self.is_encoder_decoder and repeats_query(given.queries, given.responses),
         )
         pad = self.tokenizer.pad_token_id
         if pad is not None and not seen.given_masks:

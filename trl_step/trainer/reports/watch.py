@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trl_step.algorithms.diagnosis import Checkup, Circumstances
+from trl_step.algorithms.diagnosis import SAMPLING_SETTINGS, Checkup, Circumstances
 from trl_step.models.inner_model import vocabulary_size
 from trl_step.models.notices import warn_user
 
@@ -104,6 +104,19 @@ def padded_by_hand(
     return tuple(found)
 
 
+def repeats_query(queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]) -> bool:
+    """Whether at least `PADDED_QUERIES` of the responses go on after the whole of their query, of two tokens or more.
+
+    Args:
+        queries, responses: each [Q_i] and [R_i] int64
+    """
+    long = [(q, r) for q, r in zip(queries, responses, strict=True) if 1 < len(q) < len(r)]
+    if len(long) < PADDED_QUERIES * len(queries):
+        return False
+    same = torch.stack([(r[: len(q)] == q).all() for q, r in long])
+    return float(same.sum()) >= PADDED_QUERIES * len(queries)
+
+
 class SamplingWatch:
     """What a trainer knows of the responses that reach its `step`, and what it says of them, once each.
 
@@ -139,18 +152,14 @@ class SamplingWatch:
     def saw_step(self, stats: Mapping[str, Any], circumstances: Circumstances, aloud: bool) -> None:
         """Diagnose a step; if `aloud`, each finding warns."""
         seen = circumstances._replace(
-            known=True, sampled_by_trainer=self._sampled, sampling_settings=self._settings if self._sampled else ()
+            known=True,
+            sampled_by_trainer=self._sampled,
+            sampling_settings=self._settings if self._sampled else (),
+            likeliest=self._likeliest or (),
         )
-        likeliest, self._sampled, self._likeliest = self._likeliest, False, None
-        if likeliest and aloud and "likeliest" not in self._warned:
-            self._warned.add("likeliest")
-            warn_user(
-                f"step was given answers of generate with {', '.join(likeliest)}: they are the likeliest ones and no "
-                "samples of the policy, so the KL estimate and the policy gradient are biased. Call generate with "
-                "do_sample=True, num_beams=1, top_k=0 and top_p=1.0"
-            )
+        self._sampled, self._likeliest = False, None
         for diagnosis in self.checkup.look(stats, seen):
-            if aloud:
+            if aloud and diagnosis.name != SAMPLING_SETTINGS:
                 warn_user(str(diagnosis))
 
 

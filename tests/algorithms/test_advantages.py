@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from trl_step.algorithms.advantages.gae import advantages_and_returns, gae, gae_of_counted
+from trl_step.algorithms.advantages.gae import (
+    advantages_and_returns,
+    gae,
+    gae_of_counted,
+    gae_of_turns,
+    length_adaptive_lam,
+)
 from trl_step.core import masked_mean, masked_var
 
 VALUES = torch.tensor([[1.0, 2.0, 3.0]])
@@ -68,3 +74,72 @@ def test_whitened_rewards_keep_their_mean_and_stay_out_of_the_padding():
     result = advantages_and_returns(torch.zeros(1, 4), rewards, mask, gamma=0.0, lam=1.0, whiten_rewards=True)
     expected = torch.tensor([[-2.0, -1.0, 3.0]]) / 7**0.5 + 3.0
     torch.testing.assert_close(result.returns[:, :3], expected)
+
+
+def test_one_lambda_for_each_sample():
+    # gamma 0.5: deltas 0.5, -0.5, -2 as above; gamma lam = 0.25 and 0
+    found = gae(VALUES.repeat(2, 1), REWARDS.repeat(2, 1), gamma=0.5, lam=torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(found, torch.tensor([[0.5 + 0.25 * -1.0, -0.5 + 0.25 * -2.0, -2.0], [0.5, -0.5, -2.0]]))
+
+
+def test_lambda_of_the_returns_by_hand():
+    ones = torch.ones(1, 3).long()
+    # lam 0: advantages are the deltas with gamma 1: 0.5 + 2 - 1 = 1.5; 0 + 3 - 2 = 1; 1 - 3 = -2
+    # value_lam 1: returns are the sums of the rewards to come: 1.5, 1, 1; with lam 0 they were 2.5, 3, 1
+    result = advantages_and_returns(VALUES, REWARDS, ones, 1.0, 0.0, whiten=False, value_lam=1.0)
+    assert result.advantages.tolist() == [[1.5, 1.0, -2.0]]
+    assert result.returns.tolist() == [[1.5, 1.0, 1.0]]
+    same = advantages_and_returns(VALUES, REWARDS, ones, 1.0, 0.0, whiten=False)
+    assert same.returns.tolist() == [[2.5, 3.0, 1.0]]
+
+
+def test_without_whitening_by_hand():
+    ones = torch.ones(1, 3).long()
+    # mean (1.5 + 1 - 2) / 3 = 1/6, variance ((4/3)² + (5/6)² + (13/6)²) / 2 = 3.5833 (ddof 1)
+    raw = torch.tensor([[1.5, 1.0, -2.0]])
+    whitened = advantages_and_returns(VALUES, REWARDS, ones, 1.0, 0.0)
+    torch.testing.assert_close(whitened.advantages, (raw - 1 / 6) / (43 / 12) ** 0.5)
+    assert torch.equal(advantages_and_returns(VALUES, REWARDS, ones, 1.0, 0.0, whiten=False).advantages, raw)
+
+
+def test_lambda_by_length():
+    mask = torch.tensor([[1] * 10, [1] * 5 + [0] * 5, [1] * 4 + [0] * 6, [0, 1] + [0] * 8])
+    # alpha 0.25: 1 - 1 / 2.5 = 0.6; 1 - 1 / 1.25 = 0.2; 1 - 1 / 1 = 0; 1 - 1 / 0.25 = -3, which is 0
+    torch.testing.assert_close(length_adaptive_lam(mask, 0.25), torch.tensor([0.6, 0.2, 0.0, 0.0]))
+    # alpha 0.05 and 1000 tokens: 1 - 1 / 50
+    torch.testing.assert_close(length_adaptive_lam(torch.ones(1, 1000), 0.05), torch.tensor([0.98]))
+
+
+TURN_VALUES = torch.tensor([[9.0, 1.0, 7.0, 9.0, 2.0, 7.0]])
+TURN_REWARDS = torch.tensor([[0.25, 0.25, 7.0, 1.0, 2.0, 7.0]])
+TURN_MASK = torch.tensor([[1, 1, 0, 1, 1, 0]])  # two turns, a tool between them, padding
+
+
+def test_two_turns_by_hand():
+    # rewards 0.25 + 0.25 = 0.5 and 1 + 2 = 3; values those of the last tokens, 1 and 2
+    # gamma 0.5: deltas 0.5 + 0.5 * 2 - 1 = 0.5 and 3 - 2 = 1; gamma lam 0.25: advantages 0.5 + 0.25 * 1 = 0.75 and 1
+    # returns 0.75 + 1 = 1.75 and 1 + 2 = 3, the same for all tokens of a turn
+    found = gae_of_turns(TURN_VALUES, TURN_REWARDS, TURN_MASK, gamma=0.5, lam=0.5)
+    assert found.advantages.tolist() == [[0.75, 0.75, 0.0, 1.0, 1.0, 0.0]]
+    assert found.returns.tolist() == [[1.75, 1.75, 0.0, 3.0, 3.0, 0.0]]
+    assert torch.equal(found.values, TURN_VALUES)
+
+
+def test_turns_of_several_samples():
+    """A prompt before the first turn, one turn alone, and none beside it: every row as if it were alone."""
+    values, rewards = torch.cat((TURN_VALUES, TURN_VALUES)), torch.cat((TURN_REWARDS, TURN_REWARDS))
+    mask = torch.cat((TURN_MASK, torch.tensor([[0, 0, 1, 1, 1, 0]])))
+    found = gae_of_turns(values, rewards, mask, 0.5, torch.tensor([0.5, 0.9]))
+    # one turn: rewards 7 + 1 + 2 = 10, value 2: advantage 8, return 10
+    assert found.advantages.tolist() == [[0.75, 0.75, 0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 8.0, 8.0, 8.0, 0.0]]
+    assert found.returns.tolist() == [[1.75, 1.75, 0.0, 3.0, 3.0, 0.0], [0.0, 0.0, 10.0, 10.0, 10.0, 0.0]]
+
+
+def test_turns_with_a_lambda_of_the_returns():
+    # value_lam 1: returns are 0.5 + 0.5 * 3 = 2 and 3; values where the mask is 0 become 0
+    found = advantages_and_returns(
+        TURN_VALUES, TURN_REWARDS, TURN_MASK, 0.5, 0.5, whiten=False, value_lam=1.0, of_turns=True
+    )
+    assert found.advantages.tolist() == [[0.75, 0.75, 0.0, 1.0, 1.0, 0.0]]
+    assert found.returns.tolist() == [[2.0, 2.0, 0.0, 3.0, 3.0, 0.0]]
+    assert found.values.tolist() == [[9.0, 1.0, 0.0, 9.0, 2.0, 0.0]]

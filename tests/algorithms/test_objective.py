@@ -145,3 +145,96 @@ def test_weights_over_processes():
 def test_an_empty_minibatch_weighs_nothing():
     own, everyone = torch.tensor([[4.0, 2.0], [0.0, 0.0]]), torch.tensor([[8.0, 4.0], [3.0, 1.0]])
     assert minibatch_weights(own, everyone, 2, "mini_batch")[1] == 0.0
+
+
+# --- further terms: two samples of two and one tokens ------------------------------------------------------------
+
+TERMS_MASK = torch.tensor([[1, 1], [1, 0]])
+LOGPROBS = torch.tensor([[-1.0, -2.0], [-0.5, 7.0]])
+REF = torch.tensor([[-1.5, -2.0], [-1.0, 9.0]])
+ENTROPY = torch.tensor([[1.0, 2.0], [3.0, math.nan]])
+# reinforce at r = 1: the loss and the slope of a token are -A
+TERMS_ADVANTAGES = torch.tensor([[1.0, -2.0], [3.0, 5.0]])
+
+
+def evaluated(normalization="tokens", old=LOGPROBS, importance=None, positive=None, **terms):
+    """0-d loss, its slope [2, 2], and the statistics."""
+    objective = Objective(configured_policy_losses(PPOConfig(policy_loss="reinforce")), None, 0.0, **terms)
+    weights = token_weights(TERMS_MASK, normalization)
+    batch = Minibatch(TERMS_MASK, weights, old, TERMS_ADVANTAGES, REF, importance=importance, positive=positive)
+    losses = objective.evaluate(batch, logprobs=LOGPROBS, entropy=ENTROPY, vpreds=None)
+    assert losses.value is None
+    return float(losses.policy), objective.slope(LOGPROBS, batch), losses.statistics
+
+
+def test_the_policy_s_loss_alone():
+    # (-1 + 2 - 3) / 3
+    loss, slope, stats = evaluated()
+    assert loss == pytest.approx(-2 / 3)
+    torch.testing.assert_close(slope, torch.tensor([[-1.0, 2.0], [-3.0, 0.0]]) / 3)
+    assert not {"loss/kl", "loss/positive_nll", "loss/value", "policy/clipfrac", "val/error"} & set(stats)
+    # mean of the samples' means: ((-1 + 2) / 2 - 3) / 2
+    loss, slope, _ = evaluated("samples")
+    assert loss == pytest.approx(-1.25)
+    torch.testing.assert_close(slope, torch.tensor([[-0.25, 0.5], [-1.5, 0.0]]))
+
+
+def test_a_kl_penalty_in_the_loss():
+    # d = 0.5, 0, 0.5: k3 = exp(-0.5) - 0.5 = 0.1065307 with slope 1 - exp(-0.5) = 0.3934693; k2 0.125, 0.5
+    for kind, value, its_slope in (("k3", 0.1065307, 0.3934693), ("mse", 0.125, 0.5), ("abs", 0.5, 1.0)):
+        loss, slope, stats = evaluated(kl_kind=kind, kl_coef=0.3)
+        assert loss == pytest.approx(-2 / 3 + 0.3 * 2 * value / 3)
+        torch.testing.assert_close(slope, (torch.tensor([[-1.0, 2.0], [-3.0, 0.0]]) + 0.3 * its_slope *
+                                           torch.tensor([[1.0, 0.0], [1.0, 0.0]])) / 3)  # fmt: skip
+        assert float(stats["loss/kl"]) == pytest.approx(2 * value / 3)
+        assert float(stats["loss/policy"]) == pytest.approx(-2 / 3)
+        assert float(stats["loss/total"]) == pytest.approx(loss)
+
+
+def test_the_log_probs_of_positive_samples():
+    # factor 1.5 on the first sample: mean -(1.5 * -1 + 1.5 * -2) / 3 = 1.5
+    positive = torch.tensor([[1.5, 1.5], [0.0, 0.0]])
+    loss, slope, stats = evaluated(nll_coef=0.2, positive=positive)
+    assert float(stats["loss/positive_nll"]) == pytest.approx(1.5)
+    assert loss == pytest.approx(-2 / 3 + 0.2 * 1.5)
+    torch.testing.assert_close(slope, torch.tensor([[-1.0 - 0.3, 2.0 - 0.3], [-3.0, 0.0]]) / 3)
+
+
+def test_an_entropy_bonus_lowers_the_loss():
+    # mean entropy (1 + 2 + 3) / 3 = 2; with means of samples (1.5 + 3) / 2 = 2.25, and the slope is the policy's
+    loss, slope, stats = evaluated(entropy_coef=0.1)
+    assert loss == pytest.approx(-2 / 3 - 0.1 * 2)
+    assert torch.equal(slope, evaluated()[1])
+    assert float(stats["policy/entropy"]) == 2.0
+    assert evaluated("samples", entropy_coef=0.1)[0] == pytest.approx(-1.25 - 0.1 * 2.25)
+
+
+def test_importance_weighs_the_policy_s_loss_alone():
+    # factors 0.5, 0, 2: (-0.5 + 0 - 6) / 3; the KL (0.1065307 for the first and third token) is not weighed
+    importance = torch.tensor([[0.5, 0.0], [2.0, 0.0]])
+    loss, slope, stats = evaluated(importance=importance, kl_coef=0.3)
+    assert float(stats["loss/policy"]) == pytest.approx(-6.5 / 3)
+    assert loss == pytest.approx(-6.5 / 3 + 0.3 * 2 * 0.1065307 / 3)
+    kl = 0.3 * 0.3934693
+    torch.testing.assert_close(slope, torch.tensor([[-0.5 + kl, 0.0], [-6.0 + kl, 0.0]]) / 3)
+
+
+def test_a_sample_that_is_left_out_may_have_an_infinite_loss():
+    """The ratio of a token of another policy overflows; its factor is 0."""
+    old = torch.tensor([[-200.0, -2.0], [-0.5, 0.0]])
+    loss, _, stats = evaluated(old=old, importance=torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    assert loss == pytest.approx((2 - 3) / 3)
+    assert float(stats["loss/policy"]) == pytest.approx(-1 / 3)
+
+
+def test_all_terms_add_up_and_can_be_switched_off():
+    positive, importance = torch.tensor([[1.5, 1.5], [0.0, 0.0]]), torch.tensor([[0.5, 0.0], [2.0, 0.0]])
+    everything = {"kl_coef": 0.3, "nll_coef": 0.2, "entropy_coef": 0.1, "positive": positive, "importance": importance}
+    loss, slope, _ = evaluated(**everything)
+    assert loss == pytest.approx(-6.5 / 3 + 0.3 * 2 * 0.1065307 / 3 + 0.2 * 1.5 - 0.1 * 2)
+    half, half_slope, _ = evaluated(**everything, policy_coef=0.5)
+    assert half == pytest.approx(loss / 2)
+    torch.testing.assert_close(half_slope, slope / 2)
+    nothing, no_slope, _ = evaluated(**everything, policy_coef=0.0)
+    assert nothing == 0.0
+    assert no_slope.tolist() == [[0.0, 0.0], [0.0, 0.0]]

@@ -203,3 +203,178 @@ def test_nothing_of_vocabulary_size_is_kept_for_the_backward_pass():
     assert all(size < N * V for size in sizes)
     anchor.backward()
     assert anchor.grad_fn.gradients is None
+
+
+# --- a loss that depends on entropies ----------------------------------------------------------------------------
+
+
+def with_entropies(hidden, labels, head, slopes, entropy_slopes, temperature=1.0):
+    """Gradients of hidden, weight and bias by autograd, of sum of slopes * logprob + entropy_slopes * entropy."""
+    log_p = torch.log_softmax(plain_logits(hidden, head) / temperature, dim=-1)
+    entropy = -torch.where(log_p.isneginf(), 0.0, log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)
+    loss = (slopes * log_p[torch.arange(len(labels)), labels] + entropy_slopes * entropy).sum()
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None and leaf.requires_grad]
+    return leaves, torch.autograd.grad(loss, leaves), entropy.detach()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("slopes", ["both", "no log-probs", "some of each"])
+def test_entropy_gradients_against_autograd(kind, temperature, slopes):
+    hidden, labels, head = make(kind)
+    a, b = torch.randn(N), torch.randn(N)
+    if slopes == "no log-probs":
+        a = torch.zeros(N)
+    elif slopes == "some of each":  # rows with neither as well
+        a, b = a * (torch.arange(N) % 2), b * (torch.arange(N) % 3 == 0)
+    leaves, expected, entropy = with_entropies(hidden, labels, head, a, b, temperature)
+    rows = policy_gradient_rows(hidden, labels, head, lambda at, _: a[at], temperature, entropy_gradient=b)
+    torch.testing.assert_close(rows.entropy, entropy)
+    torch.testing.assert_close(rows.logprobs, token_logprobs(hidden, labels, head, temperature))
+    # as in `test_gradients_against_autograd`: sums over 37 rows of order 1, in another order
+    torch.testing.assert_close(torch.autograd.grad(rows.anchor * 3.0, leaves), [3.0 * g for g in expected],
+                               rtol=5e-6, atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_entropy_gradients_in_float64_to_the_last_digits(kind):
+    hidden, labels, head = make(kind, torch.float64)
+    a, b = torch.randn(N, dtype=torch.float64), torch.randn(N, dtype=torch.float64)
+    leaves, expected, _ = with_entropies(hidden, labels, head, a, b)
+    rows = policy_gradient_rows(hidden, labels, head, lambda at, _: a[at], entropy_gradient=b)
+    torch.testing.assert_close(torch.autograd.grad(rows.anchor, leaves), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_slopes_of_zero_move_nothing(kind):
+    hidden, labels, head = make(kind)
+    zeros = torch.zeros(N)
+    rows = policy_gradient_rows(hidden, labels, head, lambda at, _: zeros[at], entropy_gradient=zeros)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+    for gradient in torch.autograd.grad(rows.anchor, leaves):
+        assert gradient.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_entropy_slopes_of_zero_are_none(kind):
+    """Up to rounding: another order of products."""
+    hidden, labels, head = make(kind)
+    a = torch.randn(N)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+    without = policy_gradient_rows(hidden, labels, head, lambda at, _: a[at])
+    with_zeros = policy_gradient_rows(hidden, labels, head, lambda at, _: a[at], entropy_gradient=torch.zeros(N))
+    torch.testing.assert_close(with_zeros.logprobs, without.logprobs)
+    torch.testing.assert_close(with_zeros.entropy, without.entropy)
+    pairs = (torch.autograd.grad(rows.anchor, leaves) for rows in (with_zeros, without))
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other, rtol=5e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_one_row_with_an_entropy_slope(kind):
+    hidden, labels, head = make(kind)
+    one = hidden[:1].detach().requires_grad_()
+    a, b = torch.tensor([0.5]), torch.tensor([-0.1])
+    leaves, expected, entropy = with_entropies(one, labels[:1], head, a, b)
+    rows = policy_gradient_rows(one, labels[:1], head, lambda at, _: a[at], entropy_gradient=b)
+    torch.testing.assert_close(rows.entropy, entropy)
+    torch.testing.assert_close(torch.autograd.grad(rows.anchor, leaves), expected, rtol=5e-6, atol=1e-6)
+
+
+def test_no_rows_with_entropy_slopes():
+    hidden, labels, head = make("bias")
+    rows = policy_gradient_rows(hidden[:0], labels[:0], head, lambda at, x: x, entropy_gradient=torch.zeros(0))
+    rows.anchor.backward()
+    assert head.weight.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("excluded", [slice(5, 7), slice(0, 18)], ids=["two tokens", "whole tiles"])
+def test_entropy_gradients_where_the_bias_excludes_tokens(excluded):
+    hidden, labels, head = make("bias")
+    with torch.no_grad():
+        head.bias[excluded] = -torch.inf
+    labels, a, b = labels % 5 + 18, torch.randn(N), torch.randn(N)
+    # autograd meets 0 * inf at what is excluded, so the plain path leaves it out of the vocabulary
+    kept = torch.ones(V).bool()
+    kept[excluded] = False
+    # bit by bit the same tokens: renumbered
+    number = kept.long().cumsum(0) - 1
+    weight = head.weight.detach()[kept].requires_grad_()
+    small = OutputHead(weight, bias=head.bias.detach()[kept].requires_grad_())
+    leaves, expected, entropy = with_entropies(hidden, number[labels], small, a, b)
+    rows = policy_gradient_rows(hidden, labels, head, lambda at, _: a[at], entropy_gradient=b)
+    torch.testing.assert_close(rows.entropy, entropy)
+    of_hidden, of_weight, of_bias = torch.autograd.grad(rows.anchor, (hidden, head.weight, head.bias))
+    found = of_hidden, of_weight[kept], of_bias[kept]
+    torch.testing.assert_close(found, tuple(expected), rtol=5e-6, atol=1e-5)
+    assert of_weight[excluded].count_nonzero() == of_bias[excluded].count_nonzero() == 0
+    assert len(leaves) == 3
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_entropy_gradients_of_bfloat16_heads(kind):
+    """Products of numbers with 8 bits of mantissa: 2e-2 of the gradient's norm, as without entropies."""
+    hidden, labels, head = make(kind)
+    a, b = torch.randn(N), torch.randn(N)
+    rounded = hidden.detach().bfloat16().requires_grad_()
+    low = head._replace(
+        weight=head.weight.detach().bfloat16().requires_grad_(),
+        bias=None if head.bias is None else head.bias.detach().bfloat16().requires_grad_(),
+    )
+    # exact products of the rounded numbers
+    exact = rounded.detach().float().requires_grad_()
+    wide = low._replace(
+        weight=low.weight.detach().float().requires_grad_(),
+        bias=None if low.bias is None else low.bias.detach().float().requires_grad_(),
+    )
+    _, expected, entropy = with_entropies(exact, labels, wide, a, b)
+    rows = policy_gradient_rows(rounded, labels, low, lambda at, _: a[at], entropy_gradient=b)
+    assert rows.entropy.dtype == torch.float32
+    # logits of order 1 are rounded at 2^-9 of themselves
+    torch.testing.assert_close(rows.entropy, entropy, rtol=0, atol=2e-2)
+    leaves = [leaf for leaf in (rounded, low.weight, low.bias) if leaf is not None]
+    for found, right in zip(torch.autograd.grad(rows.anchor, leaves), expected, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert (found.float() - right).norm() < 2e-2 * right.norm()
+
+
+def test_entropy_of_a_certain_token_has_no_gradient():
+    """p = 1 to the last digit: p log p is 0, and so is its slope. Nothing becomes NaN."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(N, D), 1e4 * torch.randn(V, D)
+    labels = (hidden @ weight.T).argmax(dim=1)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    ones = torch.ones(N)
+    rows = policy_gradient_rows(hidden, labels, OutputHead(weight), lambda at, _: ones[at], entropy_gradient=ones)
+    for gradient in torch.autograd.grad(rows.anchor, (hidden, weight)):
+        assert torch.isfinite(gradient).all()
+    certain = rows.logprobs == 0
+    assert certain.sum() > N / 2
+    assert rows.entropy[certain].abs().max() < 1e-6
+
+
+def test_the_entropy_of_unlikely_labels():
+    """A label whose probability is 0 in float32 keeps a finite gradient."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(N, D), 1e3 * torch.randn(V, D)
+    labels = (hidden @ weight.T).argmin(dim=1)
+    hidden.requires_grad_()
+    ones = torch.ones(N)
+    rows = policy_gradient_rows(hidden, labels, OutputHead(weight), lambda at, _: ones[at], entropy_gradient=ones)
+    (gradient,) = torch.autograd.grad(rows.anchor, hidden)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_without_entropies_nothing_changes(kind, monkeypatch):
+    """Without entropy slopes the other pass over the vocabulary is never entered, and None is the default."""
+    monkeypatch.setattr("trl_step.head.policy_gradient._mixed", None)
+    results = []
+    for options in ({}, {"entropy_gradient": None}):
+        hidden, labels, head = make(kind)
+        rows = policy_gradient_rows(hidden, labels, head, lambda at, x: 2 * x, 0.7, **options)
+        leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+        results.append([rows.logprobs, rows.entropy, *torch.autograd.grad(rows.anchor, leaves)])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)

@@ -24,6 +24,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
 """Of each correction, if none are given: lowest and highest."""
 LARGEST_EXPONENT = 80.0
 """exp of it is a finite float32"""
+LARGEST_IN_ESS = 20.0
+"""and of this also the square of a sum over a billion tokens; one such weight outweighs them all"""
 
 
 def importance_weights(
@@ -80,7 +82,8 @@ def mismatch_statistics(
     counted = mask.bool()
     old = torch.where(counted, old_logprobs, 0.0)
     sampled = torch.where(counted, sampling_logprobs, 0.0)
-    weights = torch.where(counted, (old - sampled).clamp(max=LARGEST_EXPONENT).exp(), 0.0)
+    exponent = torch.where(counted, old - sampled, -torch.inf)
+    weights = exponent.clamp(max=LARGEST_IN_ESS).exp()
     above = ((sampled - old < -1e-3) & counted).to(old.dtype)
     sums = torch.stack(
         [x.sum() for x in (mask.to(old.dtype), sampled - old, weights, weights.square(), old, sampled, above)]
@@ -91,7 +94,7 @@ def mismatch_statistics(
     joint, own = reduce_sum(torch.stack(((old_off * sampled_off).sum(), old_off.square().sum())))
     return {
         "sampling/kl": difference / count,
-        "sampling/ratio_max": torch.as_tensor(largest_of_all(float(weights.max()))),
+        "sampling/ratio_max": torch.as_tensor(largest_of_all(float(exponent.max().clamp(max=LARGEST_EXPONENT).exp()))),
         "sampling/ess": total.square() / (count * squares).clamp(min=torch.finfo(squares.dtype).tiny),
         "sampling/slope": torch.where(own > 0, joint / own.clamp(min=torch.finfo(own.dtype).tiny), 1.0),
         "sampling/less_likely": less / count,

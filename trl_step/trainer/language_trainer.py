@@ -115,7 +115,7 @@ class LanguageTrainer(StepTrainer):
         dataloader = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
 
         # everything on the device, and what makes the updates
-        check_trained(model)
+        check_trained(model, config.needs_values)
         check_optimizer(optimizer, lr_scheduler, policy, config)
         optimizer = optimizer or make_optimizer(policy, config.learning_rate, config.value_learning_rate)
         prepared = prepare(

@@ -67,8 +67,8 @@ class PPOTrainer(LanguageTrainer):
     and only when, a method that takes logits is overridden. New is `policy_losses`, which needs none.
 
     Class attribute, for subclasses:
-        couples_tokens: whether the loss of a token in `policy_losses` depends on other tokens of its sample; None: as
-            `config.policy_loss` does.
+        couples_tokens: whether the loss of a token in an overridden `policy_losses` depends on other tokens of its
+            sample; None: as `config.policy_loss` does.
     """
 
     couples_tokens: Optional[bool] = None
@@ -259,6 +259,8 @@ class PPOTrainer(LanguageTrainer):
         self._processes.raise_together(error)
         if baselines is not None and config.advantage_estimator != "remax":
             warn_user(f"baseline_scores are ignored: advantage_estimator is '{config.advantage_estimator}'")
+        if given.precomputed.old_values is not None and not config.needs_values:
+            warn_user(f"values are ignored: advantage_estimator is '{config.advantage_estimator}'")
         in_groups = config.advantage_estimator in GROUP_ESTIMATORS and given.advantages is None
         if given.group_ids is not None and not in_groups:
             warn_user(f"group_ids are ignored: advantage_estimator is '{config.advantage_estimator}'")
@@ -428,28 +430,40 @@ class PPOTrainer(LanguageTrainer):
             normalization = config.loss_normalization, config.loss_constant_length
             factors = positive_factors(mask, raw_scores > 0, *normalization, self._processes.sum)
             rollout = rollout._replace(positive=factors)
-        if self._overrides("policy_losses") and not self._losses_checked:
-            self._losses_checked = check_policy_losses(
-                self.policy_losses, rollout.old_logprobs, mask, self._couples_tokens
-            )
         return rollout, stats
 
     def _accept(self, rollout: Rollout, moments: RunningMoments) -> None:
         """Refuse the batch, or take it as a whole: nothing has moved before, and nothing fails after.
 
         Raises:
-            ValueError: a log-prob, value, advantage or return that cannot be trained on; on every process.
+            ValueError: a log-prob, value, advantage or return that cannot be trained on, or a `policy_losses` of the
+                user's own that cannot be differentiated here; on every process.
         """
         self._processes.raise_together(rollout.non_finite())
         self._processes.raise_together(rollout.out_of_range())
+        if self._overrides("policy_losses"):
+            self._processes.raise_together(self._wrong_losses(rollout))
         self.running.load_state_dict(moments.state_dict())
         self._push_if_best(sample_totals(rollout.scores))
+
+    def _wrong_losses(self, rollout: Rollout) -> Optional[ValueError]:
+        """What is wrong with a subclass's `policy_losses`, which is tried until a batch could show all of it."""
+        if self._losses_checked:
+            return None
+        try:
+            numbers = rollout.old_logprobs, rollout.mask
+            self._losses_checked = check_policy_losses(self.policy_losses, *numbers, self._couples_tokens)
+        except ValueError as error:
+            return error
+        return None
 
     # --- stage 5: optimise ---------------------------------------------------------------------------------------
 
     @property
     def _couples_tokens(self) -> bool:
-        return self.config.policy_loss in COUPLED if self.couples_tokens is None else self.couples_tokens
+        if self.couples_tokens is None or not self._overrides("policy_losses"):
+            return self.config.policy_loss in COUPLED
+        return self.couples_tokens
 
     @property
     def _warms_up(self) -> bool:

@@ -162,3 +162,10 @@ def test_statistics_without_the_keys_say_nothing() -> None:
     for _ in range(50):
         checkup.look({"mine": 1.0})
     assert checkup.findings == []
+
+
+@pytest.mark.parametrize(("slope", "told"), [(0.7, "another temperature"), (-0.1, "shifted by a token")])
+def test_log_probs_that_do_not_follow_the_policy_are_no_matter_of_temperature(slope: float, told: str) -> None:
+    stats = {"ppo/sampling/kl": -0.3, "ppo/sampling/slope": slope, "ppo/sampling/less_likely": 0.5}
+    (found,) = Checkup().look(stats)
+    assert told in found.advice

@@ -57,6 +57,8 @@ MISMATCH = 0.05
 """Nats per token between the sampler's log-probs and the policy's; a server in bfloat16 stays below."""
 SLOPE_TOLERANCE = 0.15
 """Of the slope of the one over the other; another temperature moves it by about as much as itself."""
+UNRELATED = 0.1
+"""A slope below it is that of no temperature at which anybody samples."""
 TRUNCATED_SHARE = 0.02
 """Of the tokens that a truncating sampler may seem to find less likely, by rounding."""
 SAMPLING_SETTINGS = "sampling settings"
@@ -357,6 +359,11 @@ def _sampler(now: Signs) -> Iterator[Diagnosis]:
         advice = (
             "nearly no token is less likely there, so they are log-probs after truncation (top_k, top_p, min_p), which "
             "share out what was cut off. Sample without truncation, or have the sampler report log-probs before it"
+        )
+    elif now.mismatch_slope < UNRELATED:
+        advice = (
+            "they do not rise and fall with the policy's. Look for log-probs shifted by a token, in the order of other "
+            "samples, or of another model"
         )
     elif tilted:
         advice = (

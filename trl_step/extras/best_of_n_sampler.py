@@ -11,7 +11,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_step.core import set_seed
-from trl_step.models import SUPPORTED_ARCHITECTURES, PreTrainedModelWrapper
+from trl_step.models import PreTrainedModelWrapper
+from trl_step.models.critic import PolicyWithCritic
 from trl_step.sampling.local import generate_batched, padding_id
 
 Query = torch.Tensor | Sequence[int]
@@ -21,7 +22,7 @@ class BestOfNSampler:
     """Samples `sample_size` answers per query and returns the `n_candidates` best.
 
     Args:
-        model: a value-head wrapper or a transformers model.
+        model: a value-head wrapper, a transformers model, or the `model` of a trainer.
         tokenizer: of that model.
         queries_to_scores: called with the `sample_size` texts of one query (for decoder-only models prompt and answer),
             returns one number per text, higher is better.
@@ -49,7 +50,7 @@ class BestOfNSampler:
     ) -> None:
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ValueError(f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}")
-        if not isinstance(model, (*SUPPORTED_ARCHITECTURES, PreTrainedModelWrapper, PreTrainedModel)):
+        if not isinstance(model, (PreTrainedModelWrapper, PolicyWithCritic, PreTrainedModel)):
             raise ValueError(f"model must be a value-head wrapper or a transformers model, got {type(model).__name__}")
         if not 1 <= n_candidates <= sample_size:
             raise ValueError(f"n_candidates={n_candidates} must be between 1 and sample_size={sample_size}")

@@ -99,6 +99,13 @@ class PolicyWithCritic(nn.Module):
         super().__init__()
         self.policy = policy
         self.critic = value_model if isinstance(value_model, Critic) else Critic(value_model)
+        sides = [bool(plain_model(part.pretrained_model).config.is_encoder_decoder) for part in (policy, self.critic)]
+        if sides[0] != sides[1]:
+            own_kind, kind = ("an encoder-decoder" if both else "a decoder alone" for both in sides)
+            raise ValueError(
+                f"value_model is {kind} and model is {own_kind}, so they read their inputs in different ways: take a "
+                "value_model of the policy's kind"
+            )
         own, other = (vocabulary_size(part.pretrained_model) or 0 for part in (policy, self.critic))
         if other < own:
             raise ValueError(

@@ -20,6 +20,7 @@ from trl_step.core import PPODecorators
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
 from trl_step.models.critic import PolicyWithCritic, wrappers_of
 from trl_step.models.inner_model import plain_model
+from trl_step.models.modeling_language import PlainPolicy
 from trl_step.models.notices import warn_user
 from trl_step.models.probes import change_by_length, require_causal, require_precision
 from trl_step.models.sharding import is_sharded, whole_state_dict
@@ -38,6 +39,7 @@ from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.engine.models import Models, check_reference, prepare, reference_context
 from trl_step.trainer.processes.accelerate_state import detach
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
+from trl_step.trainer.reports.hub import write_model_card
 from trl_step.trainer.reports.watch import SamplingWatch, active_dropout, padded_by_hand, repeats_query
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity
@@ -121,7 +123,7 @@ class LanguageTrainer(StepTrainer):
         dataloader = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
 
         # everything on the device, and what makes the updates
-        check_trained(model)
+        check_trained(model, config.needs_values)
         check_optimizer(optimizer, lr_scheduler, policy, config)
         optimizer = optimizer or make_optimizer(policy, config.learning_rate, config.value_learning_rate)
         prepared = prepare(
@@ -473,6 +475,15 @@ class LanguageTrainer(StepTrainer):
         return self._sampling.checkup
 
     # --- saving --------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, path: str, model_name: Optional[str] = "TRL Model") -> None:
+        """Write README.md into `path`: what the model is and how to load it. Needs no network."""
+        policy = self.accelerator.unwrap_model(self.model)
+        if isinstance(policy, PolicyWithCritic):
+            values: Any = "critic"
+        else:
+            values = "none" if isinstance(policy, PlainPolicy) else "head"
+        write_model_card(path, model_name or "TRL Model", self.config, values)
 
     def _save_pretrained(self, save_directory: str) -> None:
         policy, state = self.accelerator.unwrap_model(self.model), None

@@ -314,7 +314,8 @@ class PPOConfig:
     value_learning_rate: Optional[float] = None
     """of the value head or the separate critic, in the optimizer that the trainer creates; None: `learning_rate`"""
     value_warmup_steps: int = 0
-    """steps at the start in which only the value head or the critic trains, on the value loss"""
+    """steps at the start in which only the value head or the critic trains, on the value loss; with `advantages=` given
+    there is none, and the policy trains"""
     value_lam: Optional[float] = None
     """lambda of the values' targets; None: that of the advantages"""
     length_adaptive_alpha: Optional[float] = None

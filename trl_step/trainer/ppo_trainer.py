@@ -42,6 +42,8 @@ from trl_step.models.shortcuts.modes import training_without_dropout
 from trl_step.trainer.batches.checks import Extras, StepInputs, check_arguments
 from trl_step.trainer.batches.given import (
     compares_groups,
+    given_on_some,
+    names_given,
     needs_values,
     warn_of_what_is_ignored,
     what_is_missing,
@@ -77,8 +79,8 @@ class PPOTrainer(LanguageTrainer):
     and only when, a method that takes logits is overridden. New is `policy_losses`, which needs none.
 
     Class attribute, for subclasses:
-        couples_tokens: whether the loss of a token in `policy_losses` depends on other tokens of its sample; None: as
-            `config.policy_loss` does.
+        couples_tokens: whether the loss of a token in an overridden `policy_losses` depends on other tokens of its
+            sample; None: as `config.policy_loss` does.
     """
 
     config: PPOConfig
@@ -227,7 +229,6 @@ class PPOTrainer(LanguageTrainer):
             with torch.no_grad(), clock("compute_advantages"):
                 rollout, found = self._with_advantages(rollout)
                 rollout, mismatch = with_factors(rollout, raw_scores, config, self._processes)
-            self._check_own_losses(rollout)
             self._accept(rollout, moments)
             # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
             with clock("optimize_step"), training_without_dropout(self.model), self._forward.buffers.kept():
@@ -235,7 +236,6 @@ class PPOTrainer(LanguageTrainer):
                 with_values, policy = rollout.old_values is not None, self.accelerator.unwrap_model(self.model)
                 self._updater.train_only(trained_now(policy, self.model_params, with_values, self._warms_up))
                 trained = run_epochs(rollout, engine.train, self._updater, self._processes, early_stop, config)
-                self._in_training = None
             # 6. statistics, reduced over processes; KL controller; scheduler
             with clock("calc_stats"):
                 stats = self._statistics(rollout, trained, found | mismatch)
@@ -255,7 +255,10 @@ class PPOTrainer(LanguageTrainer):
         """Check what was given for the algorithm, and find out what the rewards are compared with; all processes raise
         if one of them finds an error."""
         config, processes = self.config, self._processes
+        self._in_training = None
         processes.raise_together(what_is_missing(given, config, self.kl_ctl.value))
+        if processes.count > 1:
+            processes.raise_together(given_on_some(processes.together(lambda: names_given(given))))
         warn_of_what_is_ignored(given, config)
         groups = None
         if compares_groups(given, config):
@@ -396,29 +399,38 @@ class PPOTrainer(LanguageTrainer):
         values, advantages, returns = self.compute_advantages(rollout.old_values, rollout.rewards, mask)
         return rollout._replace(old_values=values, advantages=advantages, returns=returns), stats
 
-    def _check_own_losses(self, rollout: Rollout) -> None:
-        """Try an overridden `policy_losses`, once."""
-        if self._overrides("policy_losses") and not self._losses_checked:
-            self._losses_checked = check_policy_losses(
-                self.policy_losses, rollout.old_logprobs, rollout.mask, self._couples_tokens
-            )
-
     def _accept(self, rollout: Rollout, moments: RunningMoments) -> None:
         """Refuse the batch, or take it as a whole: nothing has moved before, and nothing fails after.
 
         Raises:
-            ValueError: a log-prob, value, advantage or return that cannot be trained on; on every process.
+            ValueError: a log-prob, value, advantage or return that cannot be trained on, or a `policy_losses` of the
+                user's own that cannot be differentiated here; on every process.
         """
         self._processes.raise_together(rollout.non_finite())
         self._processes.raise_together(rollout.out_of_range())
+        if self._overrides("policy_losses"):
+            self._processes.raise_together(self._wrong_losses(rollout))
         self.running.load_state_dict(moments.state_dict())
         self._push_if_best(sample_totals(rollout.scores))
+
+    def _wrong_losses(self, rollout: Rollout) -> Optional[ValueError]:
+        """What is wrong with a subclass's `policy_losses`, which is tried until a batch could show all of it."""
+        if self._losses_checked:
+            return None
+        try:
+            numbers = rollout.old_logprobs, rollout.mask
+            self._losses_checked = check_policy_losses(self.policy_losses, *numbers, self._couples_tokens)
+        except ValueError as error:
+            return error
+        return None
 
     # --- stage 5: optimise ---------------------------------------------------------------------------------------
 
     @property
     def _couples_tokens(self) -> bool:
-        return self.config.policy_loss in COUPLED if self.couples_tokens is None else self.couples_tokens
+        if self.couples_tokens is None or not self._overrides("policy_losses"):
+            return self.config.policy_loss in COUPLED
+        return self.couples_tokens
 
     @property
     def _warms_up(self) -> bool:
@@ -452,6 +464,7 @@ class PPOTrainer(LanguageTrainer):
         An override stays on the fast path: autograd runs over these small tensors, and the output embedding gets the
         slopes. Means, KL, entropy bonus and importance weights follow by themselves, and what the mask leaves out does
         not count. If the loss of a token depends on other tokens of its sample, say so with `couples_tokens = True`.
+        (What `super().policy_losses` gives for `dppo` measures the move from `old_logprobs`.)
 
         Args:
             logprobs: now, [b, T], 0 where the mask is 0
@@ -520,6 +533,8 @@ class PPOTrainer(LanguageTrainer):
             returns=returns,
         )
         objective = self._objective(with_values=values is not None)
+        if objective.kl_coef and batch.ref_logprobs is None:
+            raise ValueError("kl_in='loss' needs the reference's log-probs, which loss knows only inside of a step")
         losses = objective.evaluate(batch, logprobs=logprobs, entropy=entropy, vpreds=vpreds)
         policy, stats = losses.policy, losses.statistics
         if losses.value is not None:

@@ -227,7 +227,7 @@ def test_the_size_that_memory_allowed_and_what_the_doctor_saw_come_back(tmp_path
     again.load_state(tmp_path)
     assert again._budget.most_samples == 2
     assert [finding.diagnosis.name for finding in ours._sampling.checkup.findings] == ["no end token"]
-    assert again._sampling.checkup.state_dict() == ours._sampling.checkup.state_dict()
+    assert repr(again._sampling.checkup.state_dict()) == repr(ours._sampling.checkup.state_dict())  # NaN is not NaN
 
 
 def test_deepspeed_is_refused(tmp_path: Path) -> None:

@@ -58,8 +58,10 @@ def group_statistics(totals: torch.Tensor, groups: torch.Tensor) -> GroupStatist
 
     size = add(torch.ones_like(totals))
     mean = add(totals) / size.clamp(min=1)
-    squares = add((totals - mean[groups]).square())
-    std = (squares / (size - 1).clamp(min=1)).sqrt()
+    centred = totals - mean[groups]
+    farthest = totals.new_ones(number).scatter_reduce(0, groups, centred.abs(), "amax")  # its square may be no float
+    squares = add((centred / farthest[groups]).square())
+    std = farthest * (squares / (size - 1).clamp(min=1)).sqrt()
     highest = totals.new_full((number,), -torch.inf).scatter_reduce(0, groups, totals, "amax")
     lowest = totals.new_full((number,), torch.inf).scatter_reduce(0, groups, totals, "amin")
     largest = torch.maximum(highest.abs(), lowest.abs()).clamp(min=1)

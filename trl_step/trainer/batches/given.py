@@ -36,6 +36,28 @@ def what_is_missing(given: StepInputs, config: PPOConfig, kl_coef: float) -> Val
     return None
 
 
+def names_given(given: StepInputs) -> list[str]:
+    """The optional lists that were given."""
+    lists = {**given.precomputed._asdict(), **given._asdict()}
+    del lists["precomputed"]
+    return sorted(name for name, items in lists.items() if items is not None)
+
+
+def given_on_some(names: list[list[str]]) -> ValueError | None:
+    """An error if processes were given different lists: each of them has its part in what is exchanged.
+
+    Args:
+        names: of each process, see `names_given`
+    """
+    if all(each == names[0] for each in names):
+        return None
+    some = set().union(*names) - set(names[0]).intersection(*names)
+    return ValueError(
+        f"{', '.join(sorted(some))} must be given to step on all processes or on none: by process, the lists are "
+        f"{names}"
+    )
+
+
 def compares_groups(given: StepInputs, config: PPOConfig) -> bool:
     """Whether the advantages of this step come from groups."""
     return config.advantage_estimator in GROUP_ESTIMATORS and given.advantages is None

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,15 +25,10 @@ tags:
 
 # {name}
 
-A language model tuned with PPO by [trl_step](https://pypi.org/project/trl-step/), with its value head.
+{what}
 
 ```python
-from transformers import {plain}, AutoTokenizer
-from trl_step import {wrapper}
-
-tokenizer = AutoTokenizer.from_pretrained("{place}")
-model = {wrapper}.from_pretrained("{place}")  # with the value head, to train on
-model = {plain}.from_pretrained("{place}")  # without it, to generate
+{code}
 ```
 
 ## Settings
@@ -44,20 +39,44 @@ model = {plain}.from_pretrained("{place}")  # without it, to generate
 """
 
 _SHOWN = """
-    model_name learning_rate batch_size mini_batch_size gradient_accumulation_steps ppo_epochs init_kl_coef
-    adap_kl_ctrl target kl_penalty gamma lam cliprange cliprange_value vf_coef temperature seed exact_v07
+    model_name advantage_estimator policy_loss learning_rate batch_size mini_batch_size gradient_accumulation_steps
+    ppo_epochs init_kl_coef adap_kl_ctrl target kl_penalty kl_in gamma lam cliprange cliprange_value vf_coef temperature
+    seed exact_v07
 """
 
 
-def write_model_card(path: str, model_name: str, config: PPOConfig) -> None:
-    """Write `path`/README.md; the folder is made if need be."""
+_BY = "by [trl_step](https://pypi.org/project/trl-step/)"
+_WHAT = {
+    "head": f"A language model tuned with PPO {_BY}, with its value head.",
+    "critic": f"A language model tuned with PPO {_BY}; the critic, a model of its own, is in the folder `value_model`.",
+    "none": f"A language model tuned by reinforcement learning {_BY}.",
+}
+_PLAIN_CODE = """from transformers import {plain}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+model = {plain}.from_pretrained("{place}")"""
+_HEAD_CODE = """from transformers import {plain}, AutoTokenizer
+from trl_step import {plain}WithValueHead
+
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+model = {plain}WithValueHead.from_pretrained("{place}")  # with the value head, to train on
+model = {plain}.from_pretrained("{place}")  # without it, to generate"""
+
+
+def write_model_card(
+    path: str, model_name: str, config: PPOConfig, values: Literal["head", "critic", "none"] = "head"
+) -> None:
+    """Write `path`/README.md; the folder is made if need be.
+
+    Args:
+        values: where those of the saved policy come from
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     plain = f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}"
     settings = "\n".join(f"| {name} | {_public(getattr(config, name))} |" for name in _SHOWN.split())
-    card = _CARD.format(
-        name=model_name, plain=plain, wrapper=f"{plain}WithValueHead", place=folder.name, settings=settings
-    )
+    code = (_HEAD_CODE if values == "head" else _PLAIN_CODE).format(plain=plain, place=folder.name)
+    card = _CARD.format(name=model_name, what=_WHAT[values], code=code, settings=settings)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -94,8 +94,15 @@ def check_optimizer(optimizer: Any, scheduler: Any, model: Any, config: PPOConfi
         )
 
 
-def check_trained(model: Any) -> None:
-    """Warn if nothing of the model inside the wrapper `model` trains."""
+def check_trained(model: Any, needs_values: bool = True) -> None:
+    """Warn if nothing of the model inside the wrapper `model` trains.
+
+    Args:
+        needs_values: whether its value head trains.
+
+    Raises:
+        ValueError: it does not, so nothing is left to train.
+    """
     inside = model.pretrained_model
     if any(parameter.requires_grad for parameter in inside.parameters()):
         return
@@ -106,6 +113,8 @@ def check_trained(model: Any) -> None:
             "AutoModelForCausalLMWithValueHead.from_pretrained(folder of the adapter), or to "
             "peft.PeftModel.from_pretrained"
         )
+    if not needs_values:
+        raise ValueError(f"nothing of the policy trains, and the advantage_estimator needs no values: {what}")
     warn_user(f"nothing of the policy but its value head trains, so its answers stay as they are: {what}.")
 
 

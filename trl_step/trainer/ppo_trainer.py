@@ -128,6 +128,7 @@ class PPOTrainer(LanguageTrainer):
         self._groups: Optional[Groups] = None
         self._baseline_scores: Optional[torch.Tensor] = None
         self._in_training: Optional[Minibatch] = None
+        self._in_losses: Optional[Minibatch] = None
         self._losses_checked = False
         if not config.needs_values and model.value_parameters():
             warn_user(
@@ -473,7 +474,11 @@ class PPOTrainer(LanguageTrainer):
         config = self.config
 
         def own_losses(logprobs: torch.Tensor, batch: Minibatch) -> TokenLosses:
-            return TokenLosses(self.policy_losses(logprobs, batch.old_logprobs, batch.advantages, batch.mask))
+            self._in_losses = batch
+            try:
+                return TokenLosses(self.policy_losses(logprobs, batch.old_logprobs, batch.advantages, batch.mask))
+            finally:
+                self._in_losses = None
 
         return Objective(
             own_losses if self._overrides("policy_losses") else configured_policy_losses(config),
@@ -502,7 +507,9 @@ class PPOTrainer(LanguageTrainer):
             advantages: [b, T]
             mask: [b, T], 1 where a token counts
         """
-        batch = Minibatch(mask, mask, old_logprobs, advantages)
+        known = self._in_losses  # dppo takes the sampler's log-probs, which this method is not given
+        sampled = None if known is None or known.mask.shape != mask.shape else known.sampling_logprobs
+        batch = Minibatch(mask, mask, old_logprobs, advantages, sampling_logprobs=sampled)
         return configured_policy_losses(self.config)(logprobs, batch).losses
 
     @PPODecorators.empty_device_cache()

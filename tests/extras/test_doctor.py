@@ -239,6 +239,42 @@ def test_clipping() -> None:
             healthy_step(ours, seed)
 
 
+def test_log_probs_of_the_sampler_at_another_temperature_or_after_truncation() -> None:
+    """A sampler that reports something else than the log-probs of the policy that it sampled from."""
+
+    def logits_of(ours: PPOTrainer, query: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+        ours.model.eval()
+        with torch.no_grad():
+            return ours.model(torch.cat((query, response))[None])[0][0, len(query) - 1 : -1]
+
+    def nucleus(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        log_p = (logits / temperature).log_softmax(-1)
+        ordered, place = log_p.sort(descending=True)
+        kept = ordered.exp().cumsum(-1) - ordered.exp() < 0.9
+        cut = torch.full_like(log_p, -torch.inf).scatter(1, place, torch.where(kept, ordered, -torch.inf))
+        return cut.log_softmax(-1)
+
+    def found(report: Any, temperature: float = 0.6, **sampling: Any) -> list[str]:
+        ours = trainer(sharpened(6.0), batch_size=16, learning_rate=0.0, temperature=temperature)
+        torch.manual_seed(0)
+        responses = ours.generate(QUERIES, return_prompt=False, temperature=temperature, **PURE | sampling)
+        given = [
+            report(logits_of(ours, query, response), temperature)[torch.arange(len(response)), response]
+            for query, response in zip(QUERIES, responses, strict=True)
+        ]
+        ours.step(QUERIES, responses, SCORES, sampling_logprobs=given)
+        return [f.diagnosis.advice for f in doctor.diagnose(ours) if f.diagnosis.name == "sampler mismatch"]
+
+    def rounded(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        return (logits.bfloat16().float() / temperature).log_softmax(-1)
+
+    assert found(rounded) == []
+    (advice,) = found(lambda logits, _: logits.log_softmax(-1))
+    assert advice.startswith("they are log-probs at another temperature")
+    (advice,) = found(nucleus, temperature=1.0, top_p=0.9)
+    assert advice.startswith("nearly no token is less likely there, so they are log-probs after truncation")
+
+
 def test_a_prompt_in_front_of_the_responses_is_told() -> None:
     ours = trainer("gpt2", batch_size=16)
     responses = ours.generate(QUERIES, **PURE)

@@ -59,6 +59,8 @@ SLOPE_TOLERANCE = 0.15
 """Of the slope of the one over the other; another temperature moves it by about as much as itself."""
 UNRELATED = 0.1
 """A slope below it is that of no temperature at which anybody samples."""
+TRUNCATED = 0.005
+"""Nats per token: with top_p=0.95 a sampler's log-probs are up to 0.05 above the policy's, and never below."""
 TRUNCATED_SHARE = 0.02
 """Of the tokens that a truncating sampler may seem to find less likely, by rounding."""
 SAMPLING_SETTINGS = "sampling settings"
@@ -349,13 +351,14 @@ def _far(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
 
 def _sampler(now: Signs) -> Iterator[Diagnosis]:
     tilted = abs(now.mismatch_slope - 1) > SLOPE_TOLERANCE
-    if not (abs(now.mismatch) > MISMATCH or tilted):
+    truncated = now.mismatch > TRUNCATED and now.mismatch_below < TRUNCATED_SHARE
+    if not (abs(now.mismatch) > MISMATCH or tilted or truncated):
         return
     finding = (
         f"sampling_logprobs are {now.mismatch:+.3f} nats per token from the policy's (slope {now.mismatch_slope:.2f}, "
         f"{now.mismatch_below:.0%} of the tokens less likely)"
     )
-    if now.mismatch > 0 and now.mismatch_below < TRUNCATED_SHARE:
+    if truncated:
         advice = (
             "nearly no token is less likely there, so they are log-probs after truncation (top_k, top_p, min_p), which "
             "share out what was cut off. Sample without truncation, or have the sampler report log-probs before it"

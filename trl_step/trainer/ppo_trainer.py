@@ -143,6 +143,7 @@ class PPOTrainer(LanguageTrainer):
         )
         self._comparison = Comparison()
         self._in_training: Optional[Minibatch] = None
+        self._in_losses: Optional[Minibatch] = None
         self._losses_checked = False
         if not config.needs_values and model.value_parameters():
             warn_user(
@@ -442,7 +443,11 @@ class PPOTrainer(LanguageTrainer):
         config = self.config
 
         def own_losses(logprobs: torch.Tensor, batch: Minibatch) -> TokenLosses:
-            return TokenLosses(self.policy_losses(logprobs, batch.old_logprobs, batch.advantages, batch.mask))
+            self._in_losses = batch
+            try:
+                return TokenLosses(self.policy_losses(logprobs, batch.old_logprobs, batch.advantages, batch.mask))
+            finally:
+                self._in_losses = None
 
         return Objective(
             own_losses if self._overrides("policy_losses") else configured_policy_losses(config),
@@ -464,7 +469,6 @@ class PPOTrainer(LanguageTrainer):
         An override stays on the fast path: autograd runs over these small tensors, and the output embedding gets the
         slopes. Means, KL, entropy bonus and importance weights follow by themselves, and what the mask leaves out does
         not count. If the loss of a token depends on other tokens of its sample, say so with `couples_tokens = True`.
-        (What `super().policy_losses` gives for `dppo` measures the move from `old_logprobs`.)
 
         Args:
             logprobs: now, [b, T], 0 where the mask is 0
@@ -472,7 +476,9 @@ class PPOTrainer(LanguageTrainer):
             advantages: [b, T]
             mask: [b, T], 1 where a token counts
         """
-        batch = Minibatch(mask, mask, old_logprobs, advantages)
+        known = self._in_losses  # dppo takes the sampler's log-probs, which this method is not given
+        sampled = None if known is None or known.mask.shape != mask.shape else known.sampling_logprobs
+        batch = Minibatch(mask, mask, old_logprobs, advantages, sampling_logprobs=sampled)
         return configured_policy_losses(self.config)(logprobs, batch).losses
 
     @PPODecorators.empty_device_cache()

@@ -378,7 +378,7 @@ class PPOTrainer(LanguageTrainer):
             reduce_sum,
         )
         if config.whitens:
-            advantages = masked_whiten(advantages, mask, reduce_sum=reduce_sum)
+            advantages = masked_whiten(advantages, mask, reduce_sum=reduce_sum) * mask
         return values * mask, advantages, returns_to_go(rewards, mask, config.gamma)
 
     def _with_advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, Any]]:
@@ -387,7 +387,7 @@ class PPOTrainer(LanguageTrainer):
         if rollout.advantages is not None:  # given
             given = rollout.advantages * mask
             if self.config.whiten_advantages:
-                given = masked_whiten(given, mask, reduce_sum=self._processes.sum)
+                given = masked_whiten(given, mask, reduce_sum=self._processes.sum) * mask
             return rollout._replace(advantages=given), {}
         stats: dict[str, Any] = {}
         groups = self._comparison.groups

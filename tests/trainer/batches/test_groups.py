@@ -12,7 +12,7 @@ import torch
 from tests.tiny import gpt2, tokenizer, weights
 from tests.trainer.plain_step import samples
 from trl_step import PPOConfig, PPOTrainer
-from trl_step.trainer.batches.groups import group_samples
+from trl_step.trainer.batches.groups import group_samples, nothing_to_compare
 
 QUERIES = [torch.tensor(q) for q in ([4, 5], [6], [4, 5], [6], [4, 5])]
 
@@ -31,9 +31,13 @@ def test_a_query_that_begins_like_another_is_another() -> None:
 
 
 def test_no_query_repeats() -> None:
-    with pytest.raises(ValueError, match=r"no query repeats among the 2 samples, .* give step several responses"):
-        groups_of(None, QUERIES[:2])
-    assert groups_of(["a", "b"], QUERIES[:2]) == [0, 1]
+    error = nothing_to_compare(group_samples(QUERIES[:2], None, lambda work: [work()], 0))
+    assert "no query repeats among the 2 samples" in str(error)
+    assert nothing_to_compare(group_samples(QUERIES, None, lambda work: [work()], 0)) is None
+    ours = trainer(advantage_estimator="grpo")
+    with pytest.raises(ValueError, match=r"no query repeats among the 2 samples, .* give\s+step several responses"):
+        ours.step(QUERIES[:2], QUERIES[:2], [0.0, 1.0])
+    ours.step(QUERIES[:2], QUERIES[:2], [0.0, 1.0], group_ids=["a", "b"])
 
 
 def test_groups_span_processes() -> None:
@@ -55,6 +59,7 @@ def trainer(**settings: Any) -> PPOTrainer:
 
 def step(ours: PPOTrainer, **lists: Any) -> dict[str, Any]:
     batch = samples()
+    np.random.seed(0)  # the order of the mini-batch, in which advantages are logged
     return ours.step(batch.queries, batch.responses, batch.scores, batch.masks, **lists)
 
 

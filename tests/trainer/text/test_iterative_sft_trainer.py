@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import DataCollatorForLanguageModeling
 
 from tests import tiny
@@ -89,6 +90,13 @@ def test_accumulated_batches_are_one_update(tmp_path: Path) -> None:
     for one in (whole, parts):
         one.step(texts=rows)
     torch.testing.assert_close(tiny.weights(parts.model), tiny.weights(whole.model))
+
+
+def test_a_loop_over_other_data_that_was_left_changes_nothing(tmp_path: Path) -> None:
+    """accelerate takes the last batch of any loader in the process for the end of an accumulation."""
+    loader = iter(Accelerator(cpu=True).prepare(torch.utils.data.DataLoader([1, 2, 3, 4], batch_size=2)))
+    next(loader), next(loader)
+    test_accumulated_batches_are_one_update(tmp_path)
 
 
 def test_an_adapter_moves_alone(tmp_path: Path) -> None:

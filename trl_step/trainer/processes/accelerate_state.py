@@ -169,6 +169,7 @@ def own_accumulation(accelerator: Accelerator, steps: int) -> None:
     """Let this accelerator, and no other one of the process, accumulate over `steps` batches."""
     state = accelerator.gradient_state
     state.__dict__ = {**state.__dict__, "plugin_kwargs": {**state.plugin_kwargs, "num_steps": steps}}
+    state.dataloader_references = [None]  # the end of a loop elsewhere in the process is no end of an accumulation
 
 
 def detach(accelerator: Accelerator, *prepared: Any) -> None:

@@ -22,6 +22,14 @@ SIZES = {
     "accumulated": {"mini_batch_size": 2, "gradient_accumulation_steps": 2},
     "in parts": {"mini_batch_size": 4, "forward_tokens": 16},
     "clipped": {"mini_batch_size": 4, "max_grad_norm": 0.1},
+    "coupled": {
+        "mini_batch_size": 4,
+        "forward_tokens": 16,
+        "policy_loss": "gspo",
+        "cliprange": 0.01,
+        "entropy_coef": 0.05,
+    },
+    "warming up": {"mini_batch_size": 2, "gradient_accumulation_steps": 2, "value_warmup_steps": 1},
 }
 
 

@@ -1,8 +1,9 @@
 import pytest
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from tests import tiny
-from trl_step import create_reference_model
-from trl_step.trainer.reports.cost import StepCost, step_flops
+from trl_step import PPOTrainer, create_reference_model
+from trl_step.trainer.reports.cost import StepCost, critic_flops, step_flops
 
 D, L, V = 32, 2, tiny.VOCABULARY
 LENGTHS, RESPONSES = [10, 6], 7
@@ -23,6 +24,19 @@ def test_a_shared_bottom_runs_once():
     create_reference_model(model, num_shared_layers=1)
     got = step_flops(model.pretrained_model, LENGTHS, RESPONSES, epochs=4, reference_shares=True, depth=1)
     assert got == pytest.approx(0.5 * TRUNK + (2 + 3 * 4) * 0.5 * TRUNK + (2 + 2 * 4) * HEAD)
+
+
+def test_a_separate_critic_is_counted():
+    model = GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=V, n_embd=D, n_layer=L, n_head=2, n_positions=64, num_labels=1, **tiny.IDS)
+    )
+    assert critic_flops(model, LENGTHS, epochs=4) == (1 + 3 * 4) * TRUNK
+    ours = PPOTrainer(tiny.config(), tiny.gpt2(), None, tiny.tokenizer(), value_model=model)
+    alone = tiny.trainer("gpt2")
+    for trainer in (ours, alone):
+        trainer.step(*tiny.batch())
+    lengths = [len(query) + len(response) for query, response in zip(*tiny.batch()[:2], strict=True)]
+    assert ours.step_cost().flops == alone.step_cost().flops + critic_flops(model, lengths, epochs=4)
 
 
 def test_ratio_by_hand():

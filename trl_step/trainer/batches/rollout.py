@@ -200,8 +200,9 @@ class Rollout(NamedTuple):
             bad = squares == squares.max()
         if not bool(bad.any()):
             return None
+        what = "rewards or returns" if self.returns is not None else "advantages"
         return ValueError(
-            f"sample {int(bad.nonzero()[0])}: its rewards or returns are too large for the losses in float32; scale "
+            f"sample {int(bad.nonzero()[0])}: its {what} are too large for the losses in float32; scale "
             "the scores (use_score_scaling, score_clip), or look for a log-prob that is far from the reference's"
         )
 

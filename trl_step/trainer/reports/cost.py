@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from trl_step.models.critic import PolicyWithCritic
 from trl_step.models.inner_model import decoder_backbone, output_embedding, plain_model
 from trl_step.trainer.batches.rollout import Rollout
 
@@ -76,13 +77,15 @@ class StepFacts(NamedTuple):
 
 
 def cost_of(facts: StepFacts, policy: Any, mini_batch_size: int) -> StepCost:
-    """The cost of a step of `policy`, a value-head model."""
+    """The cost of a step of `policy`, a wrapped language model, with that of a separate critic."""
     model = policy.pretrained_model
     weight: Any = output_embedding(model).weight
     rows = max(mini_batch_size * sum(facts.lengths) // len(facts.lengths), 1)
     flops = step_flops(
         model, facts.lengths, facts.response_tokens, facts.epochs, facts.reference_shares, facts.frozen_layers
     )
+    if isinstance(policy, PolicyWithCritic):
+        flops += critic_flops(policy.critic.pretrained_model, facts.lengths, facts.epochs)
     rate = matrix_rate(weight.device, weight.dtype, rows, weight.shape[1])
     return StepCost(flops, facts.seconds, sum(facts.lengths), rate)
 
@@ -126,12 +129,32 @@ def step_flops(
     return rollout + epochs * (epoch + (3 if products.head_trained else 2) * head)
 
 
+def critic_flops(model: Any, lengths: Sequence[int], epochs: int) -> float:
+    """Operations of a separate critic in one step: it runs once before the updates, and has no output embedding.
+
+    Args:
+        model: a transformers model or a PeftModel around one
+        lengths, epochs: as in `step_flops`
+    """
+    base = plain_model(model)
+    products = _products(base.base_model, 0, set())
+    config = base.config.get_text_config(decoder=True)
+    attention = 2 * config.num_hidden_layers * config.hidden_size * sum(n * n for n in lengths)
+    forward = 2 * products.above * sum(lengths)
+    return forward + attention + epochs * (2 * forward + 2 * products.trained * sum(lengths) + 3 * attention)
+
+
 def _count(model: Any, depth: int) -> _Products:
     head: Any = output_embedding(model).weight
     backbone = decoder_backbone(model)
     if plain_model(model).config.is_encoder_decoder or backbone is None:
         backbone = plain_model(model)
-    embeddings = {id(m.weight) for m in backbone.modules() if isinstance(m, torch.nn.Embedding)} | {id(head)}
+    return _products(backbone, depth, {id(head)})._replace(head=head.numel(), head_trained=head.requires_grad)
+
+
+def _products(backbone: torch.nn.Module, depth: int, heads: set[int]) -> _Products:
+    """The matrices of a model without its output embedding, whose weight is among the `id`s in `heads`."""
+    embeddings = {id(m.weight) for m in backbone.modules() if isinstance(m, torch.nn.Embedding)} | heads
     frozen = above = trained = 0
     for name, parameter in backbone.named_parameters():
         if parameter.dim() < 2 or id(parameter) in embeddings:
@@ -142,7 +165,7 @@ def _count(model: Any, depth: int) -> _Products:
         else:
             above += parameter.numel()
             trained += parameter.numel() if parameter.requires_grad else 0
-    return _Products(frozen, above, trained, head.numel(), head.requires_grad)
+    return _Products(frozen, above, trained, 0, False)
 
 
 @cache

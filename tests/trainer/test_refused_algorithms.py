@@ -52,7 +52,7 @@ def test_the_deviation_of_large_scores_does_not_overflow(scale: float) -> None:
 def test_scores_whose_advantages_are_not_finite_are_refused(group_scale: str) -> None:
     ours, batch = build(group_scale=group_scale), samples()
     before = weights(ours.model)
-    with pytest.raises(ValueError, match=r"sample \d: its rewards or returns are too large"):
+    with pytest.raises(ValueError, match=r"sample \d: its advantages are too large"):
         ours.step(batch.queries, batch.responses, [3e38, 0.0, -3e38, 0.0, 0.0, 3e38, 0.0, 0.0])
     assert all(torch.equal(before[name], value) for name, value in weights(ours.model).items())
 

@@ -246,3 +246,81 @@ def test_as_one_flat_dictionary() -> None:
     assert set(DEFAULTS_OF_V0_7_11) - {"tracker_kwargs"} <= set(flat) | {
         "accelerator_kwargs", "project_kwargs", "push_to_hub_if_best_kwargs",
     }  # fmt: skip
+
+
+# --- other algorithms ------------------------------------------------------------------------------------------------
+
+NOT_OF_V07: dict[str, Any] = {
+    "advantage_estimator": "grpo", "group_scale": "none", "whiten_advantages": False, "policy_loss": "cispo",
+    "cliprange_high": 0.3, "dual_clip": 3.0, "cispo_bound": 4.0, "sapo_temperatures": (1.0, 2.0), "dppo_delta": 0.1,
+    "loss_normalization": "tokens", "loss_constant_length": 8, "kl_in": "loss", "kl_penalty": "k3",
+    "entropy_coef": 0.01, "importance_correction": "tis", "importance_bounds": (0.0, 2.0), "value_learning_rate": 1e-5,
+    "value_warmup_steps": 1, "value_lam": 1.0, "length_adaptive_alpha": 0.05, "gae_level": "turn",
+    "positive_nll_coef": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_OF_V07)
+def test_what_release_07_does_not_have_is_refused_with_its_numbers(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}=.* with exact_v07=True"):
+        PPOConfig(exact_v07=True, **{name: NOT_OF_V07[name]})
+
+
+def test_the_defaults_of_the_algorithm_are_those_of_release_07() -> None:
+    config = PPOConfig()
+    assert (config.advantage_estimator, config.policy_loss, config.kl_in) == ("gae", "clip", "reward")
+    assert config.needs_values
+    assert config.whitens
+    assert not PPOConfig(advantage_estimator="grpo").whitens
+    assert PPOConfig(advantage_estimator="reinforce_plus_plus").whitens
+    assert PPOConfig(advantage_estimator="rloo", whiten_advantages=True).whitens
+    assert not PPOConfig(whiten_advantages=False).whitens
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"group_scale": "none"}, "group_scale='none' acts only with advantage_estimator='grpo'"),
+        ({"cispo_bound": 3.0}, "cispo_bound=3.0 acts only with policy_loss='cispo', but policy_loss is 'clip'"),
+        ({"dual_clip": 3.0, "policy_loss": "sapo"}, "dual_clip=3.0 acts only with policy_loss='clip' or 'gspo'"),
+        ({"importance_bounds": (0, 2)}, "importance_bounds=.* acts only with importance_correction='tis' or"),
+        ({"value_lam": 1.0, "advantage_estimator": "rloo"}, "value_lam=1.0 acts only with advantage_estimator='gae'"),
+        ({"loss_constant_length": 9}, "loss_constant_length=9 acts only with loss_normalization='constant'"),
+        ({"loss_normalization": "constant"}, 'loss_normalization="constant" needs loss_constant_length'),
+        ({"kl_in": "loss", "kl_penalty": "full"}, 'kl_penalty="full" with kl_in="loss"'),
+        ({"advantage_estimator": "reinforce"}, "advantage_estimator='reinforce' must be one of 'gae', 'grpo'"),
+        ({"policy_loss": "ppo"}, "policy_loss='ppo' must be one of 'clip', 'gspo'"),
+        ({"whiten_advantages": "no"}, "whiten_advantages='no' must be one of None, True, False"),
+        ({"dual_clip": 1.0}, "dual_clip=1.0 must be a finite number > 1"),
+        ({"importance_correction": "tis", "importance_bounds": (2, 1)}, "must be .low, high. with 0 <= low <= high"),
+        ({"importance_correction": "tis", "importance_bounds": 2.0}, "importance_bounds=2.0 must be two numbers"),
+        ({"policy_loss": "sapo", "sapo_temperatures": (0.0, 1.0)}, "must be two finite numbers above 0"),
+        ({"value_warmup_steps": 1.5}, "value_warmup_steps=1.5 must be a whole number"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_act_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        PPOConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"kl_in": "loss"}, "the gradient of logprob - ref_logprob is 0 on average"),
+        ({"policy_loss": "gspo"}, "cliprange=3e-4, cliprange_high=4e-4"),
+    ],
+)
+def test_settings_that_hardly_act_are_said(settings: dict[str, Any], told: str) -> None:
+    with pytest.warns(UserWarning, match=told):
+        PPOConfig(**settings)
+
+
+def test_pairs_come_from_command_lines_too() -> None:
+    words = ["--importance_correction", "tis", "--policy_loss", "sapo"]
+    found = tyro.cli(PPOConfig, args=[*words, "--importance_bounds", "0", "3", "--sapo_temperatures", "1", "2"])
+    assert (found.importance_bounds, found.sapo_temperatures) == ((0.0, 3.0), (1.0, 2.0))
+    parsed = HfArgumentParser(PPOConfig).parse_args_into_dataclasses(
+        [*words, "--importance_bounds", "0,3", "--sapo_temperatures", "1,2"]
+    )
+    assert (parsed[0].importance_bounds, parsed[0].sapo_temperatures) == ((0.0, 3.0), (1.0, 2.0))

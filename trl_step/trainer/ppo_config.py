@@ -420,8 +420,8 @@ class PPOConfig:
         for name, any_order in _PAIRS.items():
             self._check_pair(name, any_order)
         changed = {f.name for f in fields(self) if f.name in _AFTER_V07 and getattr(self, f.name) != f.default}
-        if self.exact_v07 and changed:
-            name = sorted(changed)[0]
+        if self.exact_v07 and (changed or self.kl_penalty == "k3"):
+            name = min(changed, default="kl_penalty")
             raise ValueError(
                 f"{name}={getattr(self, name)!r} with exact_v07=True: release 0.7 has no such setting; leave one of "
                 "them out"

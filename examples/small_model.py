@@ -83,7 +83,9 @@ def train_small_model(
     for update in progress:
         rows = [torch.tensor(tokenizer(draw()).input_ids) for _ in range(settings.batch)]
         input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
-        loss = model(input_ids=input_ids, labels=input_ids.masked_fill(input_ids == tokenizer.pad_token_id, -100)).loss
+        labels = input_ids.masked_fill(input_ids == tokenizer.pad_token_id, -100)
+        # padding follows the text, where no token sees it; said so, or transformers warns of it
+        loss = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -190,7 +190,8 @@ def train_language_model(
     def batch_of(chosen: list[int]) -> Batch:
         input_ids = pad_sequence([rows[i] for i in chosen], batch_first=True, padding_value=tokenizer.pad_token_id)
         labels = pad_sequence([rows[i] for i in chosen], batch_first=True, padding_value=IGNORED)
-        return {"input_ids": input_ids, "labels": labels}
+        # padding follows the text, where no token sees it; said so, or transformers warns of it
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
 
     train(model, batch_of, len(rows), settings.model_updates, learning_rate=6e-3, title="language model")
     return model

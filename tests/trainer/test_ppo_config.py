@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -309,6 +310,10 @@ def test_settings_that_cannot_act_are_refused(settings: dict[str, Any], told: st
     [
         ({"kl_in": "loss"}, "the gradient of logprob - ref_logprob is 0 on average"),
         ({"policy_loss": "gspo"}, "cliprange=3e-4, cliprange_high=4e-4"),
+        ({"policy_loss": "cispo", "cliprange": 0.1}, "cliprange=0.1 has no effect with policy_loss='cispo'"),
+        ({"advantage_estimator": "grpo", "gamma": 0.9}, "gamma=0.9 has no effect with advantage_estimator='grpo'"),
+        ({"advantage_estimator": "remax", "lam": 0.9}, "lam=0.9 has no effect with advantage_estimator='remax'"),
+        ({"advantage_estimator": "rloo", "vf_coef": 0.5}, "vf_coef=0.5 has no effect .*; it acts with 'gae'"),
     ],
 )
 def test_settings_that_hardly_act_are_said(settings: dict[str, Any], told: str) -> None:
@@ -324,3 +329,11 @@ def test_pairs_come_from_command_lines_too() -> None:
         [*words, "--importance_bounds", "0,3", "--sapo_temperatures", "1,2"]
     )
     assert (parsed[0].importance_bounds, parsed[0].sapo_temperatures) == ((0.0, 3.0), (1.0, 2.0))
+
+
+def test_what_acts_is_not_said() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PPOConfig(advantage_estimator="grpo", cliprange=0.1, kl_in="loss", kl_penalty="k3")
+        PPOConfig(policy_loss="gspo", cliprange=3e-4, gamma=0.9, lam=0.9, vf_coef=0.5)
+        PPOConfig(advantage_estimator="remax", policy_loss="reinforce", gamma=0.9)

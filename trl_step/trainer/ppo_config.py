@@ -88,6 +88,14 @@ _ACTS_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "length_adaptive_alpha": ("advantage_estimator", ("gae",)),
     "gae_level": ("advantage_estimator", ("gae",)),
 }
+# the same for settings that release 0.7 has, which a script may leave as they are while it tries estimators
+_ACTS_WITH_OF_V07: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "cliprange": ("policy_loss", ("clip", *COUPLED)),
+    "gamma": ("advantage_estimator", ("gae", "reinforce_plus_plus", "remax")),
+    "lam": ("advantage_estimator", ("gae",)),
+    "vf_coef": ("advantage_estimator", ("gae",)),
+    "cliprange_value": ("advantage_estimator", ("gae",)),
+}
 _AFTER_V07 = (
     *_ACTS_WITH, "advantage_estimator", "policy_loss", "whiten_advantages", "kl_in", "entropy_coef",
     "importance_correction", "positive_nll_coef", "loss_normalization",
@@ -440,6 +448,15 @@ class PPOConfig:
                 'kl_penalty="full" with kl_in="loss" would need the whole distributions of both models in every '
                 'mini-batch; take "k3" or "mse", whose gradients have the same mean for samples of the policy'
             )
+        defaults = {f.name: f.default for f in fields(self)}
+        for name, (other, values) in _ACTS_WITH_OF_V07.items():
+            if getattr(self, name) != defaults[name] and getattr(self, other) not in values:
+                warnings.warn(
+                    f"{name}={getattr(self, name)!r} has no effect with {other}={getattr(self, other)!r}; it acts with "
+                    f"{' or '.join(map(repr, values))}",
+                    UserWarning,
+                    stacklevel=5,
+                )
         if self.kl_in == "loss" and self.kl_penalty == "kl" and self.init_kl_coef:
             warnings.warn(
                 'kl_in="loss" with kl_penalty="kl": the gradient of logprob - ref_logprob is 0 on average, so this '

@@ -175,7 +175,7 @@ class Row(NamedTuple):
     family: str
     architecture: str
     numbers: tuple[float, float, float] | None
-    """first KL, first ratio error (the largest distance of a ratio from 1), padding error (log-probs of a sample alone
+    """first KL, first ratio error (the mean distance of the ratios from 1), padding error (log-probs of a sample alone
     against the same beside longer ones)"""
     prompts: str
     """which prompts `generate` runs together, or why there are no numbers"""
@@ -276,7 +276,7 @@ two layers, random weights and a vocabulary of 60 tokens, in float32 on a CPU, a
 lengths.
 
 - **KL**: the first `objective/kl`. The reference is a copy of the policy, so it is 0.
-- **ratio**: the first `ppo/policy/ratio_error`, the largest distance of a ratio from 1.
+- **ratio**: the first `ppo/policy/ratio_error`, the mean distance of the ratios from 1.
 - **padding**: the largest difference between the log-probs of a sample by itself and beside longer ones.
 - **prompts**: which prompts `generate` runs together. "All lengths" is fastest. In some families padding, or other
   rows, change what the model says: then only prompts of one length, or one prompt at a time, are run.

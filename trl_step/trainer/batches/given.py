@@ -37,9 +37,13 @@ def what_is_missing(given: StepInputs, config: PPOConfig, kl_coef: float) -> Val
 
 
 def names_given(given: StepInputs) -> list[str]:
-    """The optional lists that were given."""
-    lists = {**given.precomputed._asdict(), **given._asdict()}
-    del lists["precomputed"]
+    """Those of the optional lists of which processes exchange something that were given."""
+    lists = {
+        "sampling_logprobs": given.precomputed.sampling_logprobs,
+        "advantages": given.advantages,
+        "baseline_scores": given.baseline_scores,
+        "group_ids": given.group_ids,
+    }
     return sorted(name for name, items in lists.items() if items is not None)
 
 

@@ -305,7 +305,7 @@ def report(
     write_summary(arguments.output_dir / "summary.json", summary)
     draw_curves(history, arguments.output_dir / "curves.png", {**UNITS, "reward": "mean logit of POSITIVE"})
     print_samples(queries, before, after)
-    print(f"mean probability of a positive review: {before.mean:.3f} -> {after.mean:.3f} ({seconds:.0f} s)")
+    print(f"mean probability of a positive review: {before.mean:.3f} -> {after.mean:.3f} ({summary['seconds']:.0f} s)")
 
 
 def read_arguments(words: list[str]) -> Arguments:

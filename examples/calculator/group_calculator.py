@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from ppo_calculator import Arguments as CommonArguments
-from ppo_calculator import build_model, make_environment, run, share_of_right_answers
+from ppo_calculator import play, run
 from problems import draw_problem
-from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
+from small_run import numbers_of, read_arguments
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from trl_step import PPOTrainer, TextEnvironment, create_reference_model, set_seed
+from trl_step import PPOTrainer, TextEnvironment
 
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "steps": 40 * 128,  # samples, so 40 calls of `trainer.step`
@@ -58,40 +58,12 @@ class Arguments(CommonArguments):
 
 def main() -> None:
     arguments = read_arguments(Arguments, BUILT_IN_SETTINGS, sys.argv[1:], __doc__)
-    started = time.perf_counter()
-    config = arguments.ppo
-    built_in = config.model_name == BUILT_IN
-    if built_in:
-        config.model_name = str(build_model(arguments))
-    set_seed(config.seed)
-
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(config.model_name)
-    trainer = PPOTrainer(config, model, create_reference_model(model), tokenizer)
-    environment = make_environment(trainer, arguments, built_in)
-
-    random_numbers = random.Random(config.seed)
-    held_out = [draw_problem(random_numbers, held_out=True) for _ in range(arguments.held_out)]
-    before = share_of_right_answers(environment, held_out)
-    history, drawn = train(trainer, environment, random_numbers, arguments)
-    after = share_of_right_answers(environment, held_out)
-
-    summary = {
-        "right_first": before,
-        "right_last": after,
-        "right_in_training": [step["reward"] for step in history],
-        "episodes_drawn": drawn,
-        "held_out": arguments.held_out,
-    }
-    seconds = write_outcome(trainer, arguments.output_dir, history, summary, started)["seconds"]
-    gain = 100 * (after - before)
-    print(f"right answers on held-out problems: {before:.1%} -> {after:.1%} ({gain:+.1f} points, {seconds:.0f} s)")
+    play(arguments, AutoModelForCausalLM, partial(train, arguments=arguments))
 
 
 def train(
     trainer: PPOTrainer, environment: TextEnvironment, random_numbers: random.Random, arguments: Arguments
-) -> tuple[list[dict[str, float]], int]:
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Several attempts at each problem, then a step; the values to plot, and the number of episodes drawn."""
     history, drawn = [], 0
     wanted = trainer.config.batch_size // arguments.attempts
@@ -119,7 +91,7 @@ def train(
         stats = trainer.step(queries, responses, rewards, masks, group_ids=ids)
         history.append(numbers_of(stats))
         progress.set_postfix(right=f"{history[-1]['reward']:.2f}", KL=f"{history[-1]['KL']:.2f}")
-    return history, drawn
+    return history, {"episodes_drawn": drawn}
 
 
 def price_of_length(length: int, arguments: Arguments) -> torch.Tensor:

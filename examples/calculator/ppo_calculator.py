@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,6 +79,20 @@ class Arguments:
 
 def main() -> None:
     arguments = read_arguments(Arguments, BUILT_IN_SETTINGS, sys.argv[1:], __doc__)
+    play(arguments, AutoModelForCausalLMWithValueHead, train)
+
+
+def play(
+    arguments: Arguments,
+    model_class: Any,
+    train: Callable[[PPOTrainer, TextEnvironment, random.Random], tuple[list[dict[str, float]], dict[str, Any]]],
+) -> None:
+    """Load or build the model, train it, and compare the share of right answers before and after.
+
+    Args:
+        model_class: of the policy
+        train: gives the values to plot, and what else goes into summary.json
+    """
     started = time.perf_counter()
     config = arguments.ppo
     built_in = config.model_name == BUILT_IN
@@ -87,20 +102,21 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(config.model_name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(config.model_name)
+    model = model_class.from_pretrained(config.model_name)
     trainer = PPOTrainer(config, model, create_reference_model(model), tokenizer)
     environment = make_environment(trainer, arguments, built_in)
 
     random_numbers = random.Random(config.seed)
     held_out = [draw_problem(random_numbers, held_out=True) for _ in range(arguments.held_out)]
     before = share_of_right_answers(environment, held_out)
-    history = train(trainer, environment, random_numbers)
+    history, more = train(trainer, environment, random_numbers)
     after = share_of_right_answers(environment, held_out)
 
     summary = {
         "right_first": before,
         "right_last": after,
         "right_in_training": [step["reward"] for step in history],
+        **more,
         "held_out": arguments.held_out,
     }
     seconds = write_outcome(trainer, arguments.output_dir, history, summary, started)["seconds"]
@@ -126,7 +142,9 @@ def make_environment(trainer: PPOTrainer, arguments: Arguments, built_in: bool) 
     )
 
 
-def train(trainer: PPOTrainer, environment: TextEnvironment, random_numbers: random.Random) -> list[dict[str, float]]:
+def train(
+    trainer: PPOTrainer, environment: TextEnvironment, random_numbers: random.Random
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Draw problems, let the model work on them with the calculator, and make a step; returns the values to plot. The
     reward is the share of right answers."""
     history = []
@@ -140,7 +158,7 @@ def train(trainer: PPOTrainer, environment: TextEnvironment, random_numbers: ran
         trainer.log_stats(stats, columns, rewards)
         history.append(numbers_of(stats))
         progress.set_postfix(right=f"{history[-1]['reward']:.2f}", KL=f"{history[-1]['KL']:.2f}")
-    return history
+    return history, {}
 
 
 def run(environment: TextEnvironment, problems: list[Problem]) -> Any:

@@ -54,19 +54,19 @@ def main() -> None:
         _run_recorder(arguments.python, options)
         return
     with tempfile.TemporaryDirectory(prefix="trl-0.7.11-") as folder:
-        _run_recorder(make_environment(Path(folder)), options)
+        _run_recorder(make_environment(Path(folder), PINS), options)
 
 
-def make_environment(folder: Path) -> Path:
-    """Install the reference release into a new virtual environment; returns its interpreter."""
+def make_environment(folder: Path, pins: list[str]) -> Path:
+    """Install the pins into a new virtual environment; returns its interpreter."""
     if sys.version_info[:2] != (3, 11):
         raise SystemExit(
-            f"release 0.7.11 needs Python 3.11, this is {sys.version.split()[0]}: "
-            "run the script with a Python 3.11, or give --python an environment that holds " + " ".join(PINS)
+            f"the pins are for Python 3.11, this is {sys.version.split()[0]}: run the script with a Python 3.11, "
+            "or give --python an environment that holds " + " ".join(pins)
         )
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PINS], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *pins], check=True)
     return python
 
 

@@ -16,6 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # it is started as a script
+from tests.parity.record import ENVIRONMENT, make_environment
+
 PINS = {
     "rloo": [
         "torch==2.13.0",
@@ -36,14 +39,6 @@ PINS = {
     ],
 }
 
-# One thread: a sum's order, and with it its rounding, does not depend on the machine's number of cores.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
 
 def main() -> None:
     """Find or make the environments of the releases and run the recorders in them."""
@@ -59,19 +54,6 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory(prefix=f"trl-{trainer}-") as folder:
             run_recorder(make_environment(Path(folder), PINS[trainer]), trainer)
-
-
-def make_environment(folder: Path, pins: list[str]) -> Path:
-    """Install the pins into a new virtual environment; returns its interpreter."""
-    if sys.version_info[:2] != (3, 11):
-        raise SystemExit(
-            f"the pins are for Python 3.11, this is {sys.version.split()[0]}: run the script with a Python 3.11, "
-            "or give --python an environment that holds " + " ".join(pins)
-        )
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *pins], check=True)
-    return python
 
 
 def run_recorder(python: Path, trainer: str) -> None:

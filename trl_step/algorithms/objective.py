@@ -37,6 +37,18 @@ class Minibatch(NamedTuple):
     returns: Any = None
 
 
+class TokenTerms(NamedTuple):
+    """What is trained through log-probs, [b, T] each; None for terms that are not asked for."""
+
+    total: torch.Tensor
+    own: TokenLosses
+    """the policy's losses alone, times their importance"""
+    kls: Any = None
+    """KL penalty, not yet times its coefficient"""
+    positive_nll: Any = None
+    """negative log-probs of positive samples, not yet times their coefficient"""
+
+
 PolicyLosses = Callable[[torch.Tensor, Minibatch], TokenLosses]
 
 
@@ -74,24 +86,27 @@ class Objective(NamedTuple):
     policy_coef: float = 1.0
     """on everything but the value loss; 0 trains values alone"""
 
-    def token_losses(self, logprobs: torch.Tensor, batch: Minibatch) -> tuple[torch.Tensor, TokenLosses]:
-        """All that is trained through log-probs, for each token [b, T], and the policy's losses alone."""
+    def token_losses(self, logprobs: torch.Tensor, batch: Minibatch) -> TokenTerms:
+        """All that is trained through log-probs, for each token."""
         own = self.policy_losses(logprobs, batch)
         losses = own.losses
         if batch.importance is not None:
             losses = torch.where(batch.importance != 0, losses, 0.0) * batch.importance
         own = own._replace(losses=losses)
+        kls = nll = None
         if self.kl_coef:
-            losses = losses + self.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, self.kl_kind)
+            kls = kl_penalty(logprobs, batch.ref_logprobs, self.kl_kind)
+            losses = losses + self.kl_coef * kls
         if self.nll_coef:
-            losses = losses - self.nll_coef * batch.positive * logprobs
-        return losses, own
+            nll = -batch.positive * logprobs
+            losses = losses + self.nll_coef * nll
+        return TokenTerms(losses, own, kls, nll)
 
     def slope(self, logprobs: torch.Tensor, batch: Minibatch) -> torch.Tensor:
         """d (weighted sum of `token_losses`) / d logprobs, [b, T]; also inside `torch.no_grad`."""
         with torch.enable_grad():
             logprobs = logprobs.detach().requires_grad_()
-            total = self.policy_coef * weighted_sum(self.token_losses(logprobs, batch)[0], batch.weights)
+            total = self.policy_coef * weighted_sum(self.token_losses(logprobs, batch).total, batch.weights)
             return torch.autograd.grad(total, logprobs)[0]
 
     def evaluate(
@@ -104,7 +119,7 @@ class Objective(NamedTuple):
             logprobs, entropy, vpreds: what the model says now, [b, T]; `vpreds` is None without values
         """
         mask, weights = batch.mask, batch.weights
-        losses, own = self.token_losses(logprobs, batch)
+        losses, own, kls, nll = self.token_losses(logprobs, batch)
         if self.entropy_coef:
             losses = losses - self.entropy_coef * entropy
         policy = self.policy_coef * weighted_sum(losses, weights)
@@ -122,11 +137,10 @@ class Objective(NamedTuple):
             }
             if own.clipped is not None:
                 statistics["policy/clipfrac"] = mean_over(own.clipped, mask)
-            if self.kl_coef:
-                kls = kl_penalty(logprobs, batch.ref_logprobs, self.kl_kind)
+            if kls is not None:
                 statistics["loss/kl"] = weighted_sum(kls, weights)
-            if self.nll_coef:
-                statistics["loss/positive_nll"] = -weighted_sum(batch.positive * logprobs, weights)
+            if nll is not None:
+                statistics["loss/positive_nll"] = weighted_sum(nll, weights)
         if self.value_losses is None:
             return Losses(policy, None, statistics)
         of_value = self.value_losses(vpreds, batch.old_values, batch.returns)  # type: ignore[arg-type]

@@ -142,8 +142,7 @@ class PPOTrainer(LanguageTrainer):
             value_model,
         )
         self._comparison = Comparison()
-        self._in_training: Optional[Minibatch] = None
-        self._in_losses: Optional[Minibatch] = None
+        self._minibatch: Optional[Minibatch] = None  # for methods with release 0.7's arguments, which lack some of it
         self._losses_checked = False
         if not config.needs_values and model.value_parameters():
             warn_user(
@@ -256,7 +255,7 @@ class PPOTrainer(LanguageTrainer):
         """Check what was given for the algorithm, and find out what the rewards are compared with; all processes raise
         if one of them finds an error."""
         config, processes = self.config, self._processes
-        self._in_training = None
+        self._minibatch = None
         processes.raise_together(what_is_missing(given, config, self.kl_ctl.value))
         if processes.count > 1:
             processes.raise_together(given_on_some(processes.together(lambda: names_given(given))))
@@ -283,7 +282,7 @@ class PPOTrainer(LanguageTrainer):
         if own_forward or self._overrides("loss", "train_minibatch"):
 
             def train(batch: Rollout) -> dict[str, torch.Tensor]:
-                self._in_training = batch.as_minibatch()
+                self._minibatch = batch.as_minibatch()
                 return hooks.train(batch)
 
         return Engine(evaluate, train)
@@ -443,11 +442,11 @@ class PPOTrainer(LanguageTrainer):
         config = self.config
 
         def own_losses(logprobs: torch.Tensor, batch: Minibatch) -> TokenLosses:
-            self._in_losses = batch
+            before, self._minibatch = self._minibatch, batch
             try:
                 return TokenLosses(self.policy_losses(logprobs, batch.old_logprobs, batch.advantages, batch.mask))
             finally:
-                self._in_losses = None
+                self._minibatch = before
 
         return Objective(
             own_losses if self._overrides("policy_losses") else configured_policy_losses(config),
@@ -476,7 +475,7 @@ class PPOTrainer(LanguageTrainer):
             advantages: [b, T]
             mask: [b, T], 1 where a token counts
         """
-        known = self._in_losses  # dppo takes the sampler's log-probs, which this method is not given
+        known = self._minibatch  # dppo takes the sampler's log-probs, which this method is not given
         sampled = None if known is None or known.mask.shape != mask.shape else known.sampling_logprobs
         batch = Minibatch(mask, mask, old_logprobs, advantages, sampling_logprobs=sampled)
         return configured_policy_losses(self.config)(logprobs, batch).losses
@@ -525,7 +524,7 @@ class PPOTrainer(LanguageTrainer):
         Args:
             logits: [b, T, V], for the entropy; everything else [b, T]
         """
-        config, known = self.config, self._in_training
+        config, known = self.config, self._minibatch
         with nullcontext() if config.entropy_coef else torch.no_grad():
             entropy = entropy_from_logits(logits.float() / config.temperature)
         if known is None or known.mask.shape != mask.shape:

@@ -113,6 +113,19 @@ def scaling_table() -> str:
     )
 
 
+def imports_table() -> str:
+    """One row per statement or command."""
+    statements = results("import_time")["statements"]
+    base = statements["import torch"]["cpu_seconds"]
+    return markdown(
+        ["a fresh process with", "CPU s", "over `import torch`", "peak MB"],
+        [
+            [f"`{statement}`", f"{r['cpu_seconds']:.2f}", f"{r['cpu_seconds'] / base:.2f}", f"{r['peak_mb']:.0f}"]
+            for statement, r in statements.items()
+        ],
+    )
+
+
 def options_table() -> str:
     """One row per setting."""
     settings = results("options")["settings"]
@@ -148,5 +161,6 @@ TABLES = {
     "table of generate": generate_table,
     "table of episodes": episodes_table,
     "table of growth": scaling_table,
+    "table of imports": imports_table,
     "table of settings": options_table,
 }

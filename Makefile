@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # two workers on two cores: one thread each
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo demo-calculator demo-game stack-llama test test-fast bench-quick lint type format clean
+.PHONY: help demo demo-calculator demo-game stack-llama test test-fast bench-quick gpu-check lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -37,9 +37,12 @@ test: $(INSTALLED) ## run all tests
 test-fast: $(INSTALLED) ## run all tests that are not marked slow
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-BENCHMARKS := step step_path generate scaling options soak environment demo_seeds curves
+BENCHMARKS := import_time step step_path generate scaling options soak environment demo_seeds curves
 bench-quick: $(INSTALLED) ## run every benchmark on a tiny case, to see that it works; times are not checked
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick; done
+
+gpu-check: $(INSTALLED) ## what must be seen on a GPU, in eight minutes; WHEELS is a folder of libraries to compare with
+	$(BIN)/python benchmarks/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS))
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(BIN)/ruff check .

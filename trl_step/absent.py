@@ -28,11 +28,11 @@ INSTEAD = {
 """Name -> what to use instead."""
 
 
-def no_such_name(name: str) -> Exception:
-    """The error for a name that `trl_step` does not have.
+def no_such_name(package: str, name: str) -> Exception:
+    """The error for a name that `package`, which is `trl_step`, does not have.
 
     An ImportError if there is something to say: `from trl_step import name` shows the message of no other.
     """
     if name in INSTEAD:
-        return ImportError(f"trl_step has no {name}; use {INSTEAD[name]}", name="trl_step")
-    return AttributeError(f"module 'trl_step' has no attribute {name!r}")
+        return ImportError(f"{package} has no {name}; use {INSTEAD[name]}", name=package)
+    return AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -6,7 +6,9 @@ Every function answers without importing the package it asks about, unless the a
 from __future__ import annotations
 
 import importlib.util
+import sys
 from importlib.metadata import version
+from typing import Any
 
 from packaging.version import Version
 
@@ -95,6 +97,12 @@ def is_torch_greater_2_0() -> bool:
 def is_transformers_greater_than(minimum: str) -> bool:
     """Whether transformers is newer than `minimum`, such as "4.33.0"."""
     return Version(version("transformers")) > Version(minimum)
+
+
+def is_hub_dataset(thing: Any) -> bool:
+    """Whether it is a `datasets.Dataset`; somebody has imported datasets if it is."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(thing, datasets.Dataset)
 
 
 def require_peft(wanted_by: str) -> None:

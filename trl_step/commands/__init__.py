@@ -5,17 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-import tyro
-from tyro.extras import SubcommandApp
 
 import trl_step
+from trl_step.command_line_types import Positional
 
-app = SubcommandApp()
 
-
-@app.command
 def demo(*arguments: str) -> int:
     """Tune a small language model towards positive film reviews, without a network, in a few minutes.
 
@@ -26,7 +20,6 @@ def demo(*arguments: str) -> int:
     return run_demo(arguments)
 
 
-@app.command
 def port(*arguments: str) -> int:
     """Run a script of TRL 0.7 unchanged; check or rewrite it with --check or --write.
 
@@ -37,8 +30,7 @@ def port(*arguments: str) -> int:
     return port_main(arguments)
 
 
-@app.command
-def doctor(run: Annotated[Path, tyro.conf.Positional]) -> int:
+def doctor(run: Positional[Path]) -> int:
     """Say what is wrong with a run, the likely cause, and the setting to change.
 
     Args:
@@ -49,7 +41,6 @@ def doctor(run: Annotated[Path, tyro.conf.Positional]) -> int:
     return examine(run)
 
 
-@app.command
 def env() -> int:
     """Print versions and devices for a bug report. It contains no secrets."""
     from trl_step.commands.facts import facts
@@ -70,4 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(trl_step.__version__)
         return 0
+    from tyro.extras import SubcommandApp
+
+    app = SubcommandApp()
+    for command in (demo, port, doctor, env):
+        app.command(command)
     return app.cli(prog="trl_step", description=trl_step.__doc__, args=words)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from trl_step.trainer.text.training_arguments import RENAMED, WHAT_TO_DO, WITHOUT_EFFECT
+from trl_step.trainer.text.old_arguments import RENAMED, WHAT_TO_DO, WITHOUT_EFFECT
 
 UNKNOWN: Any = object()
 """The value of an expression that is not a literal."""

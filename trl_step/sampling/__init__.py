@@ -1,6 +1,18 @@
 """Layer 3: samples responses."""
 
-from trl_step.sampling.local import LocalSampler
-from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
+from typing import TYPE_CHECKING
+
+from trl_step.lazy import lazy_names
+
+HOMES = {
+    "trl_step.sampling.local": ("LocalSampler",),
+    "trl_step.sampling.sampler": ("Sampler", "Samples", "Weights", "repeated"),
+}
+
+if TYPE_CHECKING:
+    from trl_step.sampling.local import LocalSampler
+    from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
+else:
+    __getattr__, __dir__ = lazy_names(__name__, HOMES)
 
 __all__ = ["LocalSampler", "Sampler", "Samples", "Weights", "repeated"]

@@ -19,6 +19,7 @@ from trl_step.data.pairs import (
     tokenize_preference,
     tokenize_preference_for_encoder,
 )
+from trl_step.data.special_tokens import tokenizer_of
 from trl_step.import_utils import is_wandb_available
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
@@ -32,7 +33,6 @@ from trl_step.trainer.text.text_trainer import (
     mapped,
     model_of,
     prepared,
-    tokenizer_of,
 )
 
 ROWS = "rows"

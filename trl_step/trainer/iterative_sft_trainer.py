@@ -11,12 +11,11 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from trl_step import core
 from trl_step.data.collators import DataCollatorForTexts, padding_on_the_right
-from trl_step.data.special_tokens import tokens_of
+from trl_step.data.special_tokens import tokenizer_of, tokens_of
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
 from trl_step.trainer.text.target_mean import TargetMeanTrainer
-from trl_step.trainer.text.text_trainer import tokenizer_of
 
 IGNORED = -100
 TRUNCATION_SIDES = {"keep_end": "left", "keep_start": "right"}

@@ -9,14 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
-import datasets
 import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
 from trl_step.core import PPODecorators
+from trl_step.import_utils import is_hub_dataset
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
 from trl_step.models.critic import PolicyWithCritic, wrappers_of
 from trl_step.models.inner_model import plain_model
@@ -53,6 +53,9 @@ from trl_step.trainer.updates.optimizers import (
     make_updater,
     shapes_of,
 )
+
+if TYPE_CHECKING:
+    import datasets
 
 LOGGED_COLUMNS = frozenset(("label", "label_ids", "labels", "query", "response"))
 """Columns of a data set that the model may not read, but scripts, collators and logs do."""
@@ -189,7 +192,7 @@ class LanguageTrainer(SamplingTrainer):
             ValueError: the data set is smaller than one batch on each process.
         """
         check_size(dataset, self.config.batch_size, self.accelerator.num_processes)
-        if isinstance(dataset, datasets.Dataset) and self.config.remove_unused_columns:
+        if is_hub_dataset(dataset) and self.config.remove_unused_columns:
             policy = self.accelerator.unwrap_model(self.model)
             forwards = (policy.forward, plain_model(policy.pretrained_model).forward)
             used = LOGGED_COLUMNS.union(*(inspect.signature(forward).parameters for forward in forwards))

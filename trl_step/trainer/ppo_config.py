@@ -9,18 +9,16 @@ import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal, Optional, Union, get_args
-
-import tyro
+from typing import Any, Literal, Optional, Union, get_args
 
 from trl_step.algorithms.importance import ImportanceCorrection
 from trl_step.algorithms.kl import KL_PENALTIES
 from trl_step.algorithms.losses.policy import COUPLED, PolicyLoss
 from trl_step.algorithms.losses.tokens import LossNormalization
+from trl_step.command_line_types import JSON, Suppress
 from trl_step.core import flatten_dict
 from trl_step.import_utils import is_rich_available, is_tensorboard_available, is_wandb_available
 
-JSONDict = Annotated[Union[dict, str, None], tyro.conf.arg(metavar="JSON", constructor=json.loads)]
 AdvantageEstimator = Literal["gae", "grpo", "rloo", "reinforce_plus_plus", "remax"]
 GROUP_ESTIMATORS = ("grpo", "rloo")
 """Those that compare the answers to one prompt."""
@@ -165,15 +163,15 @@ class PPOConfig:
     """name of the reward model, for scripts and the tracker"""
     remove_unused_columns: bool = True
     """drop the columns of a `datasets.Dataset` that neither the model nor the logs use"""
-    tracker_kwargs: JSONDict = field(default_factory=dict)
+    tracker_kwargs: JSON[Union[dict, str, None]] = field(default_factory=dict)
     """passed to the tracker's init, e.g. {"wandb": {"entity": "me"}}"""
-    accelerator_kwargs: JSONDict = field(default_factory=dict)
+    accelerator_kwargs: JSON[Union[dict, str, None]] = field(default_factory=dict)
     """passed to `accelerate.Accelerator`, e.g. {"mixed_precision": "bf16"}"""
-    project_kwargs: JSONDict = field(default_factory=dict)
+    project_kwargs: JSON[Union[dict, str, None]] = field(default_factory=dict)
     """passed to `accelerate.utils.ProjectConfiguration`, e.g. {"logging_dir": "runs"}"""
     tracker_project_name: str = "trl"
     """project name in the tracker"""
-    push_to_hub_if_best_kwargs: JSONDict = field(default_factory=dict)
+    push_to_hub_if_best_kwargs: JSON[Union[dict, str, None]] = field(default_factory=dict)
     """when not empty, passed to `push_to_hub` each time the mean score is the best so far; needs "repo_id" """
 
     steps: int = 20000
@@ -210,7 +208,7 @@ class PPOConfig:
     default to batch_size / gradient_accumulation_steps"""
     gradient_accumulation_steps: int = 1
     """mini-batches per optimizer step"""
-    world_size: tyro.conf.Suppress[Optional[int]] = None
+    world_size: Suppress[Optional[int]] = None
     """number of processes; set by the trainer"""
     ppo_epochs: int = 4
     """passes over the batch per step"""
@@ -237,15 +235,15 @@ class PPOConfig:
     whiten_rewards: bool = False
     """scale the per-token rewards to unit variance before the advantages"""
 
-    is_encoder_decoder: Optional[tyro.conf.Suppress[bool]] = None
+    is_encoder_decoder: Optional[Suppress[bool]] = None
     """set by the trainer"""
-    is_peft_model: Optional[tyro.conf.Suppress[bool]] = None
+    is_peft_model: Optional[Suppress[bool]] = None
     """set by the trainer"""
-    backward_batch_size: tyro.conf.Suppress[Optional[int]] = None
+    backward_batch_size: Suppress[Optional[int]] = None
     """samples per optimizer step: mini_batch_size * gradient_accumulation_steps; computed"""
-    global_backward_batch_size: tyro.conf.Suppress[Optional[int]] = None
+    global_backward_batch_size: Suppress[Optional[int]] = None
     """the same over all processes; set by the trainer"""
-    global_batch_size: tyro.conf.Suppress[Optional[int]] = None
+    global_batch_size: Suppress[Optional[int]] = None
     """samples per step over all processes; set by the trainer"""
 
     gradient_checkpointing: bool = False

@@ -17,9 +17,8 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
-import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -36,6 +35,7 @@ from trl_step.algorithms.objective import Minibatch, Objective
 from trl_step.algorithms.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
 from trl_step.algorithms.stats import LOGGED_ARRAYS, readable, rollout_statistics
 from trl_step.core import PPODecorators, entropy_from_logits, masked_whiten
+from trl_step.data.special_tokens import tokenizer_of
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.notices import warn_user
 from trl_step.models.shortcuts.modes import training_without_dropout
@@ -58,10 +58,12 @@ from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.reports.callbacks import StepReport, call_all
 from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
-from trl_step.trainer.text.text_trainer import tokenizer_of
 from trl_step.trainer.updates.epochs import Trained, run_epochs
 from trl_step.trainer.updates.optimizers import trained_now
 from trl_step.trainer.updates.updater import without_losses
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class PPOTrainer(LanguageTrainer):

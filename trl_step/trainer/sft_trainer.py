@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 from trl_step.data.collators import DataCollatorForCompletionOnlyLM, DataCollatorForTexts, padding_on_the_right
 from trl_step.data.formatting import features_of, get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
-from trl_step.data.special_tokens import tokens_of
+from trl_step.data.special_tokens import tokenizer_of, tokens_of
 from trl_step.models.notices import warn_user
 from trl_step.trainer.text.peft_setup import prepare_for_training
 from trl_step.trainer.text.target_mean import TargetMeanTrainer
@@ -24,7 +24,6 @@ from trl_step.trainer.text.text_trainer import (
     model_of,
     positions_of,
     prepared,
-    tokenizer_of,
 )
 
 

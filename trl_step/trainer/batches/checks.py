@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_step.import_utils import is_hub_dataset
 from trl_step.models import SUPPORTED_ARCHITECTURES
 from trl_step.models.inner_model import is_peft_model, vocabulary_size
 from trl_step.models.modeling_language import PlainPolicy
@@ -60,7 +60,7 @@ def check_arguments(
         raise ValueError(f"ref_model must be None or an {supported}, got {type(ref_model).__name__}")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}")
-    if dataset is not None and not isinstance(dataset, (torch.utils.data.Dataset, datasets.Dataset)):
+    if dataset is not None and not (isinstance(dataset, torch.utils.data.Dataset) or is_hub_dataset(dataset)):
         raise ValueError(f"dataset must be a torch or datasets Dataset, got {type(dataset).__name__}")
     if lr_scheduler is not None and not isinstance(lr_scheduler, torch.optim.lr_scheduler.LRScheduler):
         raise ValueError(f"lr_scheduler must be a torch.optim.lr_scheduler, got {type(lr_scheduler).__name__}")

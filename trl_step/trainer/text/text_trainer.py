@@ -122,17 +122,6 @@ def model_of(model: Any, init_kwargs: Mapping[str, Any] | None, name: str = "mod
     return model
 
 
-def tokenizer_of(tokenizer: Any, processing_class: Any) -> Any:
-    """The tokenizer, given under its name of transformers 4 or 5.
-
-    Raises:
-        TypeError: both are given, and are not the same.
-    """
-    if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
-        raise TypeError("tokenizer and processing_class are two names of one argument: give one of them")
-    return processing_class if tokenizer is None else tokenizer
-
-
 def arguments_of(args: Any, **changes: Any) -> Any:
     """A copy of `args`, or of the defaults if None, with `changes`: the caller's object is not modified."""
     args = copy.copy(transformers.TrainingArguments(output_dir="tmp_trainer") if args is None else args)

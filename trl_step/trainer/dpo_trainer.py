@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -81,7 +81,7 @@ class DPOTrainer(ReferenceTrainer):
         ImportError: `generate_during_eval` without wandb.
     """
 
-    _tag_names = ("trl", "dpo")
+    _tag_names: ClassVar[list[str]] = ["trl", "dpo"]
     _token_column = "prompt_input_ids"
     loss_is_scaled_for_ga = False
 

@@ -37,7 +37,7 @@ from trl_step.trainer.engine.engine import FusedEngine
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.engine.models import Models, check_reference, prepare, reference_context
-from trl_step.trainer.processes.accelerate_state import detach
+from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.reports.hub import write_model_card
 from trl_step.trainer.reports.watch import active_dropout, padded_by_hand, repeats_query
@@ -137,6 +137,8 @@ class LanguageTrainer(SamplingTrainer):
         self.lr_scheduler: Any = prepared.lr_scheduler
         self.model_params = prepared.parameters
         self._shapes_at_start = shapes_of(self.model)
+        if not uses_deepspeed(self.accelerator):
+            own_accumulation(self.accelerator, config.gradient_accumulation_steps)
         detach(self.accelerator, self.optimizer, self.lr_scheduler, prepared.dataloader)
         self.dataloader: Any = positioned(prepared.dataloader, self.accelerator.non_blocking)
         self._updater = make_updater(self._processes, self.model, self.optimizer, self.model_params, config)

@@ -17,7 +17,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Optional, Union
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ from trl_step.core import PPODecorators, entropy_from_logits, masked_whiten
 from trl_step.data.special_tokens import tokenizer_of
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.notices import warn_user
-from trl_step.models.shortcuts.modes import training_without_dropout
+from trl_step.models.shortcuts.modes import kept_modes, training_without_dropout
 from trl_step.trainer.batches.checks import Extras, StepInputs, check_arguments
 from trl_step.trainer.batches.given import (
     compares_groups,
@@ -87,6 +87,8 @@ class PPOTrainer(LanguageTrainer):
 
     config: PPOConfig
     couples_tokens: Optional[bool] = None
+
+    _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
 
     def __init__(
         self,
@@ -285,7 +287,8 @@ class PPOTrainer(LanguageTrainer):
 
             def train(batch: Rollout) -> dict[str, torch.Tensor]:
                 self._minibatch = batch.as_minibatch()
-                return hooks.train(batch)
+                with kept_modes(self.model):  # release 0.7's method calls `model.train()`, and dropout stayed on
+                    return hooks.train(batch)
 
         return Engine(evaluate, train)
 

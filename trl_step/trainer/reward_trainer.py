@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class RewardTrainer(TextTrainer):
         ValueError: two lengths are given; there is no tokenizer for the default collator.
     """
 
-    _tag_names = ("trl", "reward-trainer")
+    _tag_names: ClassVar[list[str]] = ["trl", "reward-trainer"]
     _token_column = "input_ids_chosen"
     loss_is_scaled_for_ga = False
 

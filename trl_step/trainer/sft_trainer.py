@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
+from trl_step.core import is_list
 from trl_step.data.collators import DataCollatorForCompletionOnlyLM, DataCollatorForTexts, padding_on_the_right
 from trl_step.data.formatting import features_of, get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
@@ -61,7 +62,7 @@ class SFTTrainer(TargetMeanTrainer):
             is neither tokenizer nor model.
     """
 
-    _tag_names = ("trl", "sft")
+    _tag_names: ClassVar[list[str]] = ["trl", "sft"]
 
     def __init__(
         self,
@@ -182,12 +183,12 @@ def prepare_texts(
     def tokenize(rows: Any) -> dict[str, Any]:
         # the column takes precedence if both are given
         texts = rows[dataset_text_field] if formatting_func is None or dataset_text_field else formatting_func(rows)
-        if not isinstance(texts, list):
+        if not is_list(texts):
             raise ValueError(
                 "formatting_func gets a batch of rows, each column a list, and must return a list of texts, not "
                 f"{type(texts).__name__}"
             )
-        return tokens_of(tokenizer, texts, max_seq_length, add_special_tokens)
+        return tokens_of(tokenizer, list(texts), max_seq_length, add_special_tokens)
 
     return mapped(
         dataset,

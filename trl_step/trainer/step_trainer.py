@@ -136,8 +136,11 @@ class StepTrainer(BaseTrainer):
         if wanted and self._best.sees(scores, self._processes, self.config.compare_steps):
             hub.push_without_failing(self.push_to_hub, **wanted)
 
-    def save_state(self, folder: Union[str, Path]) -> None:
+    def save_state(self, folder: Optional[Union[str, Path]] = None) -> None:
         """Write all that the next step depends on into `folder`, for `load_state`; every process calls it.
+
+        Without a folder, a class that is a `transformers.Trainer` as well saves that trainer's state, as its own
+        `save_state()` does.
 
         Policy and value head (of a PEFT model all but the frozen base weights), optimizer, scheduler, KL coefficient,
         running score moments, random streams, counters, the place in `trainer.dataloader`, and the best score so far.
@@ -145,10 +148,17 @@ class StepTrainer(BaseTrainer):
         until the new one is complete on the disk.
 
         Raises:
+            ValueError: there is no folder.
             TypeError: the optimizer or scheduler keeps something that these formats do not hold.
             OSError: the files could not be written; `folder` is as it was.
         """
-        self._run_state.save(Path(folder))
+        if folder is not None:
+            self._run_state.save(Path(folder))
+            return
+        of_other_base = getattr(super(), "save_state", None)
+        if of_other_base is None:
+            raise ValueError("save_state needs a folder; with config.save_dir and save_every, step saves by itself")
+        of_other_base()
 
     def load_state(self, folder: Union[str, Path], *, may_differ: Sequence[str] = ()) -> int:
         """Go on, bit for bit on a CPU, from what `save_state` wrote; every process calls it.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_step.core import is_list
 from trl_step.import_utils import is_hub_dataset
 from trl_step.models import SUPPORTED_ARCHITECTURES
 from trl_step.models.inner_model import is_peft_model, vocabulary_size
@@ -232,7 +233,7 @@ def _group_id(i: int, given: Any) -> Hashable:
 
 def _check_lists(lists: dict[str, Any]) -> None:
     for name, items in lists.items():
-        if not isinstance(items, (list, tuple)):
+        if not is_list(items):
             raise ValueError(f"{name} must be a list with one entry per sample, got {type(items).__name__}")
     lengths = {name: len(items) for name, items in lists.items()}
     if len(set(lengths.values())) > 1:

@@ -87,12 +87,15 @@ class Updater:
             last: the optimizer steps after this one
         """
         self._weight, self._last = weight, last
+        # a subclass's `train_minibatch` may step by itself: accelerate lets the optimizer do so after the last one
+        self.accelerator.gradient_state.sync_gradients = last
         # processes exchange gradients only after the last mini-batch
         with nullcontext() if last else self.without_exchange():
             try:
                 yield
             finally:
                 self._weight, self._last = 1.0, True
+                self.accelerator.gradient_state.sync_gradients = True
 
     def without_exchange(self) -> AbstractContextManager[None]:
         """Inside, gradients stay on their process, to be exchanged after the last mini-batch.

@@ -133,6 +133,8 @@ class LanguageTrainer(SamplingTrainer):
             self.accelerator, config, policy, ref_model, optimizer, dataloader, lr_scheduler, self._forward
         )
         self.model, self.ref_model = prepared.model, prepared.ref_model
+        if prepared.offloaded is not None and not self._reference_is_adapter:
+            self.optional_peft_ctx = prepared.offloaded.on_device
         self.optimizer: Any = prepared.optimizer
         self.lr_scheduler: Any = prepared.lr_scheduler
         self.model_params = prepared.parameters

@@ -112,6 +112,7 @@ _FLAGS = (
     "use_habana",
     "log_arrays",
     "progress_bar",
+    "offload_reference",
 )
 _WHOLE_NUMBERS = (
     "steps",
@@ -330,6 +331,8 @@ class PPOConfig:
     """what is one time step of the advantages: a token, or a turn, which is a run of tokens that count"""
     positive_nll_coef: float = 0.0
     """weight of the mean negative log-prob of samples whose score is above 0"""
+    offload_reference: bool = False
+    """keep the weights of a separate reference in host memory, and on the device only while it is asked"""
 
     def __post_init__(self) -> None:
         self._take_json()

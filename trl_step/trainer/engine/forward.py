@@ -175,7 +175,7 @@ class TokenForward:
 
     def states(self, model: Any, piece: Piece) -> CountedStates:
         """Hidden states, or logits if the head is no plain product, and values at the counted positions, with
-        gradients if they are on."""
+        gradients if they are on; the head has none."""
         inner, rows = self.unwrap(model), piece.counted.in_inputs
         access = self._heads.get(id(inner)) or self.register(inner)
         inputs, left_padded = piece.batch.inputs, piece.batch.positions.left_padded
@@ -185,7 +185,12 @@ class TokenForward:
                 inputs,
                 left_padded,
                 rows=rows,
-                head=lambda hidden, embedding: (hidden, embedding.weight, embedding.bias),
+                # detached, the weights outlive a reference's time on the device
+                head=lambda hidden, embedding: (
+                    hidden,
+                    embedding.weight.detach(),
+                    None if embedding.bias is None else embedding.bias.detach(),
+                ),
             )
             return CountedStates(hidden, _with_parameters(access.head, *parameters), values)
         if access.takes_rows:

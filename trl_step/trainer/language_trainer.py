@@ -42,7 +42,7 @@ from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.reports.hub import write_model_card
 from trl_step.trainer.reports.watch import SamplingWatch, active_dropout, padded_by_hand, repeats_query
 from trl_step.trainer.runs.data_loader import positioned
-from trl_step.trainer.runs.identity import identity
+from trl_step.trainer.runs.identity import identity, settings_of
 from trl_step.trainer.step_trainer import StepTrainer
 from trl_step.trainer.updates.deepspeed import uses_deepspeed
 from trl_step.trainer.updates.optimizers import (
@@ -170,7 +170,7 @@ class LanguageTrainer(StepTrainer):
         parts = self._parts()
         return identity(
             processes=self._processes,
-            settings=vars(self.config),
+            settings=settings_of(self.config),
             policy=parts["policy"],
             reference=None if self.ref_model is None else self.ref_model.pretrained_model,
             optimizer=self.optimizer,

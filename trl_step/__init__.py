@@ -17,12 +17,18 @@ from trl_step.import_utils import (
 from trl_step.models import (
     AutoModelForCausalLMWithValueHead,
     AutoModelForSeq2SeqLMWithValueHead,
+    DDPOPipelineOutput,
+    DDPOSchedulerOutput,
+    DDPOStableDiffusionPipeline,
+    DefaultDDPOStableDiffusionPipeline,
     PreTrainedModelWrapper,
     create_reference_model,
     setup_chat_format,
 )
 from trl_step.trainer import (
     DataCollatorForCompletionOnlyLM,
+    DDPOConfig,
+    DDPOTrainer,
     DPOTrainer,
     IterativeSFTTrainer,
     ModelConfig,
@@ -40,8 +46,14 @@ from trl_step.trainer import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "DDPOConfig",
+    "DDPOPipelineOutput",
+    "DDPOSchedulerOutput",
+    "DDPOStableDiffusionPipeline",
+    "DDPOTrainer",
     "DPOTrainer",
     "DataCollatorForCompletionOnlyLM",
+    "DefaultDDPOStableDiffusionPipeline",
     "IterativeSFTTrainer",
     "ModelConfig",
     "RewardConfig",

@@ -2,6 +2,7 @@
 
 from trl_step.trainer.base import BaseTrainer
 from trl_step.trainer.ddpo_config import DDPOConfig
+from trl_step.trainer.ddpo_trainer import DDPOTrainer
 from trl_step.trainer.dpo_trainer import DPOTrainer
 from trl_step.trainer.iterative_sft_trainer import IterativeSFTTrainer
 from trl_step.trainer.model_config import ModelConfig, ScriptArguments
@@ -29,6 +30,7 @@ __all__ = [
     "BaseTrainer",
     "ConstantLengthDataset",
     "DDPOConfig",
+    "DDPOTrainer",
     "DPOTrainer",
     "DataCollatorForCompletionOnlyLM",
     "FixedKLController",

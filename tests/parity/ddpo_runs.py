@@ -167,13 +167,24 @@ def run(library: ModuleType, case: str, feed: Feed) -> Arrays:
         trainer.calculate_loss = observed
         for epoch in range(EPOCHS):
             torch.manual_seed(100 + epoch)
-            trainer._generate_samples = feed(trainer, own, epoch)
+            trainer._generate_samples = seeded_after(feed(trainer, own, epoch), 200 + epoch)
             trainer.step(epoch, 0)
         after = dict(pipeline.unet.named_parameters())
         found["moved"] = np.stack([summary(after[name].detach() - before[name], name) for name in sorted(before)])
     for number, name in enumerate(("loss", "approx_kl", "clipfrac", "advantages")):
         found[name] = np.array([entry[number] for entry in logged])
     return found
+
+
+def seeded_after(generate: Callable[..., Any], seed: int) -> Callable[..., Any]:
+    """So that samples are shuffled in the same way, whether they were drawn or given."""
+
+    def seeded(*given: Any, **named: Any) -> Any:
+        found = generate(*given, **named)
+        torch.manual_seed(seed)
+        return found
+
+    return seeded
 
 
 def observe_loss(trainer: Any, logged: list[list[Any]]) -> Callable[..., Any]:

@@ -359,7 +359,7 @@ class DefaultDDPOStableDiffusionPipeline(DDPOStableDiffusionPipeline):
             from peft import LoraConfig
 
             if not self._has_adapter:
-                # differs from v0.7: a second adapter replaced the one that was loaded with the model
+                # differs from v0.7: a second adapter took the place of the one that was loaded with the model
                 self.unet.add_adapter(
                     LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
                 )
@@ -390,7 +390,7 @@ class DefaultDDPOStableDiffusionPipeline(DDPOStableDiffusionPipeline):
         """Inside, the pipeline has the network without its adapter; both share their weights."""
         whole = self.unet
         if self._has_adapter:
-            # differs from v0.7: the adapter's names were saved too, and the attention came back untrained
+            # differs from v0.7: the network was saved with the adapter inside, and the folder did not load
             with torch.device("meta"):
                 plain = type(whole).from_config(whole.config)
             weights = {

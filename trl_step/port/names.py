@@ -12,7 +12,7 @@ from trl_step.absent import INSTEAD
 from trl_step.port.aliases import new_name
 from trl_step.port.rules import MOVED
 
-PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate")
+PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate", "diffusers")
 
 
 class Missing(NamedTuple):

@@ -50,8 +50,8 @@ class RunState:
         processes: that train together; every one calls `save` and `load`
         parts: gives, as they are at the moment (a script may put another one in place), by name: `policy`, with its
             value head and not wrapped, `optimizer` and `counters`; if the run has them, `kl_controller`; those of
-            `ENTRIES` and `OF_SOME`; `loader`, of which the position is kept; `memory`, with `most_samples`. None, or left out, is
-            what the run does not have
+            `ENTRIES` and `OF_SOME`; `loader`, of which the position is kept; `memory`, with `most_samples`. None, or
+            left out, is what the run does not have
         identity: gives what must be the same if the state is loaded, see `identity.identity`
         settings: `save_dir` is where "latest" is looked for
         defaults: of all settings that an identity may name, see `identity.default_settings`

@@ -12,7 +12,7 @@ import torch
 
 import trl_step
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "tyro", "peft",
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "tyro", "peft", "diffusers",
             "bitsandbytes", "deepspeed", "wandb", "tensorboard")  # fmt: skip
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "RANK", "LOCAL_RANK", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
              "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP",

@@ -10,10 +10,11 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "trl_step" / "__init__.py")
 
 EXTRAS = {
     "peft": ["peft>=0.17"],
+    "diffusers": ["diffusers>=0.42", "peft>=0.17"],
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
     "demo": ["rich", "tqdm", "matplotlib", "tensorboard"],
-    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "rich", "tqdm", "matplotlib",
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "diffusers>=0.42", "rich", "tqdm", "matplotlib",
              "tensorboard", "wandb"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from tests import tiny_diffusion
 from tests.class_pages import INDEX, REFERENCE, pages, public_objects
 from tests.markdown_pages import (
     DOCS,
@@ -64,6 +65,7 @@ def what_docstrings_take_for_granted() -> dict[str, Any]:
 SETUPS: dict[str, Callable[[], dict[str, Any]]] = {
     page: what_docstrings_take_for_granted for page in WITH_SNIPPETS if page.startswith("reference/")
 }
+SETUPS["diffusion.md"] = lambda: tiny_diffusion.pipeline().save_pretrained("stable-diffusion") or {}
 """What a page needs before its first snippet, and a reader has: files in the working directory, names. By page."""
 
 

@@ -21,9 +21,8 @@ INSTEAD = {
     "BCOTrainer": _PAIRS,
     "DPOConfig": _ARGUMENTS.format(trainer="DPOTrainer"),
     "SFTConfig": _ARGUMENTS.format(trainer="SFTTrainer"),
-    "DDPOTrainer": "TRL 0.11.4 itself: diffusion models are not trained here",
-    "DefaultDDPOStableDiffusionPipeline": "TRL 0.11.4 itself: diffusion models are not trained here",
-    "AlignPropTrainer": "TRL 0.11.4 itself: diffusion models are not trained here",
+    "AlignPropTrainer": "DDPOTrainer, which needs no gradient of the reward",
+    "AlignPropConfig": "DDPOConfig, with DDPOTrainer",
 }
 """Name -> what to use instead."""
 

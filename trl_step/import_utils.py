@@ -109,3 +109,9 @@ def require_peft(wanted_by: str) -> None:
     """Raise ImportError that names `wanted_by` and says what to install, if peft is missing."""
     if not is_peft_available():
         raise ImportError(f"{wanted_by} needs the package peft: pip install peft")
+
+
+def require_diffusers(wanted_by: str) -> None:
+    """Raise ImportError that names `wanted_by` and says what to install, if diffusers is missing."""
+    if not is_diffusers_available():
+        raise ImportError(f"{wanted_by} needs the package diffusers: pip install diffusers")

@@ -1,11 +1,20 @@
-"""Layer 3: value-head wrappers, the reference model, checkpoint files and adapters."""
+"""Layer 3: value-head wrappers, the reference model, checkpoint files and adapters, diffusion pipelines."""
 
 from typing import TYPE_CHECKING
 
 from trl_step.lazy import lazy_names
 
 HOMES = {
-    "trl_step.models.modeling_base": ("PreTrainedModelWrapper", "create_reference_model"),
+    "trl_step.models.modeling_base": (
+        "PreTrainedModelWrapper",
+        "create_reference_model",
+    ),
+    "trl_step.models.modeling_sd_base": (
+        "DDPOPipelineOutput",
+        "DDPOSchedulerOutput",
+        "DDPOStableDiffusionPipeline",
+        "DefaultDDPOStableDiffusionPipeline",
+    ),
     "trl_step.models.modeling_value_head": (
         "SUPPORTED_ARCHITECTURES",
         "AutoModelForCausalLMWithValueHead",
@@ -17,6 +26,12 @@ HOMES = {
 
 if TYPE_CHECKING:
     from trl_step.models.modeling_base import PreTrainedModelWrapper, create_reference_model
+    from trl_step.models.modeling_sd_base import (
+        DDPOPipelineOutput,
+        DDPOSchedulerOutput,
+        DDPOStableDiffusionPipeline,
+        DefaultDDPOStableDiffusionPipeline,
+    )
     from trl_step.models.modeling_value_head import (
         SUPPORTED_ARCHITECTURES,
         AutoModelForCausalLMWithValueHead,
@@ -31,6 +46,10 @@ __all__ = [
     "SUPPORTED_ARCHITECTURES",
     "AutoModelForCausalLMWithValueHead",
     "AutoModelForSeq2SeqLMWithValueHead",
+    "DDPOPipelineOutput",
+    "DDPOSchedulerOutput",
+    "DDPOStableDiffusionPipeline",
+    "DefaultDDPOStableDiffusionPipeline",
     "PreTrainedModelWrapper",
     "ValueHead",
     "create_reference_model",

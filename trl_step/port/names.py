@@ -12,7 +12,7 @@ from trl_step.port.aliases import new_name
 from trl_step.port.lookup import has_name, module_exists
 from trl_step.port.rules import MOVED
 
-PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate")
+PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate", "diffusers")
 
 
 class Missing(NamedTuple):

@@ -7,9 +7,13 @@ from trl_step.lazy import lazy_names
 HOMES = {
     "trl_step.trainer.base": ("BaseTrainer",),
     "trl_step.trainer.ddpo_config": ("DDPOConfig",),
+    "trl_step.trainer.ddpo_trainer": ("DDPOTrainer",),
     "trl_step.trainer.dpo_trainer": ("DPOTrainer",),
     "trl_step.trainer.iterative_sft_trainer": ("IterativeSFTTrainer",),
-    "trl_step.trainer.model_config": ("ModelConfig", "ScriptArguments"),
+    "trl_step.trainer.model_config": (
+        "ModelConfig",
+        "ScriptArguments",
+    ),
     "trl_step.trainer.ppo_config": ("PPOConfig",),
     "trl_step.trainer.ppo_trainer": ("PPOTrainer",),
     "trl_step.trainer.reward_config": ("RewardConfig",),
@@ -33,6 +37,7 @@ HOMES = {
 if TYPE_CHECKING:
     from trl_step.trainer.base import BaseTrainer
     from trl_step.trainer.ddpo_config import DDPOConfig
+    from trl_step.trainer.ddpo_trainer import DDPOTrainer
     from trl_step.trainer.dpo_trainer import DPOTrainer
     from trl_step.trainer.iterative_sft_trainer import IterativeSFTTrainer
     from trl_step.trainer.model_config import ModelConfig, ScriptArguments
@@ -62,6 +67,7 @@ __all__ = [
     "BaseTrainer",
     "ConstantLengthDataset",
     "DDPOConfig",
+    "DDPOTrainer",
     "DPOTrainer",
     "DataCollatorForCompletionOnlyLM",
     "FixedKLController",

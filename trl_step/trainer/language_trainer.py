@@ -42,7 +42,7 @@ from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.reports.hub import write_model_card
 from trl_step.trainer.reports.watch import active_dropout, padded_by_hand, repeats_query
 from trl_step.trainer.runs.data_loader import positioned
-from trl_step.trainer.runs.identity import identity
+from trl_step.trainer.runs.identity import identity, settings_of
 from trl_step.trainer.sampling_trainer import SamplingTrainer
 from trl_step.trainer.updates.deepspeed import uses_deepspeed
 from trl_step.trainer.updates.optimizers import (
@@ -176,7 +176,7 @@ class LanguageTrainer(SamplingTrainer):
         parts = self._parts()
         return identity(
             processes=self._processes,
-            settings=vars(self.config),
+            settings=settings_of(self.config),
             policy=parts["policy"],
             reference=None if self.ref_model is None else self.ref_model.pretrained_model,
             optimizer=self.optimizer,

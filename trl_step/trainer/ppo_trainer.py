@@ -58,12 +58,15 @@ from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.reports.callbacks import StepReport, call_all
 from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
+from trl_step.trainer.reports.hub import MODEL_CARD_TEMPLATE
 from trl_step.trainer.updates.epochs import Trained, run_epochs
 from trl_step.trainer.updates.optimizers import trained_now
 from trl_step.trainer.updates.updater import without_losses
 
 if TYPE_CHECKING:
     import datasets
+
+__all__ = ["MODEL_CARD_TEMPLATE", "PPOTrainer"]
 
 
 class PPOTrainer(LanguageTrainer):

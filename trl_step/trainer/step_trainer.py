@@ -9,16 +9,19 @@ from typing import Any, Optional, Union
 import numpy as np
 import torch
 
+from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, STATS, Stat
 from trl_step.core import set_seed
 from trl_step.trainer.base import BaseTrainer
+from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.accelerate_state import start_accelerator
 from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.reports import hub
 from trl_step.trainer.reports.callbacks import Callback, configured_callbacks
 from trl_step.trainer.reports.hub import BestScore
-from trl_step.trainer.reports.trackers import Trackers
+from trl_step.trainer.reports.trackers import Described, Trackers
 from trl_step.trainer.runs.autosave import AutoSave
 from trl_step.trainer.runs.counters import Counters
+from trl_step.trainer.runs.identity import default_settings
 from trl_step.trainer.runs.state import RunState
 
 
@@ -28,26 +31,35 @@ class StepTrainer(BaseTrainer):
     A subclass builds what it trains, has `step`, and writes its policy in `_save_pretrained`.
 
     Args:
-        config: settings; its run-time fields (`world_size`, ...) are filled in
+        config: settings
+        settings: the same as the parts of a trainer read them, if `config` is of another class than `PPOConfig`. Their
+            run-time fields (`world_size`, ...) are filled in
     """
 
-    def __init__(self, config: Any) -> None:
+    _tracked_as = "trl_ppo_trainer_config"
+    """name of the settings in trackers with nested ones"""
+    _tracked_keys: tuple[Stat, ...] = (*STATS, *LOGGED_BY_LOG_STATS)
+    """what is logged, for trackers that can explain it"""
+
+    def __init__(self, config: Any, settings: Optional[PPOConfig] = None) -> None:
         super().__init__(config)
+        self._settings: Any = config if settings is None else settings
         if config.seed is not None:
             set_seed(config.seed)
-        self.accelerator = start_accelerator(config)
+        self.accelerator = start_accelerator(self._settings)
         self.current_device = self.accelerator.device
         self.is_distributed = self.accelerator.num_processes > 1
         self._processes = Processes(self.accelerator)
         self._counters = Counters()
-        self._trackers = Trackers(self._processes, config, self._counters)
-        self._callbacks = configured_callbacks(config)
+        described = Described(self._tracked_as, config.to_dict(), self._tracked_keys)
+        self._trackers = Trackers(self._processes, self._settings, self._counters, described)
+        self._callbacks = configured_callbacks(self._settings)
         self._failed_callbacks: set[int] = set()
         self._best = BestScore()
 
     def _parts(self) -> dict[str, Any]:
         """What the next step depends on, by name, as it is now; see `runs.state.RunState`."""
-        best = self._best if self.config.push_to_hub_if_best_kwargs else None
+        best = self._best if self._settings.push_to_hub_if_best_kwargs else None
         return {"counters": self._counters, "best": best, "scaler": self.accelerator.scaler}
 
     def _identity(self) -> dict[str, Any]:
@@ -56,8 +68,9 @@ class StepTrainer(BaseTrainer):
 
     def _start_run(self) -> None:
         """The last act of a subclass's constructor: from here on the run can be saved."""
-        self._run_state = RunState(self._processes, self._parts, self._identity, self.config)
-        self._autosave = AutoSave(self._run_state, self._processes, self._counters, self.config)
+        settings, defaults = self._settings, default_settings(self.config)
+        self._run_state = RunState(self._processes, self._parts, self._identity, settings, defaults)
+        self._autosave = AutoSave(self._run_state, self._processes, self._counters, settings)
 
     @property
     def steps_done(self) -> int:
@@ -132,8 +145,8 @@ class StepTrainer(BaseTrainer):
     def _push_if_best(self, scores: torch.Tensor) -> None:
         """With `push_to_hub_if_best_kwargs`, push the policy if the mean of `scores` [B] over all processes is the best
         so far."""
-        wanted = self.config.push_to_hub_if_best_kwargs
-        if wanted and self._best.sees(scores, self._processes, self.config.compare_steps):
+        wanted = self._settings.push_to_hub_if_best_kwargs
+        if wanted and self._best.sees(scores, self._processes, self._settings.compare_steps):
             hub.push_without_failing(self.push_to_hub, **wanted)
 
     def save_state(self, folder: Optional[Union[str, Path]] = None) -> None:

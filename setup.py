@@ -14,8 +14,8 @@ EXTRAS = {
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
     "demo": ["rich", "tqdm", "matplotlib", "tensorboard"],
-    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "diffusers>=0.42", "rich", "tqdm", "matplotlib",
-             "tensorboard", "wandb"],
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "diffusers>=0.42", "rich", "tqdm",
+             "matplotlib", "tensorboard", "wandb"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 

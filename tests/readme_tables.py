@@ -51,6 +51,8 @@ CALL_NAMES = {
     "generate": "`generate(...)`, `GenerationConfig(...)`",
     "load_dataset": "`load_dataset(...)`",
     "TrainingArguments": "`TrainingArguments(...)`",
+    "OnPolicyConfig": "`RLOOConfig(...)`, `PPOv2Config(...)`",
+    "experimental.PPOTrainer": "`PPOTrainer(...)` with `train()`",
     "Trainer": "`Trainer(...)`",
     "Accelerator": "`Accelerator(...)`",
 }
@@ -61,6 +63,8 @@ def translation_table() -> str:
     calls: defaultdict[Rule, list[str]] = defaultdict(list)
     for kind, rules in CALLS.items():
         for rule in rules:
+            if kind == "OnPolicyConfig" and rule in CALLS["TrainingArguments"]:
+                continue  # it derives from it
             calls[rule].append(CALL_NAMES[kind])
     rows: dict[tuple[str, str, str], list[str]] = {}
     for rule, names in calls.items():
@@ -80,7 +84,7 @@ def _code(names: Iterable[str]) -> str:
 
 def _new(rule: Rule) -> str:
     """The replacement of a true flag or of a given value."""
-    values = {"top_k": 0.0, "min_length": -1, "device_map": {"": 0}}
+    values = {"top_k": 0.0, "min_length": -1, "device_map": {"": 0}, "optim": "adamw_hf"}
     flag = isinstance(rule, (Flag, Quantization))
     given = {name: values.get(name, True if flag else UNKNOWN) for name in rule.old[: 1 if flag else None]}
     new = rule.sources({name: Source("..." if x is UNKNOWN else repr(x), x) for name, x in given.items()}) or {}

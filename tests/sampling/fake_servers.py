@@ -47,7 +47,7 @@ class FakeServer:
         self.first = copy.deepcopy(model).eval()
         self.logprobs = logprobs
         self.calls: list[tuple[str, Any]] = []
-        self.mischief: deque[Union[None, int, float, str, Callable[[Any], Any]]] = deque()
+        self.mischief: deque[Union[int, float, str, Callable[[Any], Any], None]] = deque()
         self._lock = threading.Lock()
         self._start(port)
 
@@ -178,13 +178,15 @@ class FakeServer:
 
     def _join(self, body: Any) -> Any:
         info = body["init_info"]
-        assert info["rank_offset"] == 1 and info["world_size"] == 2
+        assert info["rank_offset"] == 1
+        assert info["world_size"] == 2
         self.store = TCPStore(info["master_address"], info["master_port"], None, False, timedelta(seconds=20))
         self.received = 0
         return {"message": "Weight transfer initialized"}
 
     def _receive(self, body: Any) -> Any:
-        assert self.paused and self.store is not None
+        assert self.paused
+        assert self.store is not None
         info = body["update_info"]
         weights = self.model.state_dict()
         for name, kind, shape in zip(info["names"], info["dtype_names"], info["shapes"], strict=True):
@@ -256,9 +258,7 @@ class FakeServer:
                 if wishes["top_k"] > 0:
                     scores[scores < scores.topk(wishes["top_k"]).values[-1]] = -torch.inf
                     reported = scores.log_softmax(-1) if cut and self.logprobs == "processed" else reported
-                token = int(
-                    scores.argmax() if wishes["temperature"] == 0 else torch.multinomial(scores.softmax(-1), 1)
-                )
+                token = int(scores.argmax() if wishes["temperature"] == 0 else torch.multinomial(scores.softmax(-1), 1))
                 ids.append(token)
                 text += f" w{token}"
                 over = token in ends or any(stop in text for stop in stops)

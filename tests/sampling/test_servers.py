@@ -66,9 +66,11 @@ def test_each_answer_stands_with_its_query_and_its_logprobs(kind: str, server: F
     for query, response, logprobs, ended in zip(
         drawn.queries, drawn.responses, drawn.logprobs, drawn.ended, strict=True
     ):
-        assert response.dtype == torch.int64 and logprobs.dtype == torch.float32
+        assert response.dtype == torch.int64
+        assert logprobs.dtype == torch.float32
         torch.testing.assert_close(logprobs, logprobs_of(server.model, query, response, 0.7))
-        assert ended == (response[-1] == tiny.EOS) and (ended or len(response) == 6)
+        assert ended == (response[-1] == tiny.EOS)
+        assert ended or len(response) == 6
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
@@ -77,7 +79,8 @@ def test_a_step_changes_what_the_server_samples(kind: str, server: FakeServer, t
     remote = sampler(kind, server, weights, tmp_path)
     for version in range(3):
         drawn = remote.sample(QUERIES, n=2, **WHOLE)
-        assert drawn.version == version and drawn.logprobs is not None
+        assert drawn.version == version
+        assert drawn.logprobs is not None
         for query, response, logprobs in zip(drawn.queries, drawn.responses, drawn.logprobs, strict=True):
             torch.testing.assert_close(logprobs, logprobs_of(weights.model, query, response))
         sent = len(server.calls)
@@ -113,23 +116,19 @@ def test_the_group_of_workers_is_joined_once(server: FakeServer, tmp_path: Path)
     assert server.paths().count("/init_weight_transfer_engine") == 1
 
 
-@pytest.mark.parametrize("kind", ("adapter", "sglang"))
+@pytest.mark.parametrize("kind", ["adapter", "sglang"])
 def test_one_folder_stays(kind: str, server: FakeServer, tmp_path: Path) -> None:
     weights = TinyWeights(model())
     remote = sampler(kind, server, weights, tmp_path)
     for step in range(3):
         remote.sample(QUERIES[:1], **WHOLE)
         weights.step(step)
-    assert [folder.name for folder in (tmp_path / "run").iterdir()] == [
-        "run-2" if kind == "adapter" else "version-2"
-    ]
+    assert [folder.name for folder in (tmp_path / "run").iterdir()] == ["run-2" if kind == "adapter" else "version-2"]
     assert kind == "sglang" or list(server.adapters) == ["run-2"]
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_a_server_that_started_anew_is_given_the_weights_again(
-    kind: str, server: FakeServer, tmp_path: Path
-) -> None:
+def test_a_server_that_started_anew_is_given_the_weights_again(kind: str, server: FakeServer, tmp_path: Path) -> None:
     weights = TinyWeights(model(1))
     remote = sampler(kind, server, weights, tmp_path)
     remote.sample(QUERIES, **WHOLE)
@@ -159,9 +158,10 @@ def test_weights_that_fail_half_way_are_sent_again(kind: str, server: FakeServer
     remote = sampler(kind, server, weights, tmp_path, timeout=5.0)
     failing = {"adapter": [None, 500], "broadcast": [None] * 4 + [500], "sglang": [500]}[kind]
     server.mischief.extend(failing)
-    with pytest.raises(RuntimeError, match="answered 500: .*out of luck"):
+    with pytest.raises(RuntimeError, match=r"answered 500: .*out of luck"):
         remote.sample(QUERIES, **WHOLE)
-    assert remote.version is None and not server.paused
+    assert remote.version is None
+    assert not server.paused
     drawn = remote.sample(QUERIES, **WHOLE)
     assert drawn.logprobs is not None
     torch.testing.assert_close(drawn.logprobs[0], logprobs_of(weights.model, drawn.queries[0], drawn.responses[0]))
@@ -175,7 +175,8 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(kind: str, server: Fake
     server.mischief.extend([500] * 4)
     with pytest.raises(ServerError, match="answered 500") as caught:
         remote.sample(QUERIES[:1], **WHOLE)
-    assert caught.value.status == 500 and len(str(caught.value)) < 700
+    assert caught.value.status == 500
+    assert len(str(caught.value)) < 700
     assert len(remote.sample(QUERIES[:1], **WHOLE).responses) == 1
 
 
@@ -192,7 +193,8 @@ def test_a_connection_that_breaks_off_is_not_tried_again(server: FakeServer, tmp
     server.mischief.append("drop")
     with pytest.raises(ServerError, match="the connection broke off") as caught:
         remote.sample(QUERIES[:1], **WHOLE)
-    assert caught.value.status is None and server.paths() == ["/generate"]
+    assert caught.value.status is None
+    assert server.paths() == ["/generate"]
 
 
 def test_a_slow_answer_is_given_up(server: FakeServer, tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_nonsense_is_refused_and_the_loop_goes_on(name: str, server: FakeServer,
 def test_an_update_that_is_not_taken_over_raises(server: FakeServer, tmp_path: Path) -> None:
     remote = sampler("sglang", server, TinyWeights(model()), tmp_path)
     server.mischief.append(lambda _: {"success": False, "message": "no such shape"})
-    with pytest.raises(ServerError, match="did not take over .*no such shape"):
+    with pytest.raises(ServerError, match=r"did not take over .*no such shape"):
         remote.sample(QUERIES[:1], **WHOLE)
 
 
@@ -268,7 +270,7 @@ def test_old_weights_in_an_answer_are_seen(server: FakeServer, tmp_path: Path) -
         remote.sample(QUERIES[:1], **WHOLE)
 
 
-@pytest.mark.parametrize("kind", ("adapter", "sglang"))
+@pytest.mark.parametrize("kind", ["adapter", "sglang"])
 def test_logprobs_that_ignore_the_temperature_are_refused(kind: str, server: FakeServer, tmp_path: Path) -> None:
     server.logprobs = "raw"
     remote = sampler(kind, server, None, tmp_path)
@@ -303,17 +305,20 @@ def test_greedy_answers_are_drawn_once(kind: str, server: FakeServer, tmp_path: 
         assert all(torch.equal(drawn.responses[3 * i + j], sequence) for j in range(3))
 
 
-@pytest.mark.parametrize("kind", ("adapter", "sglang"))
+@pytest.mark.parametrize("kind", ["adapter", "sglang"])
 def test_limits_stop_strings_and_end_ids_reach_the_server(kind: str, server: FakeServer, tmp_path: Path) -> None:
     remote = sampler(kind, server, None, tmp_path)
     limits = [1, 4, 2, 2, 3, 3]
     drawn = remote.sample(QUERIES, n=2, **{**WHOLE, "max_new_tokens": limits, "eos_token_id": -1})
-    assert [len(response) for response in drawn.responses] == limits and not any(drawn.ended)
+    assert [len(response) for response in drawn.responses] == limits
+    assert not any(drawn.ended)
     likeliest = [int(response[0]) for response in remote.sample(QUERIES, max_new_tokens=1).responses]
     ended = remote.sample(QUERIES[:1], max_new_tokens=4, eos_token_id=likeliest[0])
-    assert ended.responses[0].tolist() == likeliest[:1] and ended.ended == [True]
+    assert ended.responses[0].tolist() == likeliest[:1]
+    assert ended.ended == [True]
     ended = remote.sample(QUERIES[1:2], max_new_tokens=4, stop_strings=[f"w{likeliest[1]}"])
-    assert ended.responses[0].tolist() == likeliest[1:2] and ended.ended == [True]
+    assert ended.responses[0].tolist() == likeliest[1:2]
+    assert ended.ended == [True]
 
 
 def test_the_token_is_sent_and_never_shown(server: FakeServer, tmp_path: Path) -> None:

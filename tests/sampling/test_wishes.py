@@ -19,7 +19,8 @@ def wishes(**settings: Any) -> Wishes:
 
 
 def test_defaults_are_those_of_transformers() -> None:
-    assert wishes() == PLAIN._replace(temperature=0.0) and wishes().greedy
+    assert wishes() == PLAIN._replace(temperature=0.0)
+    assert wishes().greedy
     assert wishes(do_sample=True) == PLAIN._replace(top_k=50)
     assert GenerationConfig._get_default_generation_params()["top_k"] == 50
 
@@ -35,13 +36,17 @@ def test_each_setting_is_translated() -> None:
         stop_strings="w4", eos_token_id=torch.tensor([1, 9]), num_beams=1, use_cache=True, typical_p=None,
     )  # fmt: skip
     assert found == Wishes(0.5, 0.9, 7, 0.1, 1.2, 2, ["w4"], [1, 9], True)
-    assert found.truncated and found.penalised and not PLAIN.truncated and not PLAIN.penalised
+    assert found.truncated
+    assert found.penalised
+    assert not PLAIN.truncated
+    assert not PLAIN.penalised
 
 
 def test_a_generation_config_gives_what_is_left_open() -> None:
     config = GenerationConfig(do_sample=True, temperature=0.5, top_k=3, max_new_tokens=9)
     found, limits = wishes_and_limits(QUERIES, 1, {"generation_config": config, "top_k": 0})
-    assert found == PLAIN._replace(temperature=0.5) and limits == [9, 9]
+    assert found == PLAIN._replace(temperature=0.5)
+    assert limits == [9, 9]
 
 
 def test_limits_count_new_tokens() -> None:
@@ -67,7 +72,7 @@ def test_answers_of_one_limit_are_one_order() -> None:
         ({"typo": 1}, "typo=1 has no counterpart"),
         ({"num_return_sequences": 2}, "num_return_sequences=2"),
         ({"min_length": 5}, "give min_new_tokens"),
-        ({"do_sample": True, "temperature": 0.0}, "do_sample=False takes likeliest tokens"),
+        ({"do_sample": True, "temperature": 0.0}, "give do_sample=False instead"),
         ({"max_new_tokens": None}, "max_new_tokens is missing"),
         ({"max_new_tokens": 0}, "answer 0 may get 0 new tokens"),
         ({"max_new_tokens": [3]}, "1 entries for 2 answers"),
@@ -79,7 +84,9 @@ def test_what_has_no_counterpart_is_refused_by_name(settings: dict[str, Any], me
         wishes(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": "hot", "do_sample": True}, {"stop_strings": [3]}, {"top_k": True}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": "hot", "do_sample": True}, {"stop_strings": [3]}, {"top_k": True}]
+)
 def test_other_types_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
         wishes(**settings)

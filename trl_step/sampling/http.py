@@ -47,8 +47,10 @@ class Server:
         self, url: str, token: Optional[str] = None, timeout: float = 600.0, retries: int = 3, pause: float = 0.5
     ) -> None:
         parts = urlsplit(url)
-        if "@" in parts.netloc:
-            raise ValueError("the url of the server has credentials in it; give them as token=..., so that no log has them")
+        if "@" in url:
+            raise ValueError(
+                "the url of the server has credentials in it; give them as token=..., so that no log has them"
+            )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url={url!r} is not the address of a server; give one such as 'http://127.0.0.1:8000'")
         self.secure = parts.scheme == "https"
@@ -153,10 +155,10 @@ def at_once(calls: Sequence[Callable[[], Result]], most: int) -> list[Result]:
     def following() -> Iterator[tuple[int, Callable[[], Result]]]:
         while not stopped.is_set():
             with lock:
-                following = next(waiting, None)
-            if following is None:
+                got = next(waiting, None)
+            if got is None:
                 return
-            yield following
+            yield got
 
     def work() -> None:
         for place, call in following():

@@ -13,7 +13,7 @@ import torch
 from trl_step.models.notices import warn_user
 from trl_step.sampling.http import Server, ServerError, at_once
 from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
-from trl_step.sampling.wishes import Order, Wishes, check_queries, orders, wishes_and_limits
+from trl_step.sampling.wishes import TOP_K, Order, Wishes, check_queries, orders, wishes_and_limits
 
 BYTES_OF_A_TOKEN = 512
 """Of a server's answer, at most, for each token of prompt and answers."""
@@ -218,7 +218,7 @@ class ServerSampler(Sampler):
         if wishes.penalised:
             cause = f"repetition_penalty={wishes.repetition_penalty:g}, min_new_tokens={wishes.min_new_tokens}"
         else:
-            cause = f"top_k={wishes.top_k} (transformers takes {50} if none is given), top_p={wishes.top_p:g}, "
+            cause = f"top_k={wishes.top_k} (transformers takes {TOP_K} if none is given), top_p={wishes.top_p:g}, "
             cause += f"min_p={wishes.min_p:g}"
         warn_user(
             f"samples have no log-probs, as {cause} change the distribution that the server reports: sample with "

@@ -99,9 +99,7 @@ class Order(NamedTuple):
     """where the answers stand among all"""
 
 
-def wishes_and_limits(
-    queries: Sequence[torch.Tensor], n: int, settings: Mapping[str, Any]
-) -> tuple[Wishes, list[int]]:
+def wishes_and_limits(queries: Sequence[torch.Tensor], n: int, settings: Mapping[str, Any]) -> tuple[Wishes, list[int]]:
     """`settings` of transformers' `generate` for `n` answers to each query, and the new tokens of each answer.
 
     Settings that are not given are transformers' defaults: greedy without `do_sample=True`, and then with `top_k=50`.
@@ -122,7 +120,7 @@ def wishes_and_limits(
         }.items()
     }  # fmt: skip
     if sampled and numbers["temperature"] <= 0:
-        raise ValueError(f"temperature={numbers['temperature']:g} is not above 0; do_sample=False takes likeliest tokens")
+        raise ValueError(f"temperature={numbers['temperature']:g} is not above 0; give do_sample=False instead")
     if numbers["min_length"] > 0:
         raise ValueError("min_length counts the prompt here and not there; give min_new_tokens")
     end_ids, engine_ends = _end_ids(asked.pop("eos_token_id", None))

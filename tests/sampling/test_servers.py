@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -288,8 +289,14 @@ def test_a_server_is_asked_about_its_temperature_once(server: FakeServer, tmp_pa
 
 
 def test_cut_distributions_have_no_logprobs_of_vllm(server: FakeServer, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="samples have no log-probs, as top_k=5"):
+    with pytest.warns(UserWarning, match="there are no log-probs with top_k=5"):
         drawn = sampler("adapter", server, None, tmp_path).sample(QUERIES, **{**WHOLE, "top_k": 5})
+    assert drawn.logprobs is None
+    with pytest.raises(ValueError, match="there are no log-probs with top_k=5"):
+        sampler("adapter", server, None, tmp_path).sample(QUERIES, **{**WHOLE, "top_k": 5}, return_logprobs=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = sampler("adapter", server, None, tmp_path).sample(QUERIES, max_new_tokens=3, return_logprobs=False)
     assert drawn.logprobs is None
     drawn = sampler("sglang", server, None, tmp_path).sample(QUERIES, **{**WHOLE, "top_k": 5})
     assert drawn.logprobs is not None
@@ -353,5 +360,5 @@ def test_without_a_gpu_all_weights_are_refused(server: FakeServer, tmp_path: Pat
 
 
 def test_a_folder_is_needed_for_weights(server: FakeServer) -> None:
-    with pytest.raises(ValueError, match="folder is missing"):
-        SGLangSampler(server.url, TinyWeights(model()))
+    with pytest.raises(ValueError, match=r"weights reach SGLang through a folder: give SGLangSampler\(folder"):
+        SGLangSampler(server.url, TinyWeights(model())).sample(QUERIES, **WHOLE)

@@ -14,9 +14,10 @@ from trl_step.head.logprobs import logprobs_of_logits
 from trl_step.models.decoder_pass import run_decoder
 from trl_step.models.inner_model import plain_model
 from trl_step.models.sharding import gathered
-from trl_step.sampling.local import all_eos_ids, check_positions, check_tokens, sampling_mode
+from trl_step.sampling.local import sampling_mode, several
+from trl_step.sampling.options import all_eos_ids, check_arguments, check_positions, check_tokens
 from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
-from trl_step.sampling.wishes import Order, Wishes, check_queries, orders, wishes_and_limits
+from trl_step.sampling.wishes import Order, Wishes, orders, wishes_and_limits
 
 TOKENS_PER_PASS = 4096
 """Of queries and responses, with padding, in one forward pass that computes log-probs."""
@@ -58,7 +59,8 @@ class ContinuousBatchingSampler(Sampler):
         """Nothing: the model is the trainer's own."""
 
     def draw(self, queries: Sequence[torch.Tensor], n: int, settings: dict[str, Any]) -> Samples:
-        check_queries(queries)
+        check_arguments(queries, 1, 1, {})
+        n, with_logprobs = several(n, settings), settings.pop("return_logprobs", True)
         wishes, limits = wishes_and_limits(queries, n, settings)
         _refuse(wishes)
         inner = extract_model_from_parallel(self.model)
@@ -81,14 +83,15 @@ class ContinuousBatchingSampler(Sampler):
             for asked in _alike(orders(queries, n, limits)):
                 answers.update(self._answers(model, asked, wishes, end_ids))
             responses = [torch.tensor(answers[place][0]) for place in range(len(repeated_queries))]
-            if wishes.temperature in (0.0, 1.0) and not wishes.truncated:
+            logprobs = None
+            if with_logprobs and wishes.temperature in (0.0, 1.0) and not wishes.truncated:
                 logprobs = [torch.tensor(answers[place][1]) for place in range(len(responses))]
-            else:
+            elif with_logprobs:
                 logprobs = _logprobs(model, repeated_queries, responses, wishes.temperature)
         return Samples(
             queries=repeated_queries,
             responses=[response.to(model.device) for response in responses],
-            logprobs=[one.to(model.device) for one in logprobs],
+            logprobs=None if logprobs is None else [one.to(model.device) for one in logprobs],
             ended=[int(response[-1]) in end_ids for response in responses],
             version=self.version or 0,
             group_ids=group_ids,

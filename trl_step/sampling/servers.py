@@ -12,8 +12,10 @@ import torch
 
 from trl_step.models.notices import warn_user
 from trl_step.sampling.http import Server, ServerError, at_once
+from trl_step.sampling.local import several
+from trl_step.sampling.options import check_arguments
 from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
-from trl_step.sampling.wishes import TOP_K, Order, Wishes, check_queries, orders, wishes_and_limits
+from trl_step.sampling.wishes import TOP_K, Order, Wishes, orders, wishes_and_limits
 
 BYTES_OF_A_TOKEN = 512
 """Of a server's answer, at most, for each token of prompt and answers."""
@@ -87,13 +89,12 @@ class ServerSampler(Sampler):
         return super().sample(queries, n, **settings)
 
     def draw(self, queries: Sequence[torch.Tensor], n: int, settings: dict[str, Any]) -> Samples:
-        check_queries(queries)
+        check_arguments(queries, 1, 1, {})
+        n, asked_for_logprobs = several(n, settings), settings.pop("return_logprobs", None)
         wishes, limits = wishes_and_limits(queries, n, settings)
-        with_logprobs = not wishes.penalised and not (wishes.truncated and self.cut_logprobs)
+        with_logprobs = asked_for_logprobs is not False and self._has_logprobs(wishes, asked_for_logprobs is True)
         if with_logprobs:
             self._check_temperature(queries, wishes)
-        else:
-            self._warn_of_missing_logprobs(wishes)
         asked = orders(queries, n, limits)
         calls = [partial(self._answers, order, wishes, with_logprobs) for order in asked]
         try:
@@ -211,16 +212,22 @@ class ServerSampler(Sampler):
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise self._nonsense(f"an answer of another form ({type(error).__name__}: {error})", content) from None
 
-    def _warn_of_missing_logprobs(self, wishes: Wishes) -> None:
-        if self._warned:
-            return
-        self._warned = True
+    def _has_logprobs(self, wishes: Wishes, needed: bool) -> bool:
+        """Whether the server reports the policy's log-probs; if not, raise or warn."""
         if wishes.penalised:
             cause = f"repetition_penalty={wishes.repetition_penalty:g}, min_new_tokens={wishes.min_new_tokens}"
-        else:
+        elif wishes.truncated and self.cut_logprobs:
             cause = f"top_k={wishes.top_k} (transformers takes {TOP_K} if none is given), top_p={wishes.top_p:g}, "
             cause += f"min_p={wishes.min_p:g}"
-        warn_user(
-            f"samples have no log-probs, as {cause} change the distribution that the server reports: sample with "
-            "top_k=0, top_p=1.0 and nothing ruled out, or leave them to the trainer's step"
+        else:
+            return True
+        message = (
+            f"there are no log-probs with {cause}, which change the distribution that {self.server.url} reports: "
+            "sample with top_k=0, top_p=1.0 and nothing ruled out, or with return_logprobs=False"
         )
+        if needed:
+            raise ValueError(message)
+        if not self._warned:
+            self._warned = True
+            warn_user(message)
+        return False

@@ -38,13 +38,14 @@ class SGLangSampler(ServerSampler):
         vocabulary: Optional[int] = None,
     ) -> None:
         super().__init__(url, weights, token=token, timeout=timeout, parallel=parallel, vocabulary=vocabulary)
-        if weights is not None and folder is None:
-            raise ValueError("folder is missing: give one that the server reads too, for the weights of each version")
         self.folder = None if folder is None else Path(folder).resolve()
         self._sent: Optional[Path] = None
 
     def update(self, weights: Weights, version: int) -> None:
-        assert self.folder is not None
+        if self.folder is None:
+            raise ValueError(
+                "weights reach SGLang through a folder: give SGLangSampler(folder=FOLDER), which the server reads too"
+            )
         folder = self.folder / f"version-{version}"
         weights.save(folder)
         weights.on_main(partial(self._load, folder, version))

@@ -11,12 +11,14 @@ TOP_K = 50
 """What transformers' `generate` takes if `top_k` is not set."""
 WITHOUT_EFFECT = frozenset(
     {
+        "batch_size",
         "bos_token_id",
         "cache_implementation",
         "decoder_start_token_id",
         "disable_compile",
         "pad_token_id",
         "synced_gpus",
+        "token_budget",
         "tokenizer",
         "transformers_version",
         "use_cache",
@@ -45,6 +47,7 @@ NEUTRAL: dict[str, Any] = {
     "output_logits": False,
     "output_scores": False,
     "remove_invalid_values": False,
+    "remove_padding": True,
     "renormalize_logits": False,
     "return_dict_in_generate": False,
     "suppress_tokens": None,
@@ -153,15 +156,6 @@ def orders(queries: Sequence[torch.Tensor], n: int, limits: Sequence[int]) -> li
             places.setdefault(limits[place], []).append(place)
         found += [Order(query.tolist(), limit, those) for limit, those in places.items()]
     return found
-
-
-def check_queries(queries: Sequence[torch.Tensor]) -> None:
-    """Raise if a query is not a 1-d tensor of token ids."""
-    for i, query in enumerate(queries):
-        if not isinstance(query, torch.Tensor) or query.dim() != 1 or query.is_floating_point() or query.is_complex():
-            raise TypeError(f"query {i} is not a 1-d integer tensor of token ids; give tokenizer.encode's ids")
-        if not len(query):
-            raise ValueError(f"query {i} is empty; give it a token, such as the beginning-of-text id")
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

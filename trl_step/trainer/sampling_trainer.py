@@ -126,6 +126,7 @@ class SamplingTrainer(StepTrainer):
 
         def sample(sampler: Sampler) -> Any:
             samples = sampler.sample(queries, n, **settings)
+            self._sampling.saw_samples(samples.version, self.weights.version)
             responses: Any = samples.responses
             if return_prompt and not self.is_encoder_decoder:
                 responses = [torch.cat((q.to(r), r)) for q, r in zip(samples.queries, responses, strict=True)]
@@ -142,7 +143,9 @@ class SamplingTrainer(StepTrainer):
     def sample(self, queries: Sequence[torch.Tensor], n: int = 1, **settings: Any) -> Samples:
         """Draw `n` responses to each query with `self.sampler`; see `Sampler.sample`."""
         self._sampling.saw_generate(self.accelerator.unwrap_model(self.model), settings)
-        return self.sampler.sample(queries, n, **settings)
+        samples = self.sampler.sample(queries, n, **settings)
+        self._sampling.saw_samples(samples.version, self.weights.version)
+        return samples
 
     @property
     def sampler(self) -> Sampler:

@@ -12,20 +12,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Optional, Union
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.distributed import TCPStore
 
 from tests import tiny
 from trl_step.sampling.sampler import Weights
 
 Reply = tuple[int, Any]
 TOKEN = "secret-token"
+CHANNELS: dict[int, SimpleQueue[bytes]] = {}
+"""What `connect_by_queue` opened, by port."""
 
 
 class RouteError(Exception):
@@ -56,8 +57,7 @@ class FakeServer:
         self.adapters: dict[str, Any] = {}
         self.label = "default"
         self.paused = False
-        self.store: Optional[TCPStore] = None
-        self.received = 0
+        self.channel: Optional[SimpleQueue[bytes]] = None
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -180,19 +180,18 @@ class FakeServer:
         info = body["init_info"]
         assert info["rank_offset"] == 1
         assert info["world_size"] == 2
-        self.store = TCPStore(info["master_address"], info["master_port"], None, False, timedelta(seconds=20))
-        self.received = 0
+        while info["master_port"] not in CHANNELS:  # as the workers of a real one wait for the trainer
+            time.sleep(0.01)
+        self.channel = CHANNELS[info["master_port"]]
         return {"message": "Weight transfer initialized"}
 
     def _receive(self, body: Any) -> Any:
         assert self.paused
-        assert self.store is not None
+        assert self.channel is not None
         info = body["update_info"]
         weights = self.model.state_dict()
         for name, kind, shape in zip(info["names"], info["dtype_names"], info["shapes"], strict=True):
-            content = self.store.get(f"tensor {self.received}")
-            self.received += 1
-            tensor = torch.frombuffer(bytearray(content), dtype=getattr(torch, kind)).view(shape)
+            tensor = torch.frombuffer(bytearray(self.channel.get(timeout=60)), dtype=getattr(torch, kind)).view(shape)
             weights[name].copy_(tensor)
         return {"message": "Weights updated"}
 
@@ -304,14 +303,13 @@ class TinyWeights(Weights):
         send()
 
 
-def connect_by_store(address: str, port: int, size: int, device: torch.device) -> Callable[[torch.Tensor], None]:
-    """In place of NCCL: bytes in a store that this side hosts."""
-    store = TCPStore(address, port, None, True, timedelta(seconds=20), wait_for_workers=False)
-    sent = 0
+def connect_by_queue(
+    address: str, port: int, size: int, device: torch.device
+) -> Callable[[], Callable[[torch.Tensor], None]]:
+    """In place of NCCL: bytes in a queue of this process."""
 
-    def send(tensor: torch.Tensor) -> None:
-        nonlocal sent
-        store.set(f"tensor {sent}", tensor.contiguous().numpy().tobytes())
-        sent += 1
+    def join() -> Callable[[torch.Tensor], None]:
+        channel = CHANNELS[port] = SimpleQueue()
+        return lambda tensor: channel.put(tensor.contiguous().numpy().tobytes())
 
-    return send
+    return join

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.sampling.fake_servers import TOKEN, FakeServer, TinyWeights, connect_by_store
+from tests.sampling.fake_servers import TOKEN, FakeServer, TinyWeights, connect_by_queue
 from trl_step.sampling.http import ServerError
 from trl_step.sampling.servers import ServerSampler
 from trl_step.sampling.sglang import SGLangSampler
@@ -40,14 +40,14 @@ def server() -> Iterator[FakeServer]:
 
 
 def sampler(kind: str, server: FakeServer, weights: Any, folder: Path, **options: Any) -> ServerSampler:
-    options = {"vocabulary": tiny.VOCABULARY, "timeout": 20.0, **options}
+    options = {"vocabulary": tiny.VOCABULARY, "timeout": 60.0, **options}
     made: ServerSampler
     if kind == "sglang":
         made = SGLangSampler(server.url, weights, folder / "run", **options)
     elif kind == "adapter":
         made = VLLMSampler(server.url, weights, adapters=folder / "run", **options)
     else:
-        made = VLLMSampler(server.url, weights, connect=connect_by_store, **options)
+        made = VLLMSampler(server.url, weights, connect=connect_by_queue, **options)
     made.server.pause = 0.01
     return made
 
@@ -153,12 +153,13 @@ def test_a_server_that_is_gone_raises_and_the_loop_goes_on(kind: str, server: Fa
     torch.testing.assert_close(drawn.logprobs[0], logprobs_of(weights.model, drawn.queries[0], drawn.responses[0]))
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
-def test_weights_that_fail_half_way_are_sent_again(kind: str, server: FakeServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "calls"), [("adapter", 1), ("sglang", 0), *(("broadcast", calls) for calls in (1, 2, 3, 4, 6))]
+)
+def test_weights_that_fail_half_way_are_sent_again(kind: str, calls: int, server: FakeServer, tmp_path: Path) -> None:
     weights = TinyWeights(model(1))
-    remote = sampler(kind, server, weights, tmp_path, timeout=5.0)
-    failing = {"adapter": [None, 500], "broadcast": [None] * 4 + [500], "sglang": [500]}[kind]
-    server.mischief.extend(failing)
+    remote = sampler(kind, server, weights, tmp_path)
+    server.mischief.extend([*[None] * calls, 500])
     with pytest.raises(RuntimeError, match=r"answered 500: .*out of luck"):
         remote.sample(QUERIES, **WHOLE)
     assert remote.version is None
@@ -357,6 +358,24 @@ def test_without_a_gpu_all_weights_are_refused(server: FakeServer, tmp_path: Pat
     remote = VLLMSampler(server.url, TinyWeights(model()), timeout=5.0)
     with pytest.raises(RuntimeError, match="over NCCL, from a GPU, and there is none here"):
         remote.sample(QUERIES[:1], **WHOLE)
+
+
+class Elsewhere(TinyWeights):
+    """As another process than the main one has them."""
+
+    def on_main(self, send: Callable[[], None]) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_only_the_main_process_sends(kind: str, server: FakeServer, tmp_path: Path) -> None:
+    main, other = TinyWeights(model(1)), Elsewhere(model(1))
+    sampler(kind, server, main, tmp_path).sample(QUERIES[:1], **WHOLE)
+    sent = len(server.calls)
+    drawn = sampler(kind, server, other, tmp_path).sample(QUERIES[1:], **WHOLE)
+    assert {*server.paths()[sent:]} <= {"/generate", "/v1/completions", "/v1/models"}
+    assert drawn.logprobs is not None
+    torch.testing.assert_close(drawn.logprobs[0], logprobs_of(main.model, QUERIES[1], drawn.responses[0]))
 
 
 def test_a_folder_is_needed_for_weights(server: FakeServer) -> None:

@@ -17,7 +17,7 @@ from trl_step.models.sharding import gathered
 from trl_step.sampling.local import sampling_mode, several
 from trl_step.sampling.options import all_eos_ids, check_arguments, check_positions, check_tokens
 from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
-from trl_step.sampling.wishes import Order, Wishes, orders, wishes_and_limits
+from trl_step.sampling.settings import Request, SamplingSettings, requests_for, settings_and_limits
 
 TOKENS_PER_PASS = 4096
 """Of queries and responses, with padding, in one forward pass that computes log-probs."""
@@ -61,8 +61,8 @@ class ContinuousBatchingSampler(Sampler):
     def draw(self, queries: Sequence[torch.Tensor], n: int, settings: dict[str, Any]) -> Samples:
         check_arguments(queries, 1, 1, {})
         n, with_logprobs = several(n, settings), settings.pop("return_logprobs", True)
-        wishes, limits = wishes_and_limits(queries, n, settings)
-        _refuse(wishes)
+        wanted, limits = settings_and_limits(queries, n, settings)
+        _refuse(wanted)
         inner = extract_model_from_parallel(self.model)
         pretrained = getattr(inner, "pretrained_model", inner)
         model = plain_model(pretrained)
@@ -74,20 +74,20 @@ class ContinuousBatchingSampler(Sampler):
         check_tokens(pretrained, queries)
         own_limits = [max(limits[i * n : (i + 1) * n]) for i in range(len(queries))]
         check_positions(pretrained, [len(query) for query in queries], own_limits)
-        end_ids = wishes.end_ids
-        if wishes.engine_ends:
+        end_ids = wanted.end_ids
+        if wanted.engine_ends:
             end_ids = all_eos_ids(inner, [*self.eos_token_ids, *end_ids], {})
         repeated_queries, group_ids = repeated(queries, n)
         answers: dict[int, tuple[list[int], list[float]]] = {}
         with sampling_mode(inner), gathered(inner):
-            for asked in _alike(orders(queries, n, limits)):
-                answers.update(self._answers(model, asked, wishes, end_ids))
+            for asked in _alike(requests_for(queries, n, limits)):
+                answers.update(self._answers(model, asked, wanted, end_ids))
             responses = [torch.tensor(answers[place][0]) for place in range(len(repeated_queries))]
             logprobs = None
-            if with_logprobs and wishes.temperature in (0.0, 1.0) and not wishes.truncated:
+            if with_logprobs and wanted.temperature in (0.0, 1.0) and not wanted.truncated:
                 logprobs = [torch.tensor(answers[place][1]) for place in range(len(responses))]
             elif with_logprobs:
-                logprobs = _logprobs(model, repeated_queries, responses, wishes.temperature)
+                logprobs = _logprobs(model, repeated_queries, responses, wanted.temperature)
         return Samples(
             queries=repeated_queries,
             responses=[response.to(model.device) for response in responses],
@@ -98,19 +98,19 @@ class ContinuousBatchingSampler(Sampler):
         )
 
     def _answers(
-        self, model: Any, asked: list[Order], wishes: Wishes, end_ids: list[int]
+        self, model: Any, asked: list[Request], wanted: SamplingSettings, end_ids: list[int]
     ) -> dict[int, tuple[list[int], list[float]]]:
-        """Ids and log-probs by place, for orders of one limit and one number of answers."""
-        count = 1 if wishes.greedy else len(asked[0].places)
+        """Ids and log-probs by place, for requests of one limit and one number of answers."""
+        count = 1 if wanted.greedy else len(asked[0].places)
         config = GenerationConfig(
             max_new_tokens=asked[0].limit,
             num_return_sequences=count,
-            do_sample=not wishes.greedy,
+            do_sample=not wanted.greedy,
             eos_token_id=end_ids or [-1],
             **(
                 {}
-                if wishes.greedy
-                else {"temperature": wishes.temperature, "top_k": wishes.top_k, "top_p": wishes.top_p}
+                if wanted.greedy
+                else {"temperature": wanted.temperature, "top_k": wanted.top_k, "top_p": wanted.top_p}
             ),
         )
         try:
@@ -125,7 +125,7 @@ class ContinuousBatchingSampler(Sampler):
         what = f"generate_batch of transformers {transformers.__version__} on {model.device}"
         try:
             found = model.generate_batch(
-                [order.query for order in asked], generation_config=config, continuous_batching_config=batching
+                [request.query for request in asked], generation_config=config, continuous_batching_config=batching
             )
         except Exception as error:
             raise RuntimeError(f"{what} cannot run {type(model).__name__}: {error}") from error
@@ -137,28 +137,28 @@ class ContinuousBatchingSampler(Sampler):
                 f"{wrong[0] if wrong else 'its own log says why'}"
             )
         answers = {}
-        for i, order in enumerate(asked):
-            those = outputs[i * count : (i + 1) * count] * (len(order.places) if wishes.greedy else 1)
-            for place, output in zip(order.places, those, strict=True):
+        for i, request in enumerate(asked):
+            those = outputs[i * count : (i + 1) * count] * (len(request.places) if wanted.greedy else 1)
+            for place, output in zip(request.places, those, strict=True):
                 answers[place] = (output.generated_tokens, output.logprobs)
         return answers
 
-    def _room(self, asked: Sequence[Order], count: int, device: torch.device) -> dict[str, Any]:
+    def _room(self, asked: Sequence[Request], count: int, device: torch.device) -> dict[str, Any]:
         """How large the cache is made. Without a limit it takes most of the machine's memory on a CPU."""
         if device.type != "cpu":
             return {"max_memory_percent": self.memory}
-        prompts = sum(len(order.query) for order in asked)
-        pages = sum(-(-(len(order.query) + order.limit) // PAGE) for order in asked)
+        prompts = sum(len(request.query) for request in asked)
+        pages = sum(-(-(len(request.query) + request.limit) // PAGE) for request in asked)
         return {"num_blocks": count * pages + 1, "max_batch_tokens": min(TOKENS_ON_CPU, max(PAGE, prompts))}
 
 
-def _refuse(wishes: Wishes) -> None:
+def _refuse(wanted: SamplingSettings) -> None:
     """Raise for what continuous batching leaves out, or may leave out, without an error."""
     for name, value, neutral in (
-        ("min_p", wishes.min_p, 0.0),
-        ("repetition_penalty", wishes.repetition_penalty, 1.0),
-        ("min_new_tokens", wishes.min_new_tokens, 0),
-        ("stop_strings", wishes.stop_strings, []),
+        ("min_p", wanted.min_p, 0.0),
+        ("repetition_penalty", wanted.repetition_penalty, 1.0),
+        ("min_new_tokens", wanted.min_new_tokens, 0),
+        ("stop_strings", wanted.stop_strings, []),
     ):
         if value != neutral:
             raise ValueError(
@@ -166,11 +166,11 @@ def _refuse(wishes: Wishes) -> None:
             )
 
 
-def _alike(asked: Sequence[Order]) -> list[list[Order]]:
+def _alike(asked: Sequence[Request]) -> list[list[Request]]:
     """Orders in lists of one limit and one number of answers each."""
-    lists: dict[tuple[int, int], list[Order]] = {}
-    for order in asked:
-        lists.setdefault((order.limit, len(order.places)), []).append(order)
+    lists: dict[tuple[int, int], list[Request]] = {}
+    for request in asked:
+        lists.setdefault((request.limit, len(request.places)), []).append(request)
     return list(lists.values())
 
 

@@ -15,7 +15,7 @@ from trl_step.sampling.http import Server, ServerError, at_once
 from trl_step.sampling.local import several
 from trl_step.sampling.options import check_arguments
 from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
-from trl_step.sampling.wishes import TOP_K, Order, Wishes, orders, wishes_and_limits
+from trl_step.sampling.settings import TOP_K, Request, SamplingSettings, requests_for, settings_and_limits
 
 BYTES_OF_A_TOKEN = 512
 """Of a server's answer, at most, for each token of prompt and answers."""
@@ -91,12 +91,12 @@ class ServerSampler(Sampler):
     def draw(self, queries: Sequence[torch.Tensor], n: int, settings: dict[str, Any]) -> Samples:
         check_arguments(queries, 1, 1, {})
         n, asked_for_logprobs = several(n, settings), settings.pop("return_logprobs", None)
-        wishes, limits = wishes_and_limits(queries, n, settings)
-        with_logprobs = asked_for_logprobs is not False and self._has_logprobs(wishes, asked_for_logprobs is True)
+        wanted, limits = settings_and_limits(queries, n, settings)
+        with_logprobs = asked_for_logprobs is not False and self._has_logprobs(wanted, asked_for_logprobs is True)
         if with_logprobs:
-            self._check_temperature(queries, wishes)
-        asked = orders(queries, n, limits)
-        calls = [partial(self._answers, order, wishes, with_logprobs) for order in asked]
+            self._check_temperature(queries, wanted)
+        asked = requests_for(queries, n, limits)
+        calls = [partial(self._answers, request, wanted, with_logprobs) for request in asked]
         try:
             drawn = at_once(calls, self.parallel)
         except ServerError as error:
@@ -104,8 +104,8 @@ class ServerSampler(Sampler):
                 self.lost()
             raise
         answers: dict[int, Answer] = {}
-        for order, found in zip(asked, drawn, strict=True):
-            answers.update(zip(order.places, found, strict=True))
+        for request, found in zip(asked, drawn, strict=True):
+            answers.update(zip(request.places, found, strict=True))
         ordered = [answers[place] for place in range(len(queries) * n)]
         repeated_queries, group_ids = repeated(queries, n)
         return Samples(
@@ -125,7 +125,7 @@ class ServerSampler(Sampler):
         """A connection broke off, so the server may have started anew with its first weights."""
 
     @abstractmethod
-    def request(self, order: Order, count: int, wishes: Wishes) -> tuple[str, dict[str, Any]]:
+    def post(self, request: Request, count: int, wanted: SamplingSettings) -> tuple[str, dict[str, Any]]:
         """Path and body that ask for `count` answers with log-probs of the tokens, and of each position's likeliest."""
 
     @abstractmethod
@@ -136,9 +136,9 @@ class ServerSampler(Sampler):
     def likeliest(self, content: Any) -> float:
         """Log-prob of the likeliest first token in what the server sent, nats. May raise as `answers` does."""
 
-    def _answers(self, order: Order, wishes: Wishes, with_logprobs: bool) -> list[Answer]:
-        count = 1 if wishes.greedy else len(order.places)
-        content = self._content(order, count, wishes)
+    def _answers(self, request: Request, wanted: SamplingSettings, with_logprobs: bool) -> list[Answer]:
+        count = 1 if wanted.greedy else len(request.places)
+        content = self._content(request, count, wanted)
         try:
             answers = self.answers(content)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -146,14 +146,14 @@ class ServerSampler(Sampler):
         if len(answers) != count:
             raise self._nonsense(f"{len(answers)} answers in place of {count}", content)
         for answer in answers:
-            problem = self._problem(answer, order.limit, with_logprobs)
+            problem = self._problem(answer, request.limit, with_logprobs)
             if problem is not None:
                 raise self._nonsense(problem, content)
-        return answers * len(order.places) if wishes.greedy else answers
+        return answers * len(request.places) if wanted.greedy else answers
 
-    def _content(self, order: Order, count: int, wishes: Wishes) -> Any:
-        path, body = self.request(order, count, wishes)
-        most_bytes = 2**16 + BYTES_OF_A_TOKEN * count * (order.limit + len(order.query))
+    def _content(self, request: Request, count: int, wanted: SamplingSettings) -> Any:
+        path, body = self.post(request, count, wanted)
+        most_bytes = 2**16 + BYTES_OF_A_TOKEN * count * (request.limit + len(request.query))
         return self.server.ask(path, body, repeatable=True, most_bytes=most_bytes)
 
     def _problem(self, answer: Answer, limit: int, with_logprobs: bool) -> Optional[str]:
@@ -182,15 +182,15 @@ class ServerSampler(Sampler):
         text = repr(content)
         return ServerError(f"{self.server.url} sent {problem}: {text if len(text) <= 300 else text[:300] + '...'}", 200)
 
-    def _check_temperature(self, queries: Sequence[torch.Tensor], wishes: Wishes) -> None:
+    def _check_temperature(self, queries: Sequence[torch.Tensor], wanted: SamplingSettings) -> None:
         """Raise if the server's log-probs ignore the temperature; it is asked once, at the first one that matters."""
-        if self._knows_temperature or wishes.temperature in (0.0, 1.0):
+        if self._knows_temperature or wanted.temperature in (0.0, 1.0):
             return
-        plain = Wishes(1.0, 1.0, 0, 0.0, 1.0, 0, [], [], True)
+        plain = SamplingSettings(1.0, 1.0, 0, 0.0, 1.0, 0, [], [], True)
         for query in queries[:PROBES]:
-            order = Order(query.tolist(), 1, [0])
+            request = Request(query.tolist(), 1, [0])
             at_one, sharp = (
-                self._first(order, plain._replace(temperature=temperature)) for temperature in (1.0, SHARP)
+                self._first(request, plain._replace(temperature=temperature)) for temperature in (1.0, SHARP)
             )
             if at_one > UNSURE:
                 continue
@@ -205,20 +205,20 @@ class ServerSampler(Sampler):
     how_to_mend = ""
     """What to do about log-probs that ignore the temperature."""
 
-    def _first(self, order: Order, wishes: Wishes) -> float:
-        content = self._content(order, 1, wishes)
+    def _first(self, request: Request, wanted: SamplingSettings) -> float:
+        content = self._content(request, 1, wanted)
         try:
             return float(self.likeliest(content))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise self._nonsense(f"an answer of another form ({type(error).__name__}: {error})", content) from None
 
-    def _has_logprobs(self, wishes: Wishes, needed: bool) -> bool:
+    def _has_logprobs(self, wanted: SamplingSettings, needed: bool) -> bool:
         """Whether the server reports the policy's log-probs; if not, raise or warn."""
-        if wishes.penalised:
-            cause = f"repetition_penalty={wishes.repetition_penalty:g}, min_new_tokens={wishes.min_new_tokens}"
-        elif wishes.truncated and self.cut_logprobs:
-            cause = f"top_k={wishes.top_k} (transformers takes {TOP_K} if none is given), top_p={wishes.top_p:g}, "
-            cause += f"min_p={wishes.min_p:g}"
+        if wanted.penalised:
+            cause = f"repetition_penalty={wanted.repetition_penalty:g}, min_new_tokens={wanted.min_new_tokens}"
+        elif wanted.truncated and self.cut_logprobs:
+            cause = f"top_k={wanted.top_k} (transformers takes {TOP_K} if none is given), top_p={wanted.top_p:g}, "
+            cause += f"min_p={wanted.min_p:g}"
         else:
             return True
         message = (

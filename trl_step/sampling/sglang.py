@@ -11,7 +11,7 @@ from typing import Any, Optional, Union
 from trl_step.sampling.http import ServerError
 from trl_step.sampling.sampler import Weights
 from trl_step.sampling.servers import Answer, ServerSampler
-from trl_step.sampling.wishes import Order, Wishes
+from trl_step.sampling.settings import Request, SamplingSettings
 
 
 class SGLangSampler(ServerSampler):
@@ -60,22 +60,22 @@ class SGLangSampler(ServerSampler):
             info = self.server.ask("/get_model_info", get=True)  # of earlier releases
         self._check_label(info.get("weight_version"), version)
 
-    def request(self, order: Order, count: int, wishes: Wishes) -> tuple[str, dict[str, Any]]:
+    def post(self, request: Request, count: int, wanted: SamplingSettings) -> tuple[str, dict[str, Any]]:
         parameters = {
             "n": count,
-            "max_new_tokens": order.limit,
-            "temperature": wishes.temperature,
-            "top_p": wishes.top_p,
-            "top_k": wishes.top_k or -1,
-            "min_p": wishes.min_p,
-            "repetition_penalty": wishes.repetition_penalty,
-            "min_new_tokens": wishes.min_new_tokens,
-            "stop": wishes.stop_strings,
-            "stop_token_ids": wishes.end_ids,
-            "ignore_eos": not wishes.engine_ends,
+            "max_new_tokens": request.limit,
+            "temperature": wanted.temperature,
+            "top_p": wanted.top_p,
+            "top_k": wanted.top_k or -1,
+            "min_p": wanted.min_p,
+            "repetition_penalty": wanted.repetition_penalty,
+            "min_new_tokens": wanted.min_new_tokens,
+            "stop": wanted.stop_strings,
+            "stop_token_ids": wanted.end_ids,
+            "ignore_eos": not wanted.engine_ends,
         }
         body = {
-            "input_ids": order.query,
+            "input_ids": request.query,
             "sampling_params": parameters,
             "return_logprob": True,
             "logprob_start_len": -1,

@@ -12,8 +12,8 @@ from typing import Any, Optional, Union
 from trl_step.sampling.http import ServerError
 from trl_step.sampling.sampler import Weights
 from trl_step.sampling.servers import Answer, ServerSampler
+from trl_step.sampling.settings import Request, SamplingSettings
 from trl_step.sampling.vllm_weights import AdapterFolders, Broadcast, Connect, nccl
-from trl_step.sampling.wishes import Order, Wishes
 
 
 class VLLMSampler(ServerSampler):
@@ -66,21 +66,21 @@ class VLLMSampler(ServerSampler):
         if isinstance(self._sender, Broadcast):
             self._sender.forget()
 
-    def request(self, order: Order, count: int, wishes: Wishes) -> tuple[str, dict[str, Any]]:
+    def post(self, request: Request, count: int, wanted: SamplingSettings) -> tuple[str, dict[str, Any]]:
         body = {
             "model": self._model_name(),
-            "prompt": order.query,
+            "prompt": request.query,
             "n": count,
-            "max_tokens": order.limit,
-            "temperature": wishes.temperature,
-            "top_p": wishes.top_p,
-            "top_k": wishes.top_k,
-            "min_p": wishes.min_p,
-            "repetition_penalty": wishes.repetition_penalty,
-            "min_tokens": wishes.min_new_tokens,
-            "stop": wishes.stop_strings,
-            "stop_token_ids": wishes.end_ids,
-            "ignore_eos": not wishes.engine_ends,
+            "max_tokens": request.limit,
+            "temperature": wanted.temperature,
+            "top_p": wanted.top_p,
+            "top_k": wanted.top_k,
+            "min_p": wanted.min_p,
+            "repetition_penalty": wanted.repetition_penalty,
+            "min_tokens": wanted.min_new_tokens,
+            "stop": wanted.stop_strings,
+            "stop_token_ids": wanted.end_ids,
+            "ignore_eos": not wanted.engine_ends,
             "logprobs": 1,
             "return_token_ids": True,
         }

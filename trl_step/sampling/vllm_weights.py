@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 
@@ -18,8 +18,9 @@ from trl_step.sampling.sampler import Weights
 
 Send = Callable[[torch.Tensor], None]
 """Sends one tensor to the server's workers, and returns when it may be changed again."""
-Connect = Callable[[str, int, int, torch.device], Send]
-"""Joins the group of the server's workers as its rank 0: (this machine's address, port, size of the group, device)."""
+Connect = Callable[[str, int, int, torch.device], Callable[[], Send]]
+"""(this machine's address, port, size of the group, device) -> what joins the server's workers as the group's rank 0,
+which blocks until they come. Raises first if that is not possible here."""
 TENSORS_PER_CALL = 16
 """Weights that one call announces; so many are held at a time, whole."""
 NOT_FOUND = (400, 404)
@@ -98,8 +99,9 @@ class Broadcast:
 
     def send(self, weights: Weights, version: int) -> None:
         try:
-            weights.on_main(self._begin)
+            weights.on_main(self._join)
             try:
+                weights.on_main(self._begin)
                 tensors = weights.tensors()
                 while batch := list(islice(tensors, TENSORS_PER_CALL)):
                     weights.on_main(partial(self._transfer, batch))
@@ -127,24 +129,21 @@ class Broadcast:
         """The server may have started anew: the next `check` raises, and the next `send` joins its workers again."""
         self._send = None
 
-    def _begin(self) -> None:
-        if self._send is None:
-            self._send = self._connected()
-        self.server.tell("/pause?mode=wait")
-        self.server.tell("/start_weight_update", {"is_checkpoint_format": True})
-
-    def _connected(self) -> Send:
+    def _join(self) -> None:
+        if self._send is not None:
+            return
         workers = self.server.ask("/get_world_size", get=True)["world_size"]
         port, size = _free_port(self.address), workers + 1
         where = {"master_address": self.address, "master_port": port, "rank_offset": 1, "world_size": size}
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        join = self.connect(self.address, port, size, device)
         # either side waits for the other one
-        calls: list[Callable[[], Any]] = [
-            partial(self.server.tell, "/init_weight_transfer_engine", {"init_info": where}),
-            partial(self.connect, self.address, port, size, device),
-        ]
-        send: Send = at_once(calls, 2)[1]
-        return send
+        tell = partial(self.server.tell, "/init_weight_transfer_engine", {"init_info": where})
+        self._send = at_once([join, tell], 2)[0]
+
+    def _begin(self) -> None:
+        self.server.tell("/pause?mode=wait")
+        self.server.tell("/start_weight_update", {"is_checkpoint_format": True})
 
     def _transfer(self, batch: list[tuple[str, torch.Tensor]]) -> None:
         info = {
@@ -165,8 +164,8 @@ class Broadcast:
         self.server.tell("/reset_prefix_cache")
 
 
-def nccl(address: str, port: int, size: int, device: torch.device) -> Send:
-    """Join the group of vLLM's workers over NCCL.
+def nccl(address: str, port: int, size: int, device: torch.device) -> Callable[[], Send]:
+    """See `Connect`: over NCCL, with vLLM's own communicator.
 
     vLLM's own rendezvous hands NCCL's 128-byte id around with pickle: keep `address` on a network of your own.
 
@@ -186,17 +185,21 @@ def nccl(address: str, port: int, size: int, device: torch.device) -> Send:
             "weights go to a vLLM server over the communicator of vLLM, which is not installed here: pip install the "
             "server's version of vllm, or train an adapter and give VLLMSampler(adapters=FOLDER)"
         ) from error
-    with torch.cuda.device(device):
-        group = StatelessProcessGroup.create(host=address, port=port, rank=0, world_size=size)
-        communicator = PyNcclCommunicator(group, device=device)
 
-    def send(tensor: torch.Tensor) -> None:
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream()
-            communicator.broadcast(tensor.to(device).contiguous(), src=0, stream=stream)
-            stream.synchronize()
+    def join() -> Send:
+        with torch.cuda.device(device):  # in this thread: each one has a current device of its own
+            group = StatelessProcessGroup.create(host=address, port=port, rank=0, world_size=size)
+            communicator = PyNcclCommunicator(group, device=device)
 
-    return send
+        def send(tensor: torch.Tensor) -> None:
+            with torch.cuda.device(device):
+                stream = torch.cuda.current_stream()
+                communicator.broadcast(tensor.to(device).contiguous(), src=0, stream=stream)
+                stream.synchronize()
+
+        return send
+
+    return join
 
 
 def _free_port(address: str) -> int:

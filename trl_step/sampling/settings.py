@@ -57,7 +57,7 @@ NEUTRAL: dict[str, Any] = {
 """Settings without a counterpart, and the value at which they do nothing."""
 
 
-class Wishes(NamedTuple):
+class SamplingSettings(NamedTuple):
     """How answers are drawn."""
 
     temperature: float
@@ -92,7 +92,7 @@ class Wishes(NamedTuple):
         return not self.greedy and (self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0)
 
 
-class Order(NamedTuple):
+class Request(NamedTuple):
     """Answers to one query, of one limit."""
 
     query: list[int]
@@ -102,7 +102,9 @@ class Order(NamedTuple):
     """where the answers stand among all"""
 
 
-def wishes_and_limits(queries: Sequence[torch.Tensor], n: int, settings: Mapping[str, Any]) -> tuple[Wishes, list[int]]:
+def settings_and_limits(
+    queries: Sequence[torch.Tensor], n: int, settings: Mapping[str, Any]
+) -> tuple[SamplingSettings, list[int]]:
     """`settings` of transformers' `generate` for `n` answers to each query, and the new tokens of each answer.
 
     Settings that are not given are transformers' defaults: greedy without `do_sample=True`, and then with `top_k=50`.
@@ -127,7 +129,7 @@ def wishes_and_limits(queries: Sequence[torch.Tensor], n: int, settings: Mapping
     if numbers["min_length"] > 0:
         raise ValueError("min_length counts the prompt here and not there; give min_new_tokens")
     end_ids, engine_ends = _end_ids(asked.pop("eos_token_id", None))
-    wishes = Wishes(
+    wanted = SamplingSettings(
         temperature=numbers["temperature"] if sampled else 0.0,
         top_p=numbers["top_p"] if sampled else 1.0,
         top_k=max(0, int(numbers["top_k"])) if sampled else 0,
@@ -144,17 +146,17 @@ def wishes_and_limits(queries: Sequence[torch.Tensor], n: int, settings: Mapping
                 f"{name}={_shown(value)} has no counterpart in this sampler; leave it out, or sample with the "
                 "trainer's own model"
             )
-    return wishes, limits
+    return wanted, limits
 
 
-def orders(queries: Sequence[torch.Tensor], n: int, limits: Sequence[int]) -> list[Order]:
+def requests_for(queries: Sequence[torch.Tensor], n: int, limits: Sequence[int]) -> list[Request]:
     """One order for each query, and for each limit if its answers have several."""
     found = []
     for i, query in enumerate(queries):
         places: dict[int, list[int]] = {}
         for place in range(i * n, (i + 1) * n):
             places.setdefault(limits[place], []).append(place)
-        found += [Order(query.tolist(), limit, those) for limit, those in places.items()]
+        found += [Request(query.tolist(), limit, those) for limit, those in places.items()]
     return found
 
 

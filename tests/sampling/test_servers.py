@@ -140,6 +140,16 @@ def test_a_server_that_started_anew_is_given_the_weights_again(kind: str, server
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
+def test_nonsense_about_its_version_counts_as_another_one(kind: str, server: FakeServer, tmp_path: Path) -> None:
+    remote = sampler(kind, server, TinyWeights(model(1)), tmp_path)
+    remote.sample(QUERIES[:1], **WHOLE)
+    sent = len(server.calls)
+    server.mischief.append(lambda _: [1, 2])
+    assert len(remote.sample(QUERIES[:1], **WHOLE).responses) == 1
+    assert {"/update_weights", "/update_weights_from_disk", "/v1/load_lora_adapter"} & {*server.paths()[sent:]}
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_server_that_is_gone_raises_and_the_loop_goes_on(kind: str, server: FakeServer, tmp_path: Path) -> None:
     weights = TinyWeights(model(1))
     remote = sampler(kind, server, weights, tmp_path)
@@ -254,7 +264,7 @@ def test_nonsense_is_refused_and_the_loop_goes_on(name: str, server: FakeServer,
 def test_an_update_that_is_not_taken_over_raises(server: FakeServer, tmp_path: Path) -> None:
     remote = sampler("sglang", server, TinyWeights(model()), tmp_path)
     server.mischief.append(lambda _: {"success": False, "message": "no such shape"})
-    with pytest.raises(ServerError, match=r"did not take over .*no such shape"):
+    with pytest.raises(ServerError, match=r"that it did not take over .*no such shape"):
         remote.sample(QUERIES[:1], **WHOLE)
 
 

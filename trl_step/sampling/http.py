@@ -32,6 +32,12 @@ class ServerError(RuntimeError):
         self.status = status
 
 
+def nonsense(url: str, problem: str, content: Any) -> ServerError:
+    """The error for a JSON answer that has `problem`, with its beginning."""
+    text = repr(content)
+    return ServerError(f"{url} sent {problem}: {text if len(text) <= SHOWN else text[:SHOWN] + '...'}", 200)
+
+
 class Server:
     """One server.
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 
 from trl_step.models.notices import warn_user
-from trl_step.sampling.http import Server, ServerError, at_once
+from trl_step.sampling.http import Server, ServerError, at_once, nonsense
 from trl_step.sampling.local import several
 from trl_step.sampling.options import check_arguments
 from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
@@ -59,6 +59,8 @@ class ServerSampler(Sampler):
 
     cut_logprobs = False
     """Whether the server's log-probs are those of the tokens that top_p, top_k and min_p leave over."""
+    how_to_mend = ""
+    """What to do about log-probs that ignore the temperature."""
 
     def __init__(
         self,
@@ -80,10 +82,11 @@ class ServerSampler(Sampler):
         self._warned = False
 
     def sample(self, queries: Sequence[torch.Tensor], n: int = 1, **settings: Any) -> Samples:
+        """See `Sampler.sample`. A server that does not hold the last weights any more is given them again."""
         if self.weights is not None and self.version is not None:
             try:
                 self.weights.on_main(partial(self.check_version, self.version))
-            except RuntimeError:  # whatever happened to the server, it is given the weights anew
+            except Exception:  # whatever happened to the server, it is given the weights anew
                 self.version = None
                 self._knows_temperature = False
         return super().sample(queries, n, **settings)
@@ -111,7 +114,9 @@ class ServerSampler(Sampler):
         return Samples(
             queries=repeated_queries,
             responses=[torch.tensor(answer.ids) for answer in ordered],
-            logprobs=[torch.tensor(answer.logprobs) for answer in ordered] if with_logprobs else None,
+            logprobs=[torch.tensor(answer.logprobs, dtype=torch.float32) for answer in ordered]
+            if with_logprobs
+            else None,
             ended=[answer.reason == "stop" for answer in ordered],
             version=self.version or 0,
             group_ids=group_ids,
@@ -142,13 +147,13 @@ class ServerSampler(Sampler):
         try:
             answers = self.answers(content)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise self._nonsense(f"an answer of another form ({type(error).__name__}: {error})", content) from None
+            raise self._of_another_form(error, content) from None
         if len(answers) != count:
-            raise self._nonsense(f"{len(answers)} answers in place of {count}", content)
+            raise nonsense(self.server.url, f"{len(answers)} answers in place of {count}", content)
         for answer in answers:
             problem = self._problem(answer, request.limit, with_logprobs)
             if problem is not None:
-                raise self._nonsense(problem, content)
+                raise nonsense(self.server.url, problem, content)
         return answers * len(request.places) if wanted.greedy else answers
 
     def _content(self, request: Request, count: int, wanted: SamplingSettings) -> Any:
@@ -178,9 +183,8 @@ class ServerSampler(Sampler):
                 return f"{one!r} for the log-prob of a token that was drawn"
         return None
 
-    def _nonsense(self, problem: str, content: Any) -> ServerError:
-        text = repr(content)
-        return ServerError(f"{self.server.url} sent {problem}: {text if len(text) <= 300 else text[:300] + '...'}", 200)
+    def _of_another_form(self, error: Exception, content: Any) -> ServerError:
+        return nonsense(self.server.url, f"an answer of another form ({type(error).__name__}: {error})", content)
 
     def _check_temperature(self, queries: Sequence[torch.Tensor], wanted: SamplingSettings) -> None:
         """Raise if the server's log-probs ignore the temperature; it is asked once, at the first one that matters."""
@@ -202,15 +206,12 @@ class ServerSampler(Sampler):
             self._knows_temperature = True
             return
 
-    how_to_mend = ""
-    """What to do about log-probs that ignore the temperature."""
-
     def _first(self, request: Request, wanted: SamplingSettings) -> float:
         content = self._content(request, 1, wanted)
         try:
             return float(self.likeliest(content))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise self._nonsense(f"an answer of another form ({type(error).__name__}: {error})", content) from None
+            raise self._of_another_form(error, content) from None
 
     def _has_logprobs(self, wanted: SamplingSettings, needed: bool) -> bool:
         """Whether the server reports the policy's log-probs; if not, raise or warn."""

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from trl_step.sampling.http import ServerError
+from trl_step.sampling.http import ServerError, nonsense
 from trl_step.sampling.sampler import Weights
 from trl_step.sampling.servers import Answer, ServerSampler
 from trl_step.sampling.settings import Request, SamplingSettings
@@ -101,7 +101,7 @@ class SGLangSampler(ServerSampler):
         body = {"model_path": str(folder), "weight_version": str(version), "flush_cache": True}
         answer = self.server.ask("/update_weights_from_disk", body)
         if not isinstance(answer, dict) or answer.get("success") is not True:
-            raise ServerError(f"{self.server.url} did not take over {folder}: {str(answer)[:300]}", 200)
+            raise nonsense(self.server.url, f"that it did not take over {folder}", answer)
         if self._sent is not None and self._sent != folder:
             shutil.rmtree(self._sent, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any, Optional, Union
 
-from trl_step.sampling.http import ServerError
+from trl_step.sampling.http import nonsense
 from trl_step.sampling.sampler import Weights
 from trl_step.sampling.servers import Answer, ServerSampler
 from trl_step.sampling.settings import Request, SamplingSettings
@@ -101,5 +101,5 @@ class VLLMSampler(ServerSampler):
             try:
                 self._model = str(next(card["id"] for card in served["data"] if not card.get("parent")))
             except (LookupError, TypeError, AttributeError, StopIteration):
-                raise ServerError(f"{self.server.url}/v1/models names no model: {str(served)[:300]}", 200) from None
+                raise nonsense(f"{self.server.url}/v1/models", "the name of no model", served) from None
         return self._model

@@ -13,7 +13,7 @@ from typing import Optional, Union
 
 import torch
 
-from trl_step.sampling.http import Server, ServerError, at_once
+from trl_step.sampling.http import Server, ServerError, at_once, nonsense
 from trl_step.sampling.sampler import Weights
 
 Send = Callable[[torch.Tensor], None]
@@ -132,8 +132,10 @@ class Broadcast:
     def _join(self) -> None:
         if self._send is not None:
             return
-        workers = self.server.ask("/get_world_size", get=True)["world_size"]
-        port, size = _free_port(self.address), workers + 1
+        found = self.server.ask("/get_world_size", get=True)
+        if not isinstance(found, dict) or type(found.get("world_size")) is not int:
+            raise nonsense(f"{self.server.url}/get_world_size", "no number of workers", found)
+        port, size = _free_port(self.address), found["world_size"] + 1
         where = {"master_address": self.address, "master_port": port, "rank_offset": 1, "world_size": size}
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         join = self.connect(self.address, port, size, device)

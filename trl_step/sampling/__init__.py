@@ -5,14 +5,32 @@ from typing import TYPE_CHECKING
 from trl_step.lazy import lazy_names
 
 HOMES = {
+    "trl_step.sampling.continuous": ("ContinuousBatchingSampler",),
+    "trl_step.sampling.http": ("ServerError",),
     "trl_step.sampling.local": ("LocalSampler",),
     "trl_step.sampling.sampler": ("Sampler", "Samples", "Weights", "repeated"),
+    "trl_step.sampling.sglang": ("SGLangSampler",),
+    "trl_step.sampling.vllm": ("VLLMSampler",),
 }
 
 if TYPE_CHECKING:
+    from trl_step.sampling.continuous import ContinuousBatchingSampler
+    from trl_step.sampling.http import ServerError
     from trl_step.sampling.local import LocalSampler
     from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
+    from trl_step.sampling.sglang import SGLangSampler
+    from trl_step.sampling.vllm import VLLMSampler
 else:
     __getattr__, __dir__ = lazy_names(__name__, HOMES)
 
-__all__ = ["LocalSampler", "Sampler", "Samples", "Weights", "repeated"]
+__all__ = [
+    "ContinuousBatchingSampler",
+    "LocalSampler",
+    "SGLangSampler",
+    "Sampler",
+    "Samples",
+    "ServerError",
+    "VLLMSampler",
+    "Weights",
+    "repeated",
+]

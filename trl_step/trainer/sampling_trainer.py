@@ -135,6 +135,7 @@ class SamplingTrainer(StepTrainer):
 
         def sample(sampler: Sampler) -> Any:
             samples = sampler.sample(queries, n, **settings)
+            self._sampling.saw_samples(samples.version, self.weights.version)
             with_prompt = return_prompt and not self.is_encoder_decoder
             responses: Any = samples.with_queries() if with_prompt else samples.responses
             if isinstance(query_tensor, torch.Tensor):
@@ -174,7 +175,9 @@ class SamplingTrainer(StepTrainer):
     def sample(self, queries: Sequence[torch.Tensor], n: int = 1, **settings: Any) -> Samples:
         """Draw `n` responses to each query with `self.sampler`; see `Sampler.sample`."""
         self._sampling.saw_generate(self.accelerator.unwrap_model(self.model), settings)
-        return self.sampler.sample(queries, n, **settings)
+        samples = self.sampler.sample(queries, n, **settings)
+        self._sampling.saw_samples(samples.version, self.weights.version)
+        return samples
 
     @property
     def sampler(self) -> Sampler:

@@ -1,0 +1,89 @@
+"""Samplers that need no model, and clients of an endpoint over them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from openai import AsyncOpenAI, OpenAI
+
+from tests.environment.chat_tools import FORMATS, chat_tokenizer
+from trl_step.sampling.endpoint import Endpoint, ServeSettings
+from trl_step.sampling.sampler import Sampler, Samples, repeated
+
+KIND = "hermes"
+END = FORMATS[KIND].end
+CALL = FORMATS[KIND].call
+
+
+class Scripted(Sampler):
+    """Says what `script` makes of a prompt's text, with the log-prob -i / 8 for the i-th token.
+
+    Args:
+        script: what is said, without an end token if it is to be cut at the limit
+
+    Attributes:
+        batches: number of queries, and settings, of each call
+        prompts: the texts of all queries
+        may_go_on: calls wait while it is not set
+    """
+
+    def __init__(self, script: Callable[[str], str] = lambda text: f"yes{END}") -> None:
+        super().__init__()
+        self.tokenizer = chat_tokenizer(KIND)
+        self.script = script
+        self.batches: list[tuple[int, int, dict[str, Any]]] = []
+        self.prompts: list[str] = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def draw(self, queries: Sequence[torch.Tensor], n: int, settings: dict[str, Any]) -> Samples:
+        assert self.may_go_on.wait(30)
+        self.batches.append((len(queries), n, settings))
+        texts = [self.tokenizer.decode(query.tolist(), clean_up_tokenization_spaces=False) for query in queries]
+        self.prompts += texts
+        each, groups = repeated(queries, n)
+        answers = [torch.tensor(self.ids(self.script(texts[group]))) for group in groups]
+        limits = settings["max_new_tokens"]
+        limits = limits if isinstance(limits, list) else [limits] * len(answers)
+        cut = [answer[:limit] for answer, limit in zip(answers, limits, strict=True)]
+        stops = settings.get("stop_strings", [])
+        ended = [
+            len(new) == len(answer) and (answer[-1] == self.tokenizer.eos_token_id or self._stopped(answer, stops))
+            for new, answer in zip(cut, answers, strict=True)
+        ]
+        logprobs = [-torch.arange(len(answer)) / 8 for answer in cut]
+        return Samples(each, cut, logprobs, [bool(end) for end in ended], 0, groups)
+
+    def update(self, weights: Any, version: int) -> None:
+        raise AssertionError("there are no weights")
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _stopped(self, answer: torch.Tensor, stops: Sequence[str]) -> bool:
+        text = self.tokenizer.decode(answer.tolist(), clean_up_tokenization_spaces=False)
+        return any(text.endswith(stop) for stop in stops)
+
+
+def endpoint(sampler: Scripted, lock: Any = None, **settings: Any) -> Endpoint:
+    """An endpoint over a scripted sampler; close it."""
+    return Endpoint(sampler, sampler.tokenizer, ServeSettings(**settings), lock)
+
+
+def client(of: Endpoint, episode: str | None = None, **options: Any) -> OpenAI:
+    """A client that tries once."""
+    url = of.url if episode is None else of.episode_url(episode)
+    return OpenAI(base_url=url, api_key=of.token, **{"max_retries": 0, "timeout": 30, **options})
+
+
+def async_client(of: Endpoint, episode: str | None = None) -> AsyncOpenAI:
+    url = of.url if episode is None else of.episode_url(episode)
+    return AsyncOpenAI(base_url=url, api_key=of.token, max_retries=0, timeout=30)
+
+
+def ask(text: str = "Hello", **more: Any) -> dict[str, Any]:
+    """A request for a chat."""
+    return {"model": "policy", "messages": [{"role": "user", "content": text}], **more}

@@ -1,0 +1,158 @@
+"""`Endpoint`: an OpenAI-compatible server in a thread of this process."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Optional, Protocol
+from urllib.parse import quote
+
+from trl_step.sampling.endpoint.batching import Batches, Lock
+from trl_step.sampling.endpoint.recording import Recorder, ServedEpisodes
+from trl_step.sampling.endpoint.settings import ServeSettings
+from trl_step.sampling.sampler import Sampler
+
+START_SECONDS = 30.0
+
+
+class Endpoint:
+    """Answers the clients of OpenAI's API, and records what it answers; see `serve`.
+
+    It runs until `close`, or the end of its `with` block.
+
+    Args:
+        sampler: draws the answers
+        tokenizer: of the model; a copy is used
+        settings: how the endpoint is reached, and what it allows
+        lock: a lock of `threading` that is held while the sampler draws; None: one of its own
+
+    Attributes:
+        url: the base URL for clients
+        token: what clients give as their API key
+
+    Raises:
+        ImportError: starlette or uvicorn is missing.
+        OSError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        tokenizer: Any,
+        settings: Optional[ServeSettings] = None,
+        lock: Optional[Lock] = None,
+    ) -> None:
+        try:
+            import uvicorn
+
+            from trl_step.sampling.endpoint.routes import make_app
+        except ImportError as error:
+            raise ImportError('serving needs starlette and uvicorn: pip install "trl-step[serve]"') from error
+        from trl_step.sampling.endpoint.calls import Calls
+
+        settings = settings or ServeSettings()
+        self.token = secrets.token_urlsafe(32)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listening = socket.create_server((settings.host, settings.port), family=family)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self._root = f"http://{host}:{listening.getsockname()[1]}"
+        self.url = f"{self._root}/v1"
+
+        self._recorder = Recorder(settings.max_kept)
+        self._batches = Batches(sampler, lock or threading.RLock(), settings.batch_wait, settings.max_waiting)
+        # tokenizers may not be used by two threads at the same time
+        calls = Calls(settings, copy.deepcopy(tokenizer), self._recorder)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(calls, self._batches, self.token),
+                lifespan="off",
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listening]}, name="trl_step endpoint", daemon=True
+        )
+        self._thread.start()
+        give_up = time.monotonic() + START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > give_up:
+                self.close()
+                raise RuntimeError("the endpoint's server did not start; its log says why")
+            time.sleep(0.01)
+
+    def episode_url(self, episode: str) -> str:
+        """The base URL for the clients of one episode, by an id of your choice of at most 128 characters."""
+        return f"{self._root}/episode/{quote(episode, safe='')}/v1"
+
+    def episodes(self, ids: Optional[Sequence[str]] = None) -> ServedEpisodes:
+        """What was recorded since the last call, ready for `step`; it is kept no more.
+
+        Args:
+            ids: take these episodes alone, in this order; one without a recorded call has no sequence. None: all
+        """
+        return self._recorder.take(ids)
+
+    def close(self) -> None:
+        """End the server: waiting clients get an error, and the batch that is sampled is finished first."""
+        self._batches.close()
+        self._server.should_exit = True
+        self._thread.join()
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Policy(Protocol):
+    """What `serve` takes of a trainer."""
+
+    @property
+    def sampler(self) -> Sampler:
+        """Samples with the latest weights."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the model."""
+
+    @property
+    def model_lock(self) -> Lock:
+        """Held while the weights change."""
+
+
+def serve(policy: Policy, **settings: Any) -> Endpoint:
+    """Serve a trainer's policy to agents, in the background, by OpenAI's API.
+
+    ```python
+    with serve(trainer) as endpoint:
+        client = OpenAI(base_url=endpoint.episode_url("task 1"), api_key=endpoint.token)
+        ...  # agents work, each with the URL of its episode
+        served = endpoint.episodes()
+        scores = [rewards[episode] for episode in served.ids]
+        trainer.step(served.queries, served.responses, scores, served.response_masks)
+    ```
+
+    Calls that wait at the same time are sampled in one batch; while `step` runs, all wait.
+
+    Args:
+        policy: a trainer, or anything with its `sampler`, `tokenizer` and `model_lock`
+        settings: fields of `ServeSettings`
+
+    Raises:
+        ImportError: starlette or uvicorn is missing.
+        OSError: the address cannot be listened on.
+        TypeError, ValueError: a setting that does not exist, or a number out of its range.
+    """
+    return Endpoint(policy.sampler, policy.tokenizer, ServeSettings(**settings), policy.model_lock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,23 +24,27 @@ class Scripted(Sampler):
 
     Args:
         script: what is said, without an end token if it is to be cut at the limit
+        kind: of the chat template
 
     Attributes:
         batches: number of queries, and settings, of each call
         prompts: the texts of all queries
+        begun: number of calls, those that wait included
         may_go_on: calls wait while it is not set
     """
 
-    def __init__(self, script: Callable[[str], str] = lambda text: f"yes{END}") -> None:
+    def __init__(self, script: Callable[[str], str] = lambda text: f"yes{END}", kind: str = KIND) -> None:
         super().__init__()
-        self.tokenizer = chat_tokenizer(KIND)
+        self.tokenizer = chat_tokenizer(kind)
         self.script = script
         self.batches: list[tuple[int, int, dict[str, Any]]] = []
         self.prompts: list[str] = []
+        self.begun = 0
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
     def draw(self, queries: Sequence[torch.Tensor], n: int, settings: dict[str, Any]) -> Samples:
+        self.begun += 1
         assert self.may_go_on.wait(30)
         self.batches.append((len(queries), n, settings))
         texts = [self.tokenizer.decode(query.tolist(), clean_up_tokenization_spaces=False) for query in queries]
@@ -73,10 +78,16 @@ def endpoint(sampler: Scripted, lock: Any = None, **settings: Any) -> Endpoint:
     return Endpoint(sampler, sampler.tokenizer, ServeSettings(**settings), lock)
 
 
+@cache
+def first_client() -> OpenAI:
+    """It takes a while to make, and is therefore shared."""
+    return OpenAI(base_url="http://127.0.0.1", api_key="none", max_retries=0, timeout=30)
+
+
 def client(of: Endpoint, episode: str | None = None, **options: Any) -> OpenAI:
     """A client that tries once."""
     url = of.url if episode is None else of.episode_url(episode)
-    return OpenAI(base_url=url, api_key=of.token, **{"max_retries": 0, "timeout": 30, **options})
+    return first_client().with_options(base_url=url, **{"api_key": of.token, **options})
 
 
 def async_client(of: Endpoint, episode: str | None = None) -> AsyncOpenAI:

@@ -59,8 +59,7 @@ class Calls:
         choice = fields.take("tool_choice", "auto")
         if choice not in ("auto", "none"):
             raise refused(
-                "tool_choice",
-                f"{choice!r:.80} is not possible here, as nothing can force a call; give 'auto' or 'none'",
+                "tool_choice", f"{choice!r:.80} is not possible: no call can be forced; give 'auto' or 'none'"
             )
         limits = ("max_completion_tokens", "max_tokens")
         asked = read_common(fields, self.settings, limits, fields.boolean("logprobs"))
@@ -84,12 +83,8 @@ class Calls:
     def _check_model(self, fields: Fields) -> None:
         asked = fields.take("model", self.settings.model_name)
         if asked != self.settings.model_name:
-            raise ApiError(
-                404,
-                f"there is no model {asked!r:.80} here, but {self.settings.model_name!r}",
-                "model",
-                "model_not_found",
-            )
+            why = f"there is no model {asked!r:.80}; the one that is served is {self.settings.model_name!r}"
+            raise ApiError(404, why, "model", "model_not_found")
 
     def _in_template(self, chat: Conversation, episode: Optional[str]) -> torch.Tensor:
         """The prompt [Q] int64.

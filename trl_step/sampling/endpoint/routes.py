@@ -105,18 +105,22 @@ async def _body(request: Request, most: int) -> dict[str, Any]:
 
 async def _while_connected(request: Request, answers: list[Future[Drawn]]) -> list[Drawn]:
     """The results of `answers`; they are cancelled if the client breaks off."""
-    work = asyncio.gather(*map(asyncio.wrap_future, answers))
+    work = [asyncio.wrap_future(answer) for answer in answers]
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
-        return work.result()
+        left = set(work)
+        while left:
+            done, _ = await asyncio.wait({*left, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if gone in done:
+                raise ClientDisconnect
+            left -= done
+            for error in [each.exception() for each in done]:
+                if error is not None:
+                    raise error
+        return [each.result() for each in work]
     finally:
-        gone.cancel()
-        work.cancel()
-        for answer in answers:
-            answer.cancel()
+        for each in (gone, *work):
+            each.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -73,9 +73,9 @@ class Scripted(Sampler):
         return any(text.endswith(stop) for stop in stops)
 
 
-def endpoint(sampler: Scripted, lock: Any = None, **settings: Any) -> Endpoint:
+def endpoint(sampler: Scripted, lock: Any = None, takes_seeds: bool = True, **settings: Any) -> Endpoint:
     """An endpoint over a scripted sampler; close it."""
-    return Endpoint(sampler, sampler.tokenizer, ServeSettings(**settings), lock)
+    return Endpoint(sampler.sample, sampler.tokenizer, ServeSettings(**settings), lock, takes_seeds)
 
 
 @cache

@@ -6,6 +6,8 @@ import json
 import socket
 import sys
 from collections.abc import Iterator
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,9 +26,14 @@ def served() -> Iterator[Endpoint]:
         yield running
 
 
+@cache
+def http() -> httpx.Client:
+    return httpx.Client(timeout=30)
+
+
 def post(served: Endpoint, path: str, **more: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {served.token}"}
-    return httpx.post(served.url + path, **{"headers": headers, "timeout": 30, **more})
+    return http().post(served.url + path, headers=headers, **more)
 
 
 CHAT: list[tuple[dict[str, Any], str]] = [
@@ -140,7 +147,7 @@ def test_the_room_that_is_left_is_the_limit() -> None:
 def test_without_the_token_nothing_is_answered(served: Endpoint, header: str | None, path: str) -> None:
     headers = {} if header is None else {"Authorization": header.format(served.token).encode("latin-1")}
     url = served.url.removesuffix("/v1") + path
-    for answer in (httpx.get(url, headers=headers), httpx.post(url, headers=headers, json=ask("Hi"))):
+    for answer in (http().get(url, headers=headers), http().post(url, headers=headers, json=ask("Hi"))):
         assert answer.status_code == 401
         assert answer.json()["error"]["code"] == "invalid_api_key"
         assert served.token not in answer.text
@@ -213,11 +220,29 @@ def test_settings_out_of_range(settings: Any) -> None:
         ServeSettings(**settings)
 
 
-def test_a_setting_that_does_not_exist() -> None:
-    sampler: Any = Scripted()
-    sampler.sampler, sampler.model_lock = sampler, None
-    with pytest.raises(TypeError, match="color"):
-        serve(sampler, color="red")
+def policy(**changes: Any) -> Any:
+    """What has the attributes of a trainer."""
+    attributes = {"is_encoder_decoder": False, "is_distributed": False, "model_lock": None, "sampler": None}
+    return SimpleNamespace(**{**attributes, "sample": None, "tokenizer": None, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({}, {"color": "red"}, "color"),
+        ({"is_encoder_decoder": True}, {}, "decoder-only model"),
+        ({"is_distributed": True}, {}, "a run of one process"),
+    ],
+)
+def test_what_cannot_be_served(changes: Any, settings: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        serve(policy(**changes), **settings)
+
+
+def test_a_seed_that_the_sampler_does_not_take() -> None:
+    with endpoint(Scripted(), takes_seeds=False) as served, pytest.raises(openai.BadRequestError) as caught:
+        client(served).chat.completions.create(**ask("Hi", seed=1))
+    assert caught.value.param == "seed"
 
 
 def test_without_the_packages_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

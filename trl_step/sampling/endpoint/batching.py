@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Optional
@@ -15,12 +15,14 @@ import torch
 
 from trl_step.sampling.endpoint.errors import ApiError
 from trl_step.sampling.endpoint.fields import Sampling
-from trl_step.sampling.sampler import Sampler
+from trl_step.sampling.sampler import Samples
 
 logger = logging.getLogger(__name__)
 
 Lock = Any
 """A lock of `threading`."""
+Sample = Callable[..., Samples]
+"""`sample` of a sampler or of a trainer."""
 
 
 class Drawn(NamedTuple):
@@ -45,14 +47,14 @@ class Batches:
     """A thread that samples.
 
     Args:
-        sampler: what draws the answers
+        sample: draws the answers
         lock: held while it does
         wait: seconds that the first prompt of a batch waits for others
         most_waiting: prompts that may wait
     """
 
-    def __init__(self, sampler: Sampler, lock: Lock, wait: float, most_waiting: int) -> None:
-        self._sampler, self._lock, self._wait, self._most = sampler, lock, wait, most_waiting
+    def __init__(self, sample: Sample, lock: Lock, wait: float, most_waiting: int) -> None:
+        self._sample, self._lock, self._wait, self._most = sample, lock, wait, most_waiting
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
         self._closed = False
@@ -147,7 +149,7 @@ class Batches:
         if sampling.stop:
             settings["stop_strings"] = list(sampling.stop)
         with self._held(), _seeded(sampling.seed):
-            samples = self._sampler.sample([job.query for job in jobs], sampling.n, **settings)
+            samples = self._sample([job.query for job in jobs], sampling.n, **settings)
         responses = [response.to("cpu", torch.long) for response in samples.responses]
         logprobs = None if samples.logprobs is None else [each.to("cpu", torch.float32) for each in samples.logprobs]
         places = [range(start, start + sampling.n) for start in range(0, len(limits), sampling.n)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
@@ -43,11 +43,13 @@ class Calls:
         settings: of the endpoint
         tokenizer: of the model, used by one thread alone
         recorder: what knows the conversations so far
+        takes_seeds: whether the sampler does
     """
 
     settings: ServeSettings
     tokenizer: Any
     recorder: Recorder
+    takes_seeds: bool
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -62,8 +64,7 @@ class Calls:
                 "tool_choice", f"{choice!r:.80} is not possible: no call can be forced; give 'auto' or 'none'"
             )
         limits = ("max_completion_tokens", "max_tokens")
-        asked = read_common(fields, self.settings, limits, fields.boolean("logprobs"))
-        fields.finish()
+        asked = self._read_common(fields, limits, fields.boolean("logprobs"))
         prompt = self._in_template(chat, episode)
         with_calls = bool(chat.tools) and choice == "auto"
         asked = self._with_limit(asked, [prompt], limits[0])
@@ -75,8 +76,7 @@ class Calls:
         self._check_model(fields)
         prompts = self._prompts(fields.take("prompt"))
         logprobs = fields.number("logprobs", 0, 0, whole=True) is not None
-        asked = read_common(fields, self.settings, ("max_tokens",), logprobs)
-        fields.finish()
+        asked = self._read_common(fields, ("max_tokens",), logprobs)
         asked = self._with_limit(asked, prompts, "max_tokens")
         return Call(f"cmpl-{secrets.token_hex(12)}", episode, prompts, asked)
 
@@ -85,6 +85,14 @@ class Calls:
         if asked != self.settings.model_name:
             why = f"there is no model {asked!r:.80}; the one that is served is {self.settings.model_name!r}"
             raise ApiError(404, why, "model", "model_not_found")
+
+    def _read_common(self, fields: Fields, limits: Sequence[str], logprobs: bool) -> Asked:
+        """The rest of a request."""
+        asked = read_common(fields, self.settings, limits, logprobs)
+        if asked.sampling.seed is not None and not self.takes_seeds:
+            raise refused("seed", "this sampler takes none; leave it out", "unsupported_parameter")
+        fields.finish()
+        return asked
 
     def _in_template(self, chat: Conversation, episode: Optional[str]) -> torch.Tensor:
         """The prompt [Q] int64.

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import Any, Optional, Protocol
 from urllib.parse import quote
 
-from trl_step.sampling.endpoint.batching import Batches, Lock
+import torch
+
+from trl_step.sampling.endpoint.batching import Batches, Lock, Sample
 from trl_step.sampling.endpoint.recording import Recorder, ServedEpisodes
 from trl_step.sampling.endpoint.settings import ServeSettings
-from trl_step.sampling.sampler import Sampler
+from trl_step.sampling.local import LocalSampler
+from trl_step.sampling.sampler import Sampler, Samples
 
 START_SECONDS = 30.0
 
@@ -25,10 +28,11 @@ class Endpoint:
     It runs until `close`, or the end of its `with` block.
 
     Args:
-        sampler: draws the answers
+        sample: of a sampler or a trainer, draws the answers
         tokenizer: of the model; a copy is used
         settings: how the endpoint is reached, and what it allows
-        lock: a lock of `threading` that is held while the sampler draws; None: one of its own
+        lock: a lock of `threading` that is held while answers are drawn; None: one of its own
+        takes_seeds: whether answers are drawn with torch's random numbers of this process; if not, a `seed` is refused
 
     Attributes:
         url: the base URL for clients
@@ -41,10 +45,11 @@ class Endpoint:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sample: Sample,
         tokenizer: Any,
         settings: Optional[ServeSettings] = None,
         lock: Optional[Lock] = None,
+        takes_seeds: bool = False,
     ) -> None:
         try:
             import uvicorn
@@ -63,9 +68,9 @@ class Endpoint:
         self.url = f"{self._root}/v1"
 
         self._recorder = Recorder(settings.max_kept)
-        self._batches = Batches(sampler, lock or threading.RLock(), settings.batch_wait, settings.max_waiting)
+        self._batches = Batches(sample, lock or threading.RLock(), settings.batch_wait, settings.max_waiting)
         # tokenizers may not be used by two threads at the same time
-        calls = Calls(settings, copy.deepcopy(tokenizer), self._recorder)
+        calls = Calls(settings, copy.deepcopy(tokenizer), self._recorder, takes_seeds)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 make_app(calls, self._batches, self.token),
@@ -119,17 +124,18 @@ class Endpoint:
 class Policy(Protocol):
     """What `serve` takes of a trainer."""
 
+    tokenizer: Any
+    is_encoder_decoder: bool
+    is_distributed: bool
+    model_lock: Lock
+    """held while the weights change"""
+
     @property
     def sampler(self) -> Sampler:
-        """Samples with the latest weights."""
+        """What `sample` draws with."""
 
-    @property
-    def tokenizer(self) -> Any:
-        """Of the model."""
-
-    @property
-    def model_lock(self) -> Lock:
-        """Held while the weights change."""
+    def sample(self, queries: Sequence[torch.Tensor], n: int = 1, **settings: Any) -> Samples:
+        """Draws answers with the latest weights."""
 
 
 def serve(policy: Policy, **settings: Any) -> Endpoint:
@@ -147,12 +153,21 @@ def serve(policy: Policy, **settings: Any) -> Endpoint:
     Calls that wait at the same time are sampled in one batch; while `step` runs, all wait.
 
     Args:
-        policy: a trainer, or anything with its `sampler`, `tokenizer` and `model_lock`
+        policy: a `PPOTrainer`, or what has the same attributes
         settings: fields of `ServeSettings`
 
     Raises:
         ImportError: starlette or uvicorn is missing.
         OSError: the address cannot be listened on.
-        TypeError, ValueError: a setting that does not exist, or a number out of its range.
+        TypeError, ValueError: a setting that does not exist, a number out of its range, a trainer on several processes
+            or of an encoder-decoder model.
     """
-    return Endpoint(policy.sampler, policy.tokenizer, ServeSettings(**settings), policy.model_lock)
+    if policy.is_encoder_decoder:
+        raise ValueError("serve needs a decoder-only model: a conversation is one sequence of tokens")
+    if policy.is_distributed:
+        raise ValueError(
+            "serve works in a run of one process: on several, all have to sample together. Let each process call "
+            "trainer.sample with queries of its own"
+        )
+    takes_seeds = isinstance(policy.sampler, LocalSampler)
+    return Endpoint(policy.sample, policy.tokenizer, ServeSettings(**settings), policy.model_lock, takes_seeds)

@@ -5,14 +5,30 @@ from typing import TYPE_CHECKING
 from trl_step.lazy import lazy_names
 
 HOMES = {
+    "trl_step.sampling.endpoint.recording": ("ServedEpisodes",),
+    "trl_step.sampling.endpoint.server": ("Endpoint", "serve"),
+    "trl_step.sampling.endpoint.settings": ("ServeSettings",),
     "trl_step.sampling.local": ("LocalSampler",),
     "trl_step.sampling.sampler": ("Sampler", "Samples", "Weights", "repeated"),
 }
 
 if TYPE_CHECKING:
+    from trl_step.sampling.endpoint.recording import ServedEpisodes
+    from trl_step.sampling.endpoint.server import Endpoint, serve
+    from trl_step.sampling.endpoint.settings import ServeSettings
     from trl_step.sampling.local import LocalSampler
     from trl_step.sampling.sampler import Sampler, Samples, Weights, repeated
 else:
     __getattr__, __dir__ = lazy_names(__name__, HOMES)
 
-__all__ = ["LocalSampler", "Sampler", "Samples", "Weights", "repeated"]
+__all__ = [
+    "Endpoint",
+    "LocalSampler",
+    "Sampler",
+    "Samples",
+    "ServeSettings",
+    "ServedEpisodes",
+    "Weights",
+    "repeated",
+    "serve",
+]

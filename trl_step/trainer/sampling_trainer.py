@@ -125,7 +125,8 @@ class SamplingTrainer(StepTrainer):
         settings = {"batch_size": batch_size, "return_logprobs": return_logprobs, **generation_kwargs}
 
         def sample(sampler: Sampler) -> Any:
-            samples = sampler.sample(queries, n, **settings)
+            with self.model_lock:
+                samples = sampler.sample(queries, n, **settings)
             responses: Any = samples.responses
             if return_prompt and not self.is_encoder_decoder:
                 responses = [torch.cat((q.to(r), r)) for q, r in zip(samples.queries, responses, strict=True)]
@@ -136,13 +137,14 @@ class SamplingTrainer(StepTrainer):
         response = sample(self.sampler)
         if not generate_ref_response:
             return response
-        with self.optional_peft_ctx():
+        with self.model_lock, self.optional_peft_ctx():
             return response, sample(self._local_sampler(self._reference))
 
     def sample(self, queries: Sequence[torch.Tensor], n: int = 1, **settings: Any) -> Samples:
         """Draw `n` responses to each query with `self.sampler`; see `Sampler.sample`."""
         self._sampling.saw_generate(self.accelerator.unwrap_model(self.model), settings)
-        return self.sampler.sample(queries, n, **settings)
+        with self.model_lock:
+            return self.sampler.sample(queries, n, **settings)
 
     @property
     def sampler(self) -> Sampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -29,10 +30,14 @@ class StepTrainer(BaseTrainer):
 
     Args:
         config: settings; its run-time fields (`world_size`, ...) are filled in
+
+    Attributes:
+        model_lock: held while a method trains or samples; hold it where another thread uses the model
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self.model_lock = threading.RLock()
         if config.seed is not None:
             set_seed(config.seed)
         self.accelerator = start_accelerator(config)

@@ -222,8 +222,9 @@ def test_settings_out_of_range(settings: Any) -> None:
 
 def policy(**changes: Any) -> Any:
     """What has the attributes of a trainer."""
-    attributes = {"is_encoder_decoder": False, "is_distributed": False, "model_lock": None, "sampler": None}
-    return SimpleNamespace(**{**attributes, "sample": None, "tokenizer": None, **changes})
+    attributes: dict[str, Any] = dict.fromkeys(("model_lock", "sampler", "sample", "tokenizer"))
+    attributes |= {"is_encoder_decoder": False, "is_distributed": False, "config": SimpleNamespace(temperature=1.0)}
+    return SimpleNamespace(**{**attributes, **changes})
 
 
 @pytest.mark.parametrize(

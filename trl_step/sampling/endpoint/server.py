@@ -82,6 +82,7 @@ class Endpoint:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                timeout_keep_alive=75,  # longer than clients keep a connection: they close it, and lose no request
                 timeout_graceful_shutdown=5,
             )
         )
@@ -124,6 +125,8 @@ class Endpoint:
 class Policy(Protocol):
     """What `serve` takes of a trainer."""
 
+    config: Any
+    """has the `temperature` that log-probs are trained at"""
     tokenizer: Any
     is_encoder_decoder: bool
     is_distributed: bool
@@ -154,7 +157,7 @@ def serve(policy: Policy, **settings: Any) -> Endpoint:
 
     Args:
         policy: a `PPOTrainer`, or what has the same attributes
-        settings: fields of `ServeSettings`
+        settings: fields of `ServeSettings`; the temperature is by default that of the trainer's configuration
 
     Raises:
         ImportError: starlette or uvicorn is missing.
@@ -169,5 +172,6 @@ def serve(policy: Policy, **settings: Any) -> Endpoint:
             "serve works in a run of one process: on several, all have to sample together. Let each process call "
             "trainer.sample with queries of its own"
         )
+    chosen = ServeSettings(**{"temperature": policy.config.temperature, **settings})
     takes_seeds = isinstance(policy.sampler, LocalSampler)
-    return Endpoint(policy.sample, policy.tokenizer, ServeSettings(**settings), policy.model_lock, takes_seeds)
+    return Endpoint(policy.sample, policy.tokenizer, chosen, policy.model_lock, takes_seeds)

@@ -27,7 +27,7 @@ class ServeSettings:
     max_length: Optional[int] = None
     """tokens of prompt and answer together; a prompt that leaves no room is refused. None: as the sampler allows"""
     temperature: float = 1.0
-    """if the client gives none"""
+    """if the client gives none; `serve` takes the trainer's"""
     top_p: float = 1.0
     """if the client gives none"""
     template_options: Mapping[str, Any] = field(default_factory=dict)

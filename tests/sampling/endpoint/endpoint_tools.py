@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -98,3 +99,11 @@ def async_client(of: Endpoint, episode: str | None = None) -> AsyncOpenAI:
 def ask(text: str = "Hello", **more: Any) -> dict[str, Any]:
     """A request for a chat."""
     return {"model": "policy", "messages": [{"role": "user", "content": text}], **more}
+
+
+def until(true: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait until something is true."""
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up, "it did not come true"
+        time.sleep(0.005)

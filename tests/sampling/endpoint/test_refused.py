@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from tests.sampling.endpoint.endpoint_tools import Scripted, ask, client, endpoint
+from tests.sampling.endpoint.endpoint_tools import Scripted, ask, client, endpoint, until
 from trl_step.sampling.endpoint import Endpoint, ServeSettings, serve
 
 TOOL = {"type": "function", "function": {"name": "add"}}
@@ -108,6 +108,7 @@ def test_fields_of_a_chat(served: Endpoint, more: Any, param: str) -> None:
         ({"suffix": "b"}, "suffix"),
         ({"best_of": 2}, "best_of"),
         ({"messages": []}, "messages"),
+        ({"prompt": ["a"] * 257}, "prompt"),
     ],
 )
 def test_fields_of_a_completion(served: Endpoint, more: Any, param: str) -> None:
@@ -162,6 +163,16 @@ def test_tokens_are_long_and_never_the_same(served: Endpoint) -> None:
     with endpoint(Scripted()) as other:
         assert other.token != served.token
         assert min(len(other.token), len(served.token)) >= 32
+
+
+def test_a_fault_of_the_endpoint_is_told_in_the_same_form(
+    served: Endpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trl_step.sampling.endpoint.calls.read_turn", lambda *asked: 1 / 0)
+    answer = post(served, "/chat/completions", json=ask("Hi"))
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "the endpoint failed: ZeroDivisionError: division by zero"
+    until(lambda: "ZeroDivisionError" in caplog.text)
 
 
 # --- bodies and routes -----------------------------------------------------------------------------------------------
@@ -247,6 +258,7 @@ def test_a_seed_that_the_sampler_does_not_take() -> None:
 
 
 def test_without_the_packages_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "trl_step.sampling.endpoint.http_server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(ImportError, match=r"pip install \"trl-step\[serve\]\""):
         endpoint(Scripted())

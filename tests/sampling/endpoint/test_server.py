@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,19 +13,11 @@ import openai
 import pytest
 import torch
 
-from tests.sampling.endpoint.endpoint_tools import END, Scripted, ask, async_client, client, endpoint
+from tests.sampling.endpoint.endpoint_tools import END, Scripted, ask, async_client, client, endpoint, until
 from trl_step.sampling.endpoint import Endpoint
 from trl_step.sampling.endpoint.replies import Choice, Reply
 from trl_step.sampling.endpoint.routes import _events
 from trl_step.sampling.endpoint.turns import Turn
-
-
-def until(true: Callable[[], Any], seconds: float = 20.0) -> None:
-    """Wait until something is true."""
-    give_up = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < give_up, "it did not come true"
-        time.sleep(0.005)
 
 
 def waiting(of: Endpoint) -> int:

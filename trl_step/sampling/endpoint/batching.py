@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 
-from trl_step.sampling.endpoint.errors import ApiError
+from trl_step.sampling.endpoint.errors import ApiError, refused
 from trl_step.sampling.endpoint.fields import Sampling
 from trl_step.sampling.sampler import Samples
 
@@ -48,13 +48,15 @@ class Batches:
 
     Args:
         sample: draws the answers
-        lock: held while it does
+        tokenizer: used by this thread alone, for stop strings
+        lock: held while answers are drawn
         wait: seconds that the first prompt of a batch waits for others
         most_waiting: prompts that may wait
     """
 
-    def __init__(self, sample: Sample, lock: Lock, wait: float, most_waiting: int) -> None:
-        self._sample, self._lock, self._wait, self._most = sample, lock, wait, most_waiting
+    def __init__(self, sample: Sample, tokenizer: Any, lock: Lock, wait: float, most_waiting: int) -> None:
+        self._sample, self._tokenizer, self._lock = sample, tokenizer, lock
+        self._wait, self._most = wait, most_waiting
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
         self._closed = False
@@ -65,12 +67,14 @@ class Batches:
         """Put prompts, each [Q_i], into the queue; a future that is cancelled gives its place back.
 
         Raises:
-            ApiError: 429 if too many wait, 503 after `close`.
+            ApiError: 429 if too many wait, 400 if so many never may, 503 after `close`.
         """
         jobs = [Job(query, sampling, Future()) for query in queries]
         with self._changed:
             if self._closed:
                 raise _closing()
+            if len(jobs) > self._most:
+                raise refused("prompt", f"has {len(jobs)} entries; at most {self._most} may wait")
             if len(self._waiting) + len(jobs) > self._most:
                 raise ApiError(
                     429, f"{len(self._waiting)} prompts wait, and at most {self._most} may; try again later", None,
@@ -147,7 +151,7 @@ class Batches:
             settings |= {"do_sample": True, "temperature": sampling.temperature}
             settings |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
         if sampling.stop:
-            settings["stop_strings"] = list(sampling.stop)
+            settings |= {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer}
         with self._held(), _seeded(sampling.seed):
             samples = self._sample([job.query for job in jobs], sampling.n, **settings)
         responses = [response.to("cpu", torch.long) for response in samples.responses]

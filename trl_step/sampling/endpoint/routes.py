@@ -55,7 +55,12 @@ def make_app(calls: Calls, batches: Batches, token: str) -> ASGIApp:
         Route("/chat/completions", answering(calls.read_chat), methods=["POST"]),
         Route("/completions", answering(calls.read_completion), methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _gone}
+    handlers: dict[Any, Any] = {
+        ApiError: _api_error,
+        HTTPException: _http_error,
+        ClientDisconnect: _gone,
+        Exception: _unexpected,
+    }
     mounts = [Mount("/v1", routes=routes), Mount("/episode/{episode:path}/v1", routes=routes)]
     return Guard(Starlette(routes=mounts, exception_handlers=handlers), token)
 
@@ -105,8 +110,8 @@ async def _body(request: Request, most: int) -> dict[str, Any]:
 
 async def _while_connected(request: Request, answers: list[Future[Drawn]]) -> list[Drawn]:
     """The results of `answers`; they are cancelled if the client breaks off."""
-    work = [asyncio.wrap_future(answer) for answer in answers]
-    gone = asyncio.ensure_future(_disconnected(request))
+    work: list[asyncio.Future[Any]] = [asyncio.wrap_future(answer) for answer in answers]
+    gone: asyncio.Future[Any] = asyncio.ensure_future(_disconnected(request))
     try:
         left = set(work)
         while left:
@@ -145,6 +150,12 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     found = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
     return JSONResponse(found.body(), found.status, error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """A fault of this package, which the server's log has in full."""
+    found = ApiError(500, f"the endpoint failed: {type(error).__name__}: {error}")
+    return JSONResponse(found.body(), found.status)
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:

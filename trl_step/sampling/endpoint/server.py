@@ -6,7 +6,6 @@ import copy
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any, Optional, Protocol
 from urllib.parse import quote
@@ -14,12 +13,11 @@ from urllib.parse import quote
 import torch
 
 from trl_step.sampling.endpoint.batching import Batches, Lock, Sample
+from trl_step.sampling.endpoint.calls import Calls
 from trl_step.sampling.endpoint.recording import Recorder, ServedEpisodes
 from trl_step.sampling.endpoint.settings import ServeSettings
 from trl_step.sampling.local import LocalSampler
 from trl_step.sampling.sampler import Sampler, Samples
-
-START_SECONDS = 30.0
 
 
 class Endpoint:
@@ -52,12 +50,10 @@ class Endpoint:
         takes_seeds: bool = False,
     ) -> None:
         try:
-            import uvicorn
-
+            from trl_step.sampling.endpoint.http_server import HttpServer
             from trl_step.sampling.endpoint.routes import make_app
         except ImportError as error:
             raise ImportError('serving needs starlette and uvicorn: pip install "trl-step[serve]"') from error
-        from trl_step.sampling.endpoint.calls import Calls
 
         settings = settings or ServeSettings()
         self.token = secrets.token_urlsafe(32)
@@ -68,34 +64,12 @@ class Endpoint:
         self.url = f"{self._root}/v1"
 
         self._recorder = Recorder(settings.max_kept)
-        self._batches = Batches(sample, lock or threading.RLock(), settings.batch_wait, settings.max_waiting)
-        # tokenizers may not be used by two threads at the same time
-        calls = Calls(settings, copy.deepcopy(tokenizer), self._recorder, takes_seeds)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(calls, self._batches, self.token),
-                lifespan="off",
-                loop="asyncio",
-                http="h11",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=75,  # longer than clients keep a connection: they close it, and lose no request
-                timeout_graceful_shutdown=5,
-            )
-        )
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listening]}, name="trl_step endpoint", daemon=True
-        )
-        self._thread.start()
-        give_up = time.monotonic() + START_SECONDS
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > give_up:
-                self.close()
-                raise RuntimeError("the endpoint's server did not start; its log says why")
-            time.sleep(0.01)
+        # a tokenizer may not be used by two threads at the same time
+        for_sampling, for_calls = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
+        lock = lock or threading.RLock()
+        self._batches = Batches(sample, for_sampling, lock, settings.batch_wait, settings.max_waiting)
+        calls = Calls(settings, for_calls, self._recorder, takes_seeds)
+        self._server = HttpServer(make_app(calls, self._batches, self.token), listening)
 
     def episode_url(self, episode: str) -> str:
         """The base URL for the clients of one episode, by an id of your choice of at most 128 characters."""
@@ -112,8 +86,7 @@ class Endpoint:
     def close(self) -> None:
         """End the server: waiting clients get an error, and the batch that is sampled is finished first."""
         self._batches.close()
-        self._server.should_exit = True
-        self._thread.join()
+        self._server.close()
 
     def __enter__(self) -> Endpoint:
         return self

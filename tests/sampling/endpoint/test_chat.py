@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.environment.chat_tools import FORMATS
 from tests.sampling.endpoint.endpoint_tools import CALL, END, Scripted, ask, client, endpoint
 from trl_step.sampling.endpoint import Endpoint, ServedEpisodes
 
@@ -104,6 +105,18 @@ def test_a_call_in_the_form_of_the_api(served: Endpoint) -> None:
     assert call.id.isalnum()
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_calls_in_the_formats_of_templates(kind: str) -> None:
+    form = FORMATS[kind]
+    call = '{"name": "add", "arguments": {"first": 3}}'
+    with endpoint(Scripted(lambda text: form.call.format(call) + form.end, kind)) as served:
+        choice = client(served).chat.completions.create(**ask("Hi", tools=TOOLS)).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        assert [each.function.name for each in choice.message.tool_calls] == ["add"]
+        stopped = client(served).chat.completions.create(**ask("Hi", tools=TOOLS, stop=[form.end])).choices[0]
+        assert stopped.message.tool_calls[0].function == choice.message.tool_calls[0].function
+
+
 @pytest.mark.parametrize("more", [{}, {"tools": TOOLS, "tool_choice": "none"}], ids=["no tools", "none"])
 def test_without_tools_a_call_is_text(served: Endpoint, more: Any) -> None:
     choice = client(served).chat.completions.create(**ask("2 + 3?", **more)).choices[0]
@@ -170,6 +183,16 @@ def test_turns_that_a_stop_string_or_the_limit_ended_are_closed(served: Endpoint
     ((_, response, wrote),) = texts(sampler, served.episodes())
     assert wrote == "one;on"
     assert response.endswith("assistant\non")
+
+
+def test_a_turn_cut_at_a_token_of_the_ending_is_closed_as_well(served: Endpoint, sampler: Scripted) -> None:
+    """`\\n` follows the end token in the template; a turn that is cut after its own `\\n` lacks both."""
+    sampler.script = lambda text: "one\ntwo"
+    of = client(served).chat.completions
+    first = of.create(**ask("Count", max_tokens=4)).choices[0].message
+    of.create(model="policy", messages=[*ask("Count")["messages"], first, {"role": "user", "content": "Go on"}])
+    assert f"assistant\none\n{END}\n<|im_start|>user\nGo on" in sampler.prompts[1]
+    assert len(served.episodes().ids) == 1
 
 
 def test_the_settings_that_the_sampler_is_given(served: Endpoint, sampler: Scripted) -> None:

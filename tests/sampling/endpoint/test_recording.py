@@ -38,7 +38,7 @@ def test_a_prompt_that_continues_joins() -> None:
     assert logprobs[0].tolist() == [-1, -2, 0, 0, -1, -1]
 
 
-@pytest.mark.parametrize("prompt", [(5, 6, 7, 2, 8), (5, 6, 7), (5, 6), (0, 5, 6, 7, 1)])
+@pytest.mark.parametrize("prompt", [(5, 6, 7, 2, 8), (5, 9, 7, 1, 8), (5, 6, 7), (5, 6), (0, 5, 6, 7, 1)])
 def test_a_prompt_that_differs_splits(prompt: tuple[int, ...]) -> None:
     recorder = Recorder(9)
     recorder.add("a", "call 1", tokens(5, 6), [answer(7, 1)])
@@ -63,8 +63,11 @@ def test_episodes_are_kept_apart() -> None:
     for episode in ("a", None, "b"):
         recorder.add(episode, "call 1", tokens(5), [answer(6)])
         recorder.add(episode, "call 2", tokens(5, 6, 7), [answer(8)])
+    recorder.add(None, "call 3", tokens(5, 6, 7, 8, 9), [answer(8)])
+    assert recorder.take(["call 1"]).responses[0].tolist() == [6, 7, 8, 9, 8]
+    recorder.add(None, "call 4", tokens(5, 6, 7, 8, 9), [answer(8)])
     assert recorder.take(["b", "c", "b"]).ids == ["b"]
-    assert recorder.take().ids == ["a", "call 1"]
+    assert recorder.take().ids == ["a", "call 4"]
     assert recorder.take().ids == []
 
 

@@ -99,6 +99,14 @@ def test_what_waits_is_sampled_together(served: Endpoint, sampler: Scripted) -> 
     assert [each.answer.usage.completion_tokens for each in asking[1:3]] == [2, 3]
 
 
+def test_the_first_of_a_batch_waits_for_others(sampler: Scripted) -> None:
+    with endpoint(sampler, batch_wait=1.0) as served:
+        asking = [Asking(served) for _ in range(3)]
+        for each in asking:
+            each.join()
+    assert [count for count, *_ in sampler.batches] == [3]
+
+
 def test_a_client_that_breaks_off_frees_its_place(sampler: Scripted) -> None:
     """While it waits, and while its answer is sampled; nothing of it is recorded."""
     sampler.may_go_on.clear()

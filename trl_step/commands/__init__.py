@@ -61,7 +61,7 @@ def serve(
         max_length: tokens of prompt and answer together; by default the model's positions.
     """
     from trl_step.commands.saved_policy import serve_folder
-    from trl_step.sampling.endpoint import ServeSettings
+    from trl_step.sampling import ServeSettings
 
     settings = ServeSettings(
         host=host,

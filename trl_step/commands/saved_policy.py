@@ -10,8 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from trl_step.models import AutoModelForCausalLMWithValueHead
-from trl_step.sampling import LocalSampler
-from trl_step.sampling.endpoint import Endpoint, ServeSettings
+from trl_step.sampling import Endpoint, LocalSampler, ServeSettings
 
 
 def serve_folder(folder: Path, settings: ServeSettings) -> int:

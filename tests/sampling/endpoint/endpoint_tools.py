@@ -12,7 +12,7 @@ import torch
 from openai import AsyncOpenAI, OpenAI
 
 from tests.environment.chat_tools import FORMATS, chat_tokenizer
-from trl_step.sampling.endpoint import Endpoint, ServeSettings
+from trl_step.sampling import Endpoint, ServeSettings
 from trl_step.sampling.sampler import Sampler, Samples, repeated
 
 KIND = "hermes"

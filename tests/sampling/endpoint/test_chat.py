@@ -11,7 +11,7 @@ import torch
 
 from tests.environment.chat_tools import FORMATS
 from tests.sampling.endpoint.endpoint_tools import CALL, END, Scripted, ask, client, endpoint
-from trl_step.sampling.endpoint import Endpoint, ServedEpisodes
+from trl_step.sampling import Endpoint, ServedEpisodes
 
 TOOLS: Any = [
     {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.sampling.endpoint.endpoint_tools import END, Scripted, ask, client, endpoint
-from trl_step.sampling.endpoint import Endpoint
+from trl_step.sampling import Endpoint
 from trl_step.sampling.endpoint.messages import Conversation, read_messages
 from trl_step.sampling.endpoint.recording import Answer, Recorder
 

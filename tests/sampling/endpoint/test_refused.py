@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.sampling.endpoint.endpoint_tools import Scripted, ask, client, endpoint, until
-from trl_step.sampling.endpoint import Endpoint, ServeSettings, serve
+from trl_step.sampling import Endpoint, ServeSettings, serve
 
 TOOL = {"type": "function", "function": {"name": "add"}}
 

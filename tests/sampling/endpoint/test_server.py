@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.sampling.endpoint.endpoint_tools import END, Scripted, ask, async_client, client, endpoint, until
-from trl_step.sampling.endpoint import Endpoint
+from trl_step.sampling import Endpoint
 from trl_step.sampling.endpoint.replies import Choice, Reply
 from trl_step.sampling.endpoint.routes import _events
 from trl_step.sampling.endpoint.turns import Turn

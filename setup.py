@@ -13,9 +13,10 @@ EXTRAS = {
     "diffusers": ["diffusers>=0.42", "peft>=0.17"],
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
+    "serve": ["starlette>=0.40", "uvicorn>=0.30"],
     "demo": ["rich", "tqdm", "matplotlib", "tensorboard"],
     "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "diffusers>=0.42", "rich", "tqdm",
-             "matplotlib", "tensorboard", "wandb"],
+             "matplotlib", "tensorboard", "wandb", "starlette>=0.40", "uvicorn>=0.30", "openai>=2", "httpx"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
 import trl_step
 from trl_step.command_line_types import Positional
@@ -41,6 +42,38 @@ def doctor(run: Positional[Path]) -> int:
     return examine(run)
 
 
+def serve(
+    folder: Positional[Path],
+    host: str = "127.0.0.1",
+    port: int = 0,
+    model_name: str = "policy",
+    max_new_tokens: int = 512,
+    max_length: Optional[int] = None,
+) -> int:
+    """Answer clients of OpenAI's API with a saved policy, until Ctrl-C; prints URL and token.
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        host: address to listen on; any but the loopback address lets other machines in, without encryption.
+        port: 0 takes a free one.
+        model_name: what clients give as `model`.
+        max_new_tokens: tokens of an answer if the client gives no number.
+        max_length: tokens of prompt and answer together; by default the model's positions.
+    """
+    from trl_step.commands.saved_policy import serve_folder
+    from trl_step.sampling import ServeSettings
+
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        model_name=model_name,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+        max_kept=0,  # nobody takes them
+    )
+    return serve_folder(folder, settings)
+
+
 def env() -> int:
     """Print versions and devices for a bug report. It contains no secrets."""
     from trl_step.commands.facts import facts
@@ -64,6 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tyro.extras import SubcommandApp
 
     app = SubcommandApp()
-    for command in (demo, port, doctor, env):
+    for command in (demo, port, doctor, serve, env):
         app.command(command)
     return app.cli(prog="trl_step", description=trl_step.__doc__, args=words)

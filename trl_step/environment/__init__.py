@@ -11,14 +11,14 @@ HOMES = {
         "TextEnvironment",
         "TextHistory",
     ),
-    "trl_step.environment.chat_calls": ("ParsedCall", "parse_tool_calls"),
+    "trl_step.data.chat_calls": ("ParsedCall", "parse_tool_calls"),
     "trl_step.environment.chat_environment": ("ChatEnvironment",),
     "trl_step.environment.runner": ("Environment", "EnvironmentRunner", "Episodes"),
 }
 
 if TYPE_CHECKING:
+    from trl_step.data.chat_calls import ParsedCall, parse_tool_calls
     from trl_step.environment.base_environment import RewardError, StringStoppingCriteria, TextEnvironment, TextHistory
-    from trl_step.environment.chat_calls import ParsedCall, parse_tool_calls
     from trl_step.environment.chat_environment import ChatEnvironment
     from trl_step.environment.runner import Environment, EnvironmentRunner, Episodes
 else:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from trl_step.environment.chat_template import ChatTemplate, Message
+from trl_step.data.chat_template import ChatTemplate, Message
 from trl_step.environment.rewards import is_finite
 from trl_step.environment.side_by_side import Outcome, SideBySide
 from trl_step.environment.text_history import TextHistory

@@ -303,7 +303,7 @@ class LanguageTrainer(SamplingTrainer):
             [B, T] int64 of the positions that predict a counted response token.
         """
         batch, engine = self._layout.batch(queries, responses, model_inputs, response_masks), self._fused_engine()
-        with eval_mode(model), self.accelerator.autocast():
+        with self.model_lock, eval_mode(model), self.accelerator.autocast():
             if return_logits or torch.is_grad_enabled():
                 left_padded, size = batch.positions.left_padded, engine.size
                 logprobs, logits, values = self._forward.everything(model, model_inputs, left_padded, size)

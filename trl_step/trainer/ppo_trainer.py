@@ -215,7 +215,8 @@ class PPOTrainer(LanguageTrainer):
                 too large for a loss in float32. The message names the list and the sample; weights, optimizer, KL
                 coefficient and random streams are untouched.
         """
-        with self._autosave:  # which saves the run if it is time, and holds Ctrl-C until the step is done
+        # the second saves the run if it is time, and holds Ctrl-C until the step is done
+        with self.model_lock, self._autosave:
             clock, config = Clock(), self.config
             # 1. check and place the inputs
             precomputed = Precomputed(old_logprobs, ref_logprobs, values, sampling_logprobs)

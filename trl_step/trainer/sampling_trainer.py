@@ -134,8 +134,9 @@ class SamplingTrainer(StepTrainer):
         settings = {"batch_size": batch_size, "return_logprobs": return_logprobs, **generation_kwargs}
 
         def sample(sampler: Sampler) -> Any:
-            samples = sampler.sample(queries, n, **settings)
-            self._sampling.saw_samples(samples.version, self.weights.version)
+            with self.model_lock:
+                samples = sampler.sample(queries, n, **settings)
+                self._sampling.saw_samples(samples.version, self.weights.version)
             with_prompt = return_prompt and not self.is_encoder_decoder
             responses: Any = samples.with_queries() if with_prompt else samples.responses
             if isinstance(query_tensor, torch.Tensor):
@@ -145,7 +146,7 @@ class SamplingTrainer(StepTrainer):
         response = sample(self.sampler)
         if not generate_ref_response:
             return response
-        with self.optional_peft_ctx():
+        with self.model_lock, self.optional_peft_ctx():
             return response, sample(self._local_sampler(self._reference))
 
     def _generate_batched(
@@ -175,8 +176,9 @@ class SamplingTrainer(StepTrainer):
     def sample(self, queries: Sequence[torch.Tensor], n: int = 1, **settings: Any) -> Samples:
         """Draw `n` responses to each query with `self.sampler`; see `Sampler.sample`."""
         self._sampling.saw_generate(self.accelerator.unwrap_model(self.model), settings)
-        samples = self.sampler.sample(queries, n, **settings)
-        self._sampling.saw_samples(samples.version, self.weights.version)
+        with self.model_lock:
+            samples = self.sampler.sample(queries, n, **settings)
+            self._sampling.saw_samples(samples.version, self.weights.version)
         return samples
 
     @property

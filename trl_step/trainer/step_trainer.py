@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -34,6 +35,9 @@ class StepTrainer(BaseTrainer):
         config: settings
         settings: the same as the parts of a trainer read them, if `config` is of another class than `PPOConfig`. Their
             run-time fields (`world_size`, ...) are filled in
+
+    Attributes:
+        model_lock: held while a method trains or samples; hold it where another thread uses the model
     """
 
     _tracked_as = "trl_ppo_trainer_config"
@@ -44,6 +48,7 @@ class StepTrainer(BaseTrainer):
     def __init__(self, config: Any, settings: Optional[PPOConfig] = None) -> None:
         super().__init__(config)
         self._settings: Any = config if settings is None else settings
+        self.model_lock = threading.RLock()
         if config.seed is not None:
             set_seed(config.seed)
         self.accelerator = start_accelerator(self._settings)

@@ -80,25 +80,29 @@ class FusedEngine(NamedTuple):
         with torch.no_grad(), eval_mode(models.policy), self.autocast(), self.forward.buffers.kept():
             if exact_divergence:
                 with gather(policy), gather(reference):
-                    found = self._side_by_side(rollout, record, resume)
+                    found = self._side_by_side(rollout, record, resume, with_values)
             else:
                 if rollout.old_logprobs is None or (with_values and rollout.old_values is None):
                     with gather(policy):
-                        found["old_logprobs"], found["old_values"] = self.sweep(models.policy, rollout, record)
+                        known = self.sweep(models.policy, rollout, record, with_values)
+                        found["old_logprobs"], found["old_values"] = known
                 if rollout.ref_logprobs is None:
                     with gather(reference), models.as_reference():
                         found["ref_logprobs"], _ = self.sweep(models.reference, rollout, resume)
         states = None if trunk is None else trunk.states
-        known = rollout.known(rollout.mask, **found)._replace(trunk=trunk, trunk_states=states)
-        return known if with_values else known._replace(old_values=None)
+        rollout = rollout.known(rollout.mask, **found)._replace(trunk=trunk, trunk_states=states)
+        return rollout if with_values else rollout._replace(old_values=None)
 
     @torch.no_grad()
-    def sweep(self, model: Any, rollout: Rollout, around: Around = _nothing_around) -> tuple[torch.Tensor, Any]:
+    def sweep(
+        self, model: Any, rollout: Rollout, around: Around = _nothing_around, with_values: bool = True
+    ) -> tuple[torch.Tensor, Any]:
         """Log-probs and values of the counted tokens by `model`, both [B, T] float32, 0 elsewhere; None in place of the
         values of a model without them.
 
         Args:
             around: surrounds each pass, see `FrozenTrunk.policy`
+            with_values: run a separate critic
         """
         logprobs = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
         values = torch.zeros_like(logprobs)
@@ -107,7 +111,7 @@ class FusedEngine(NamedTuple):
         def visit(piece: Piece) -> None:
             nonlocal has_values
             with around(piece), self.forward.sharing(model, piece):
-                outputs = self.forward.counted(model, piece)
+                outputs = self.forward.counted(model, piece, with_values=with_values)
             piece.put(logprobs, outputs.logprobs)
             has_values = outputs.values is not None
             if has_values:
@@ -116,7 +120,9 @@ class FusedEngine(NamedTuple):
         self._visit(rollout, visit)
         return logprobs, values if has_values else None
 
-    def _side_by_side(self, rollout: Rollout, record: Around, resume: Around) -> dict[str, torch.Tensor]:
+    def _side_by_side(
+        self, rollout: Rollout, record: Around, resume: Around, with_values: bool
+    ) -> dict[str, torch.Tensor]:
         """Policy and reference piece by piece, for the exact divergence."""
         names = ("old_logprobs", "old_values", "ref_logprobs", "divergence")
         found = {name: torch.zeros(rollout.mask.shape, device=rollout.mask.device) for name in names}
@@ -124,7 +130,7 @@ class FusedEngine(NamedTuple):
 
         def visit(piece: Piece) -> None:
             with record(piece), forward.sharing(models.policy, piece):
-                ours = forward.states(models.policy, piece)
+                ours = forward.states(models.policy, piece, with_values)
             with models.as_reference(), resume(piece), forward.sharing(models.reference, piece):
                 theirs = forward.states(models.reference, piece)
             both = forward.divergence(ours, theirs, piece.labels)
@@ -215,15 +221,16 @@ class FusedEngine(NamedTuple):
         entropy_slope = None
         if objective.entropy_coef:
             entropy_slope = counted.take(batch.weights) * -(objective.policy_coef * objective.entropy_coef * loss_scale)
+        # processes wait for the gradient of every parameter; the updater leaves those of unused values as they are
+        with_values = objective.value_losses is not None or updater.processes.count > 1
         with self.autocast():
             slopes = Slopes(gradient_of, entropy_slope, objective.couples_tokens)
-            outputs = self.forward.counted(self.models.policy, piece, slopes)
+            outputs = self.forward.counted(self.models.policy, piece, slopes, with_values)
         loss = outputs.anchor / loss_scale
         if objective.value_losses is not None:
             losses = objective.value_losses(outputs.values, batch.old_values, batch.returns).losses
             loss = loss + objective.vf_coef * weighted_sum(losses, batch.weights)
         elif outputs.values is not None and updater.processes.count > 1:
-            # processes wait for the gradient of every parameter; the updater leaves these parameters as they are
             loss = loss + (outputs.values * 0.0).sum()
         return outputs, loss
 

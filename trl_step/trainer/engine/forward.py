@@ -19,7 +19,7 @@ from trl_step.head.logprobs import Divergence, exact_divergence, logprobs_of_log
 from trl_step.head.policy_gradient import LogprobGradient, policy_gradient_rows
 from trl_step.head.tiles import ChunkBuffers, OutputHead
 from trl_step.models import PreTrainedModelWrapper
-from trl_step.models.critic import wrappers_of
+from trl_step.models.critic import PolicyWithCritic, wrappers_of
 from trl_step.models.inner_model import takes_argument
 from trl_step.models.output_head import describe_output_head
 from trl_step.models.shortcuts.shared_prompts import can_share_prompts, sharing
@@ -125,9 +125,11 @@ class TokenForward:
             arguments["position_ids"] = (arguments["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         return model(**arguments, **options)
 
-    def run_piece(self, model: Any, piece: Piece, **options: Any) -> Any:
+    def run_piece(self, model: Any, piece: Piece, with_values: bool, **options: Any) -> Any:
         """The model's forward for the counted positions of a piece, its queries once if the piece says so; inside of
         `sharing`."""
+        if isinstance(self.unwrap(model), PolicyWithCritic):
+            options["with_values"] = with_values
         rows, row = piece.counted.in_inputs, piece.row
         if row is not None:
             inputs = row.arguments(self.layout.predicted_ids(piece.batch.inputs))
@@ -158,10 +160,11 @@ class TokenForward:
         logprobs, logits, *rest = (torch.cat(pieces) for pieces in zip(*found, strict=True))
         return logprobs, logits, rest[0] if rest else None
 
-    def counted(self, model: Any, piece: Piece, slopes: Slopes | None = None) -> TokenOutputs:
+    def counted(self, model: Any, piece: Piece, slopes: Slopes | None = None, with_values: bool = True) -> TokenOutputs:
         """Log-probs, values and entropy at the N counted positions of a piece.
 
         Args:
+            with_values: run a separate critic
             slopes: of the loss; with them the result has an `anchor` that carries the gradient. Without them the
                 log-probs have none.
         """
@@ -169,7 +172,7 @@ class TokenForward:
         described = (self._heads.get(id(inner)) or self.register(inner)).head
         entropy = anchor = None
         if described is None:
-            logits, _, values = self.states(model, piece)
+            logits, _, values = self.states(model, piece, with_values)
             logprobs = logprobs_of_logits(logits, labels, self.temperature)
             if slopes is not None:
                 anchor, entropy = _plain_anchor(logprobs, logits, slopes, self.temperature)
@@ -189,7 +192,7 @@ class TokenForward:
                 return found.logprobs, found.entropy, found.anchor
 
             with joined_where_tied(inner.pretrained_model, joined) if trains else nullcontext():
-                found, _, values = self.run_piece(model, piece, head=head)
+                found, _, values = self.run_piece(model, piece, with_values, head=head)
             logprobs, entropy, anchor = found
         return TokenOutputs(
             piece.counted.spread(logprobs.detach()),
@@ -198,7 +201,7 @@ class TokenForward:
             anchor,
         )
 
-    def states(self, model: Any, piece: Piece) -> CountedStates:
+    def states(self, model: Any, piece: Piece, with_values: bool = True) -> CountedStates:
         """Hidden states, or logits if the head is no plain product, and values at the counted positions, with
         gradients if they are on; the head has none."""
         inner, rows = self.unwrap(model), piece.counted.in_inputs
@@ -207,6 +210,7 @@ class TokenForward:
             (hidden, *parameters), _, values = self.run_piece(
                 model,
                 piece,
+                with_values,
                 # detached, the weights outlive a reference's time on the device
                 head=lambda hidden, embedding: (
                     hidden,
@@ -216,7 +220,7 @@ class TokenForward:
             )
             return CountedStates(hidden, _with_parameters(access.head, *parameters), values)
         if access.takes_rows:
-            logits, _, values = self.run_piece(model, piece)
+            logits, _, values = self.run_piece(model, piece, with_values)
             return CountedStates(logits, None, values)
         everywhere = self.run(model, piece.batch.inputs, piece.batch.positions.left_padded)
         logits, values = (

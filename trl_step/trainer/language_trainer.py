@@ -120,6 +120,9 @@ class LanguageTrainer(SamplingTrainer):
             self._consider_length(known.pretrained_model)
             fuse_activations(known)
             self._forward.register(known)
+        self._shares_prompts = (
+            config.share_prompts and not config.exact_v07 and all(self._forward.can_share(known) for known in models)
+        )
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
         self._custom_collator = training_data_collator is not None
         self.dataset = dataset
@@ -252,6 +255,8 @@ class LanguageTrainer(SamplingTrainer):
         """Lists become a batch, once."""
         inputs = self.prepare_model_inputs(given.queries, given.responses)
         rollout = self._layout.batch(given.queries, given.responses, inputs, given.response_masks)
+        if self._shares_prompts:
+            rollout = self._layout.share_queries(rollout)
         return self._layout.with_numbers(rollout, given.scores, given.precomputed, given.advantages)
 
     def prepare_model_inputs(

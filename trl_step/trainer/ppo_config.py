@@ -108,6 +108,7 @@ _FLAGS = (
     "whiten_rewards",
     "gradient_checkpointing",
     "exact_v07",
+    "share_prompts",
     "pad_for_acceleration",
     "use_habana",
     "log_arrays",
@@ -261,6 +262,9 @@ class PPOConfig:
     """sampling temperature; every log-prob is taken under it"""
     forward_tokens: Optional[int] = None
     """maximum tokens per forward pass, with padding; larger mini-batches run in parts, with the same gradients"""
+    share_prompts: bool = True
+    """run a query once for all samples of a mini-batch that have it, if the model says the same then and it saves
+    tokens; not with `exact_v07` or `pad_for_acceleration`"""
     generation_tokens: int = 16384
     """`generate` batches prompts together up to this many tokens, including padding and new tokens"""
     pad_for_acceleration: bool = False

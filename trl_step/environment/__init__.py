@@ -5,6 +5,7 @@ from trl_step.environment.chat_calls import ParsedCall, parse_tool_calls
 from trl_step.environment.chat_environment import ChatEnvironment
 from trl_step.environment.check import check_environment
 from trl_step.environment.episodes import Episodes
+from trl_step.environment.game_runner import Game, GameRunner
 from trl_step.environment.protocol import Environment, UnreadableAction
 from trl_step.environment.runner import EnvironmentRunner
 
@@ -13,6 +14,8 @@ __all__ = [
     "Environment",
     "EnvironmentRunner",
     "Episodes",
+    "Game",
+    "GameRunner",
     "ParsedCall",
     "RewardError",
     "StringStoppingCriteria",

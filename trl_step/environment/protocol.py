@@ -44,6 +44,8 @@ class UnreadableAction(Exception):
 
     def __init__(self, message: Observation, price: float = 0.0) -> None:
         super().__init__(message, price)
+        if not is_finite(price):
+            raise ValueError(f"the price of an answer that cannot be read is {price!r}; give a finite number")
         self.message = message
         self.price = price
 

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from trl_step.environment.actors import Actors, in_words
-from trl_step.environment.chat_template import ChatTemplate, Message
+from trl_step.environment.chat_template import ChatTemplate
+from trl_step.environment.display import Display, NoTokens
 from trl_step.environment.episodes import Episode, Episodes
 from trl_step.environment.process_pool import RemoteError
 from trl_step.environment.protocol import (
@@ -21,8 +22,6 @@ from trl_step.environment.protocol import (
 )
 from trl_step.environment.side_by_side import Outcome, outcome_of
 from trl_step.environment.sources import environment_maker
-from trl_step.environment.text_history import TextHistory
-from trl_step.environment.tool_calls import control_pattern, escape, special_tokens
 from trl_step.environment.turns import TurnWriter, sampler_of
 
 
@@ -107,8 +106,8 @@ class EnvironmentRunner:
             stop_strings,
         )
         with_template = chat or chat_template is not None
-        self.template = ChatTemplate(tokenizer, chat_template, (), template_options) if with_template else None
-        self._control = control_pattern(special_tokens(tokenizer))
+        template = ChatTemplate(tokenizer, chat_template, (), template_options) if with_template else None
+        self.display = Display(self.writer, template)
 
     def run(self, tasks: Sequence[Any], n: int = 1) -> Episodes:
         """Play `n` episodes per task until each is over or has had `max_turns` turns.
@@ -143,7 +142,8 @@ class EnvironmentRunner:
         episode_of = {episode.history: episode for episode in episodes}
         for _ in range(self.max_turns):
             acting = [episode_of[history] for history in self.writer.write_turns(list(episode_of))]
-            actions = [partial(self._act, episode.environment, self._said(episode)) for episode in acting]
+            said = [self.display.said(episode.history) for episode in acting]
+            actions = [partial(self._act, e.environment, text) for e, text in zip(acting, said, strict=True)]
             for episode, outcome in zip(acting, self.actors.step(actions), strict=True):
                 self._take(episode, self._seen(outcome))
         for episode in episodes:
@@ -152,27 +152,19 @@ class EnvironmentRunner:
 
     def _start(self, environment: Any, group: int, begun: Outcome) -> Episode:
         """An episode from what `reset` returned."""
-        prompt: list[Message] = []
         try:
             if begun.exception is not None:
                 raise begun.exception
             observation = first_observation(begun.value)
             if self.to_text is not None:
                 observation = self.to_text(observation)
-            if self.template is None:
-                text = _plain(observation)
-                tokens = self.writer.tokenize(text)
-            else:
-                prompt = self._messages(observation)
-                text = self.template.render(prompt, open_turn=True)
-                tokens = self.template.tokenize(text, self.writer.device)
+            return Episode(environment, group, *self.display.begin(observation))
         except TypeError as error:
             raise TypeError(f"task {group}: {error}") from error
         except RemoteError as error:
             raise RuntimeError(f"task {group}: {error}") from error
-        if not text or len(tokens) == 0:
-            raise ValueError(f"task {group}: its first observation has no tokens; return some text from `reset`")
-        return Episode(environment, group, TextHistory(text, tokens, system=True), prompt)
+        except NoTokens as error:
+            raise ValueError(f"task {group}: {error}") from error
 
     def _act(self, environment: Any, text: str) -> Any:
         return environment.step(text if self.to_action is None else self.to_action(text))
@@ -184,18 +176,15 @@ class EnvironmentRunner:
             return outcome
         return in_words(outcome_of(lambda: (to_text(value[0]), *value[1:])))
 
-    def _said(self, episode: Episode) -> str:
-        return self.writer.tokenizer.decode(self.writer.written(episode.history), skip_special_tokens=True)
-
     def _take(self, episode: Episode, outcome: Outcome) -> None:
         """Record what a step returned: reward, end, next observation."""
         history, end_of_turn, turn = episode.history, len(episode.history.tokens) - 1, len(episode.infos)
         try:
-            result = _result(outcome, self._said(episode))
+            result = _result(outcome, self.display.said(episode.history))
             episode.rewards.append((end_of_turn, result.reward))
             episode.infos.append(result.info)
             if not result.terminated:
-                self._show(episode, result.observation)
+                self.display.show(history, episode.prompt, result.observation)
             if result.terminated or result.truncated:
                 history.complete(truncated=not result.terminated)
         except Exception as error:
@@ -204,25 +193,6 @@ class EnvironmentRunner:
             problem = outcome.error or f"{error} ({_place_of_step(episode.environment)})"
             episode.error = f"turn {turn}: {problem}"
             history.complete(truncated=True)
-
-    def _show(self, episode: Episode, observation: Observation) -> None:
-        """Add the observation after the model's turn."""
-        history = episode.history
-        if self.template is None:
-            tokens = self.writer.tokenize(_plain(observation), special_tokens=False)
-        else:
-            between = self.template.between(episode.prompt, self._messages(observation))
-            last = int(history.tokens[-1])
-            tokens = self.template.tokens_between(between, last, self.writer.end_ids(), self.writer.device)
-        self.writer.append_given(history, self.writer.tokenizer.decode(tokens), tokens)
-
-    def _messages(self, observation: Observation) -> list[Message]:
-        if isinstance(observation, str):
-            return [{"role": "user", "content": escape(observation, self._control)}]
-        messages = [observation] if isinstance(observation, Mapping) else observation
-        if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
-            raise TypeError(f"an observation is a text, a message or a list of messages, got {observation!r:.80}")
-        return list(messages)
 
     # --- results -------------------------------------------------------------------------------------------------
 
@@ -263,12 +233,3 @@ def _place_of_step(environment: Any) -> str:
     code = getattr(step, "__code__", None)
     name = f"{type(environment).__name__}.step"
     return name if code is None else f"{name}, {code.co_filename}:{code.co_firstlineno}"
-
-
-def _plain(observation: Any) -> str:
-    if not isinstance(observation, str):
-        raise TypeError(
-            f"without a chat template an observation is a text, got {type(observation).__name__}; give a to_text that "
-            "makes it one"
-        )
-    return observation

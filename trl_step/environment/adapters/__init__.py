@@ -1,0 +1,6 @@
+"""Environments of other packages, in the form of `GameRunner` and `EnvironmentRunner`; each needs its package."""
+
+from trl_step.environment.adapters.pettingzoo import PettingZooGame
+from trl_step.environment.adapters.textarena import TextArenaGame
+
+__all__ = ["PettingZooGame", "TextArenaGame"]

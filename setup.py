@@ -12,9 +12,12 @@ EXTRAS = {
     "peft": ["peft>=0.17"],
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
+    "gymnasium": ["gymnasium>=1.0"],
+    "pettingzoo": ["pettingzoo>=1.25"],
+    "textarena": ["textarena>=0.7"],
     "demo": ["rich", "tqdm", "matplotlib", "tensorboard"],
     "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "rich", "tqdm", "matplotlib",
-             "tensorboard", "wandb"],
+             "tensorboard", "wandb", "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 

@@ -139,7 +139,7 @@ def test_strict_raises_what_the_process_raised(pooled: Any, monkeypatch: pytest.
     pooled.writer.sampler.model.answer = say({"5": "raise", "3": "die"})
     with pytest.raises(KeyError, match="boom") as raised:
         pooled.run([5])
-    assert "the line that reports must name" in "".join(raised.value.__notes__)
+    assert "the line that reports must name" in str(raised.value.__cause__)
     with pytest.raises(RemoteError, match="its process died, exit code 7"):
         pooled.run([3])
     with pytest.raises(ValueError, match="invalid literal"):

@@ -1,4 +1,4 @@
-"""`GameRunner`: games of two players, the policy on both sides or on one; TextArena's and PettingZoo's real packages."""
+"""`GameRunner`: games of two players, the policy on both sides or one; TextArena's and PettingZoo's real packages."""
 
 from __future__ import annotations
 
@@ -159,8 +159,7 @@ def test_textarena_against_a_function() -> None:
 
 
 def subtraction() -> Any:
-    """A game of PettingZoo: from 5, take 1 or 2 in turn; who takes the last one is paid 1 and the other -1. A move costs
-    0.125."""
+    """A game of PettingZoo: from 5, take 1 or 2 in turn; the last one wins 1, the other loses 1. A move costs 0.125."""
     pettingzoo = pytest.importorskip("pettingzoo")
 
     class Subtraction(pettingzoo.AECEnv):

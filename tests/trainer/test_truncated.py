@@ -1,4 +1,4 @@
-"""`step(truncated=...)`: an episode that was cut off gets the value of its last state; known worlds, and a plain pass."""
+"""`step(truncated=...)`: an episode that was cut off gets the value of its last state; known worlds, a plain pass."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ class GameRunner:
 
     ```python
     runner = GameRunner(model, tokenizer, Nim, generation_kwargs={"max_new_tokens": 4})
-    episodes = runner.run(range(8), n=4)
-    trainer.step(episodes.queries, episodes.responses, episodes.rewards, episodes.masks, group_ids=episodes.group_ids)
+    episodes = runner.run(range(8), n=2)
+    trainer.step(episodes.queries, episodes.responses, episodes.rewards, episodes.masks)
     ```
 
     A player's episode begins with what it sees at its first turn; what others did stands, masked, between its own

@@ -34,6 +34,10 @@ class Reply(NamedTuple):
     """its traceback"""
 
 
+class RemoteTraceback(Exception):
+    """The text of a traceback in an environment's process."""
+
+
 class RemoteError(Exception):
     """What went wrong in an environment's process: what it raised, with type and line there; or its death.
 
@@ -45,8 +49,8 @@ class RemoteError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.original = self if error is None else error
-        if where:
-            self.original.add_note(f"in the environment's process:\n{where}")  # type: ignore[attr-defined]
+        if where:  # a traceback cannot be sent; its text is printed above the error's own
+            self.original.__cause__ = RemoteTraceback(f"\n{where}")
 
 
 class ProcessPool:

@@ -47,6 +47,8 @@ BUILT_IN_SETTINGS: dict[str, Any] = {
     "adap_kl_ctrl": False,
     "loss_normalization": "tokens",
 }
+SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "batch_size": 256}
+"""`batch_size` episodes are sampled together, as the built-in model is small"""
 RULES = "Walk from the top left to the bottom right of a lake; there are holes. Say left, down, right or up.\n"
 
 
@@ -93,7 +95,7 @@ def main() -> None:
         max_turns=arguments.max_turns,
         stop_strings=() if arguments.chat else ("\n",),
         chat=arguments.chat,
-        generation_kwargs={"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": arguments.max_new_tokens},
+        generation_kwargs={**SAMPLING, "max_new_tokens": arguments.max_new_tokens},
     )
 
     before = crossed(runner, arguments.games)

@@ -44,6 +44,8 @@ BUILT_IN_SETTINGS: dict[str, Any] = {
     "adap_kl_ctrl": False,
     "loss_normalization": "tokens",
 }
+SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "batch_size": 256}
+"""`batch_size` episodes are sampled together, as the built-in model is small"""
 WORDS_AND_NUMBERS = r"\d+| ?[^\W\d]+|\s|[^\w\s]"
 
 
@@ -79,12 +81,7 @@ def main() -> None:
     trainer = PPOTrainer(config, AutoModelForCausalLM.from_pretrained(config.model_name), None, tokenizer)
     settings: dict[str, Any] = {
         "stop_strings": ("\n",),
-        "generation_kwargs": {
-            "do_sample": True,
-            "top_k": 0,
-            "top_p": 1.0,
-            "max_new_tokens": arguments.max_new_tokens,
-        },
+        "generation_kwargs": {**SAMPLING, "max_new_tokens": arguments.max_new_tokens},
     }
     with_itself = GameRunner(trainer.model, tokenizer, Nim, **settings)
     with_another = GameRunner(trainer.model, tokenizer, Nim, opponents={1: random_move}, **settings)

@@ -11,7 +11,8 @@ import pytest
 
 from tests.environment.environment_tools import byte_tokenizer
 from tests.environment.worlds import AwaitedCountdown, Corridor, Countdown
-from trl_step.environment import check_environment
+from tests.limits import HANG
+from trl_step.environment import UnreadableAction, check_environment
 
 TURN = itertools.count()
 SHARED = Countdown()
@@ -52,7 +53,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "info": (lambda s, a: ("o", 1.0, False, ["i"]), "info is ['i'], a list; return a dictionary"),
     "a number to see": (lambda s, a: (7, 1.0, False, {}), "step of turn 0: the observation is a int, not a text"),
     "a control token": (lambda s, a: ("a</s>", 1.0, False, {}), "holds the control token '</s>'"),
-    "slow": (lambda s, a: (time.sleep(0.02), ("o", 1.0, True, {}))[1], "a step took 0.02"),
+    "slow": (
+        lambda s, a: (time.sleep(0.02), ("o", 1.0, True, {}))[1],
+        "and a batch takes that long one after the other",
+    ),
     "global random numbers": (lambda s, a: (str(random.random()), 0.0, False, {}), "come from a global stream"),
     "a counter": (lambda s, a: (str(next(TURN)), 0.0, False, {}), "differ in turn 0, even with the same random"),
 }
@@ -61,7 +65,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_named(name: str) -> None:
     result, text = FAULTS[name]
-    found = problems(step_that(result), tokenizer=byte_tokenizer(), slow=0.015)
+    found = problems(step_that(result), tokenizer=byte_tokenizer(), slow=0.015 if name == "slow" else HANG)
     assert any(text in problem for problem in found), found
     others = [problem for problem in found if text not in problem and "sent to processes" not in problem]
     assert len(others) == (1 if name == "order" else 0), "the order is seen in the observation as well"
@@ -88,7 +92,11 @@ def test_faults_of_the_beginning() -> None:
     assert first(broken) == "make_environment raised OSError: no display"
     assert any("returned the same object twice" in problem for problem in problems(lambda: SHARED))
     assert any("cannot be sent to processes" in problem for problem in problems(lambda: Fine()))
-    assert any("could read none of the actions" in problem for problem in problems(Fine, actions=["what"]))
+
+    def refuse(text: str) -> str:
+        raise UnreadableAction("no")
+
+    assert any("could read none of the actions" in problem for problem in problems(Fine, to_action=refuse))
 
 
 def test_strict_raises_what_was_raised() -> None:

@@ -169,12 +169,13 @@ def subtraction() -> Any:
             super().__init__()
             self.possible_agents = ["first", "second"]
             self.render_mode = None
+            self.seen, self.taken = gymnasium.spaces.Discrete(6), gymnasium.spaces.Discrete(2)
 
         def observation_space(self, agent: str) -> Any:
-            return gymnasium.spaces.Discrete(6)
+            return self.seen
 
         def action_space(self, agent: str) -> Any:
-            return gymnasium.spaces.Discrete(2)
+            return self.taken
 
         def observe(self, agent: str) -> int:
             return self.left

@@ -221,7 +221,7 @@ def test_what_an_environment_does_wrong_ends_its_own_episode(name: str) -> None:
     assert str(episodes.errors[3]).startswith("turn 1: ")
     good = episodes.without_failed()
     assert isinstance(good, Episodes)
-    assert [len(column) for column in good] == [2] * 7
+    assert [len(column) for column in good] == [2] * 9
     assert all(len(reward) == len(response) for reward, response in zip(good.rewards, good.responses, strict=True))
 
 

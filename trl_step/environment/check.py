@@ -279,7 +279,8 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     try:
-        return bool(np.all(np.asarray(one) == np.asarray(other)))
+        first, second = np.asarray(one), np.asarray(other)
+        return bool(np.all((first == second) | ((first != first) & (second != second))))  # NaN is NaN here
     except (TypeError, ValueError, RuntimeError):
         return one is other
 

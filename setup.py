@@ -20,6 +20,7 @@ EXTRAS = {
              "tensorboard", "wandb", "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
+EXTRAS["openenv"] = ["openenv>=0.10"]  # not in "all": it brings a web interface and some sixty packages
 
 setup(
     name="trl-step",

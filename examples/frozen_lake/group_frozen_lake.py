@@ -57,7 +57,7 @@ class Arguments:
     """Settings of the script."""
 
     ppo: Annotated[PPOConfig, tyro.conf.arg(name="")]
-    small_model: SmallModelSettings = field(default_factory=lambda: SmallModelSettings(2, 64, 200, 32))
+    small_model: SmallModelSettings = field(default_factory=lambda: SmallModelSettings(2, 64, 80, 32))
     """what to build if the built-in model is used"""
     cache_dir: Path = CACHE / "frozen_lake"
     """where it is stored"""

@@ -7,7 +7,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # two workers on two cores: one thread each
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo demo-calculator demo-game demo-ddpo stack-llama test test-fast bench-quick gpu-check lint type format clean
+.PHONY: help demo demo-calculator demo-game demo-ddpo demo-frozen-lake demo-two-players stack-llama test test-fast \
+	bench-quick gpu-check lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -30,6 +31,12 @@ demo-game: $(INSTALLED) ## teach a small model a game of many turns
 
 demo-ddpo: $(INSTALLED) ## make the pictures of a small diffusion model brighter
 	$(BIN)/python examples/ddpo/ddpo_discs.py
+
+demo-frozen-lake: $(INSTALLED) ## teach a small model to cross Gymnasium's frozen lake
+	$(BIN)/python examples/frozen_lake/group_frozen_lake.py
+
+demo-two-players: $(INSTALLED) ## let a small model learn a game by playing against itself
+	$(BIN)/python examples/two_players/self_play.py
 
 stack-llama: $(INSTALLED) ## the StackLLaMA pipeline with a small Llama: SFT, reward model, PPO (some minutes on two cores)
 	$(BIN)/python examples/stack_llama/pipeline.py

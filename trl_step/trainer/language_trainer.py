@@ -316,6 +316,27 @@ class LanguageTrainer(SamplingTrainer):
             logprobs, values = engine.sweep(model, batch)
             return logprobs, None, values, batch.mask
 
+    @PPODecorators.empty_device_cache()
+    def values_after(self, queries: list[torch.Tensor], responses: list[torch.Tensor]) -> torch.Tensor:
+        """The value of the state after the last token of each sample, by value head or critic, dropout off.
+
+        `step` takes it for the episodes that `truncated` names; every process calls it.
+
+        Args:
+            queries, responses: token ids, each [Q_i] and [R_i] int64; none at all is allowed
+
+        Returns:
+            [B] float32
+
+        Raises:
+            ValueError: the policy has no values.
+        """
+        if not queries:  # sharded weights are gathered by all processes together, so this one takes part
+            queries = responses = [torch.full((1,), self._layout.pad_token_id, device=self.current_device)]
+            return self.values_after(queries, responses)[:0]
+        batch = self._layout.batch(queries, responses, self.prepare_model_inputs(queries, responses))
+        return self._fused_engine().values_after(batch)
+
     # --- reports -------------------------------------------------------------------------------------------------
 
     @property

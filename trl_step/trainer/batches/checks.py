@@ -124,6 +124,8 @@ class StepInputs(NamedTuple):
     """[B] float32"""
     group_ids: list[Hashable] | None = None
     """what tells groups of answers apart; None unless they were given"""
+    truncated: list[bool] | None = None
+    """whether each sample was cut off; None unless it was given"""
 
 
 class Extras(NamedTuple):
@@ -132,6 +134,7 @@ class Extras(NamedTuple):
     group_ids: Any = None
     advantages: Any = None
     baseline_scores: Any = None
+    truncated: Any = None
 
 
 NO_EXTRAS = Extras()
@@ -204,14 +207,29 @@ def with_extras(inputs: StepInputs, extras: Extras) -> StepInputs:
         if items is not None:
             as_list = isinstance(items, (torch.Tensor, np.ndarray)) and items.ndim == 1
             _check_lists({"responses": responses, name: list(items) if as_list else items})
-    advantages = baseline_scores = group_ids = None
+    advantages = baseline_scores = group_ids = truncated = None
     if extras.advantages is not None:
         advantages = check_advantages(list(extras.advantages), responses, masks)
     if extras.baseline_scores is not None:
         baseline_scores = check_numbers("baseline_scores", list(extras.baseline_scores), responses[0].device)
     if extras.group_ids is not None:
         group_ids = [_group_id(i, given) for i, given in enumerate(extras.group_ids)]
-    return inputs._replace(advantages=advantages, baseline_scores=baseline_scores, group_ids=group_ids)
+    if extras.truncated is not None:
+        truncated = [_flag("truncated", i, given) for i, given in enumerate(extras.truncated)]
+    return inputs._replace(
+        advantages=advantages, baseline_scores=baseline_scores, group_ids=group_ids, truncated=truncated
+    )
+
+
+def _flag(name: str, i: int, given: Any) -> bool:
+    """True or False; a number or a one-element tensor may be 1 or 0."""
+    try:
+        number = float(given)
+    except (TypeError, ValueError, RuntimeError):
+        number = -1.0
+    if number not in (0.0, 1.0):
+        raise ValueError(f"{name}[{i}] must be True or False, got {given!r:.80}")
+    return bool(number)
 
 
 def _group_id(i: int, given: Any) -> Hashable:

@@ -21,7 +21,7 @@ from trl_step.models.sharding import gathered
 from trl_step.models.shortcuts.frozen_trunk import FrozenTrunk
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.trainer.batches.layout import Inputs
-from trl_step.trainer.batches.rollout import Piece, Rollout, TokenPositions
+from trl_step.trainer.batches.rollout import Piece, Rollout, TokenPositions, upload
 from trl_step.trainer.engine.forward import Slopes, TokenForward, TokenOutputs
 from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.engine.models import Models
@@ -119,6 +119,31 @@ class FusedEngine(NamedTuple):
 
         self._visit(rollout, visit)
         return logprobs, values if has_values else None
+
+    @torch.no_grad()
+    def values_after(self, rollout: Rollout) -> torch.Tensor:
+        """The policy's value of the state after the last token of each sample, [B] float32.
+
+        Raises:
+            ValueError: the policy has no values.
+        """
+        models, found = self.models, torch.zeros(len(rollout.mask), device=rollout.mask.device)
+        policy = models.unwrap(models.policy)
+
+        def visit(piece: Piece) -> None:
+            width = piece.columns.stop - piece.columns.start
+            last = piece.batch.positions.occupied[-1][:, 1] - 1 - piece.columns.start
+            rows = upload(np.arange(len(last)) * width + last, found.device)
+            at_the_end = piece.counted._replace(in_inputs=rows)
+            values = self.forward.states(policy, piece._replace(counted=at_the_end)).values
+            if values is None:
+                raise ValueError("the policy has no values: give it a value head, or the trainer a value_model")
+            found[piece.samples] = values.float()
+
+        gather: Callable[[Any], AbstractContextManager[Any]] = gathered if models.sharded else nullcontext
+        with eval_mode(models.policy), self.autocast(), gather(policy):
+            self._visit(rollout, visit)
+        return found
 
     def _side_by_side(
         self, rollout: Rollout, record: Around, resume: Around, with_values: bool

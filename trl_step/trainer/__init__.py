@@ -7,8 +7,12 @@ from trl_step.trainer.iterative_sft_trainer import IterativeSFTTrainer
 from trl_step.trainer.model_config import ModelConfig, ScriptArguments
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.ppo_trainer import PPOTrainer
+from trl_step.trainer.ppov2_config import PPOv2Config
+from trl_step.trainer.ppov2_trainer import PPOv2Trainer
 from trl_step.trainer.reward_config import RewardConfig
 from trl_step.trainer.reward_trainer import RewardTrainer
+from trl_step.trainer.rloo_config import RLOOConfig
+from trl_step.trainer.rloo_trainer import RLOOTrainer
 from trl_step.trainer.sft_trainer import SFTTrainer
 from trl_step.trainer.utils import (
     AdaptiveKLController,
@@ -36,6 +40,10 @@ __all__ = [
     "ModelConfig",
     "PPOConfig",
     "PPOTrainer",
+    "PPOv2Config",
+    "PPOv2Trainer",
+    "RLOOConfig",
+    "RLOOTrainer",
     "RewardConfig",
     "RewardTrainer",
     "RunningMoments",

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 PINS = [
@@ -51,10 +52,10 @@ def main() -> None:
     options = [f"--case={name}" for name in arguments.case] + ["--self-check"] * arguments.self_check
     options += ["--trainers"] * arguments.trainers
     if arguments.python is not None:
-        _run_recorder(arguments.python, options)
+        _run(arguments.python, ["tests.parity.recorder", *options])
         return
     with tempfile.TemporaryDirectory(prefix="trl-0.7.11-") as folder:
-        _run_recorder(make_environment(Path(folder), PINS), options)
+        _run(make_environment(Path(folder), PINS), ["tests.parity.recorder", *options])
 
 
 def make_environment(folder: Path, pins: list[str]) -> Path:
@@ -70,11 +71,34 @@ def make_environment(folder: Path, pins: list[str]) -> Path:
     return python
 
 
-def _run_recorder(python: Path, options: list[str]) -> None:
+def record_releases(pins: Mapping[str, list[str]], commands: Mapping[str, list[str]]) -> None:
+    """A command line that finds or makes the environment of each trainer's release and runs its recorder there.
+
+    Args:
+        pins: trainer -> packages of its environment
+        commands: trainer -> module and arguments; the folder of the data is added
+    """
+    parser = argparse.ArgumentParser(description="Record trainers of other releases for the parity tests.")
+    parser.add_argument("--trainer", choices=list(pins), help="record this one only")
+    parser.add_argument("--python", type=Path, help="interpreter of an environment that holds its pinned releases")
+    arguments = parser.parse_args()
+    if arguments.python is not None and arguments.trainer is None:
+        parser.error("--python is the environment of one release: name it with --trainer")
+    for trainer in pins if arguments.trainer is None else [arguments.trainer]:
+        if arguments.python is not None:
+            _run(arguments.python, [*commands[trainer], "tests/parity/data"])
+            continue
+        with tempfile.TemporaryDirectory(prefix=f"trl-{trainer}-") as folder:
+            _run(make_environment(Path(folder), pins[trainer]), [*commands[trainer], "tests/parity/data"])
+
+
+def _run(python: Path, command: list[str]) -> None:
+    """Run a module with that interpreter; exits with its status if it fails."""
     root = Path(__file__).resolve().parents[2]
-    command = [str(python.absolute()), "-m", "tests.parity.recorder", *options]
-    finished = subprocess.run(command, cwd=root, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(root)})
-    raise SystemExit(finished.returncode)
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(root)}
+    finished = subprocess.run([str(python.absolute()), "-m", *command], cwd=root, env=environment)
+    if finished.returncode:
+        raise SystemExit(finished.returncode)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,11 @@ Runs on Python 3.11. Recording takes under a minute for each, after the installa
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # it is started as a script
-from tests.parity.record import ENVIRONMENT, make_environment
+from tests.parity.record import record_releases
 
 PINS = {
     "rloo": [
@@ -40,28 +36,7 @@ PINS = {
 }
 
 
-def main() -> None:
-    """Find or make the environments of the releases and run the recorders in them."""
-    parser = argparse.ArgumentParser(description="Record the group algorithms of other releases for the parity tests.")
-    parser.add_argument("--trainer", choices=list(PINS), help="record this one only")
-    parser.add_argument("--python", type=Path, help="interpreter of an environment that holds its pinned releases")
-    arguments = parser.parse_args()
-    if arguments.python is not None and arguments.trainer is None:
-        parser.error("--python is the environment of one release: name it with --trainer")
-    for trainer in PINS if arguments.trainer is None else [arguments.trainer]:
-        if arguments.python is not None:
-            run_recorder(arguments.python, trainer)
-            continue
-        with tempfile.TemporaryDirectory(prefix=f"trl-{trainer}-") as folder:
-            run_recorder(make_environment(Path(folder), PINS[trainer]), trainer)
-
-
-def run_recorder(python: Path, trainer: str) -> None:
-    """Run `record_rloo.py` or `record_grpo.py` with that interpreter; exits if it fails."""
-    root = Path(__file__).resolve().parents[2]
-    command = [str(python.absolute()), "-m", f"tests.parity.record_{trainer}", "tests/parity/data"]
-    subprocess.run(command, cwd=root, env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(root)}, check=True)
-
+COMMANDS = {trainer: [f"tests.parity.record_{trainer}"] for trainer in PINS}
 
 if __name__ == "__main__":
-    main()
+    record_releases(PINS, COMMANDS)

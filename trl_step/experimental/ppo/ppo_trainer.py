@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 from trl_step.experimental.ppo.ppo_config import PPOConfig
 from trl_step.trainer.ppov2_trainer import PPOv2Trainer
+from trl_step.trainer.text.text_trainer import tokenizer_of
 
 
 class PPOTrainer(PPOv2Trainer):
@@ -23,6 +24,7 @@ class PPOTrainer(PPOv2Trainer):
         ref_model: the reference, or None
         reward_model, train_dataset, value_model, data_collator, eval_dataset, optimizers, callbacks, peft_config: as in
             `PPOv2Trainer`
+        config, tokenizer, policy, ref_policy: the names of `args`, `processing_class`, `model` and `ref_model` in 0.12
 
     Raises:
         ValueError, TypeError: something that cannot work; the message names the argument or the field.
@@ -42,12 +44,16 @@ class PPOTrainer(PPOv2Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         callbacks: Optional[list[Any]] = None,
         peft_config: Any = None,
+        config: Optional[PPOConfig] = None,
+        tokenizer: Any = None,
+        policy: Any = None,
+        ref_policy: Any = None,
     ) -> None:
         super().__init__(
-            args,
-            processing_class,
-            model,
-            ref_model,
+            args or config,
+            tokenizer_of(tokenizer, processing_class),
+            policy if model is None else model,
+            ref_policy if ref_model is None else ref_model,
             reward_model,
             train_dataset,
             value_model,

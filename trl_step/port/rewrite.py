@@ -26,13 +26,8 @@ from trl_step.port.rules import (
     Rule,
     Source,
 )
-from trl_step.port.with_train import MOVED as MOVED_WITH_TRAIN
-from trl_step.port.with_train import RENAMED as RENAMED_WITH_TRAIN
-from trl_step.port.with_train import uses_train
 
 KINDS = {
-    "RLOOConfig": "TrainingArguments",
-    "PPOv2Config": "TrainingArguments",
     "Seq2SeqTrainingArguments": "TrainingArguments",
     "Seq2SeqTrainer": "Trainer",
     "GenerationConfig": "generate",
@@ -118,9 +113,6 @@ class Rewriter:
                 self.is_old |= not getattr(node, "level", 0) and new_name(module) != module
         self.needed: dict[str, str] = {}
         """Names that the edits need, and the statements that import them."""
-        self.with_train = uses_train(self.nodes)
-        """Whether its PPO is the one with `train()`."""
-        self.moved = {**MOVED, **(MOVED_WITH_TRAIN if self.with_train else {})}
         self.kinds_of_classes = self._kinds_of_classes()
 
     def edits(self) -> list[Edit]:
@@ -132,9 +124,7 @@ class Rewriter:
         return list(default_edits(self.script, self.nodes, self.is_config, origin)) if self.is_old else []
 
     def is_config(self, node: ast.expr) -> bool:
-        """Whether the expression is `PPOConfig` of trl, with the settings of `step`."""
-        if self.with_train:
-            return False
+        """Whether the expression is `PPOConfig` of trl."""
         if isinstance(node, ast.Name):
             return node.id in self.ours and self.originals.get(node.id) == "PPOConfig"
         is_last = isinstance(node, ast.Attribute) and node.attr == "PPOConfig"
@@ -154,11 +144,11 @@ class Rewriter:
                     if found := dotted.search(self.script.data, self.script.span(node)[0] + len("from")):
                         yield self.script.edit(found.span(), new_name(node.module), NEW_PACKAGE)
                 for alias in node.names:
-                    if (node.module, alias.name) in self.moved:
+                    if (node.module, alias.name) in MOVED:
                         yield self._moved_name(node, alias)
 
     def _moved_name(self, node: ast.ImportFrom, alias: ast.alias) -> Edit:
-        module, name = self.moved[str(node.module), alias.name]
+        module, name = MOVED[str(node.module), alias.name]
         bound = alias.asname or alias.name
         text = name if name == bound else f"{name} as {bound}"
         note = f"{alias.name} was removed from {node.module}"
@@ -192,8 +182,6 @@ class Rewriter:
     def _kind_of_name(self, function: ast.expr) -> str | None:
         name = self.originals.get(function.id, function.id) if isinstance(function, ast.Name) else _last_name(function)
         kind = KINDS.get(name, name)
-        if self.with_train and name in ("PPOConfig", "PPOTrainer"):
-            return "TrainingArguments" if name == "PPOConfig" else "train.PPOTrainer"
         return kind if kind in CALLS else None
 
     def _kinds_of_classes(self) -> dict[str | int, str]:
@@ -242,7 +230,7 @@ class Rewriter:
     def _item_edits(self, kind: str, items: Iterable[Item]) -> Iterator[Edit]:
         """The edits of a call's arguments or of a dictionary's entries."""
         by_name = {item.name: item for item in items}
-        for rule in RENAMED_WITH_TRAIN if kind == "train.PPOTrainer" else CALLS[kind]:
+        for rule in CALLS[kind]:
             given = [by_name[old] for old in rule.old if old in by_name]
             new = rule.sources({item.name: self._source(item.value) for item in given}) if given else None
             if new is None:

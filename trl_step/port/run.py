@@ -15,7 +15,6 @@ from trl_step.port.edits import read_source
 from trl_step.port.notebooks import Notebook, is_notebook
 from trl_step.port.patches import translated
 from trl_step.port.releases import origin_of
-from trl_step.port.with_train import names_with_train
 
 
 def run_script(script: str, arguments: Sequence[str] = (), release: str | None = None) -> None:
@@ -32,8 +31,7 @@ def run_script(script: str, arguments: Sequence[str] = (), release: str | None =
     text = read_source(Path(script))[0].decode()
     notebook = Notebook(text) if is_notebook(Path(script)) else None
     origin = origin_of(Path(script), text if notebook is None else notebook.text, release)
-    source = text if notebook is None else notebook.script
-    with trl_is_trl_step(), names_with_train(source), translated(report, origin), command_line(script, arguments):
+    with trl_is_trl_step(), translated(report, origin), command_line(script, arguments):
         if notebook is None:
             runpy.run_path(script, run_name="__main__")
         else:

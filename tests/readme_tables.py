@@ -51,6 +51,8 @@ CALL_NAMES = {
     "generate": "`generate(...)`, `GenerationConfig(...)`",
     "load_dataset": "`load_dataset(...)`",
     "TrainingArguments": "`TrainingArguments(...)`",
+    "OnPolicyConfig": "`RLOOConfig(...)`, `PPOv2Config(...)`",
+    "experimental.PPOTrainer": "`PPOTrainer(...)` with `train()`",
     "Trainer": "`Trainer(...)`",
     "Accelerator": "`Accelerator(...)`",
 }
@@ -61,6 +63,8 @@ def translation_table() -> str:
     calls: defaultdict[Rule, list[str]] = defaultdict(list)
     for kind, rules in CALLS.items():
         for rule in rules:
+            if kind == "OnPolicyConfig" and rule in CALLS["TrainingArguments"]:
+                continue  # it derives from it
             calls[rule].append(CALL_NAMES[kind])
     rows: dict[tuple[str, str, str], list[str]] = {}
     for rule, names in calls.items():

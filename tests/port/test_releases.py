@@ -82,7 +82,7 @@ PINS = [
     ("requirements.txt", "trl @ git+https://github.com/huggingface/trl@v0.7.10\n", ("0.7.10",), 1),
     ("requirements.txt", "trl>=0.7.9,<0.8.0\n", ("0.7.9", "0.7.10", "0.7.11"), 1),
     ("requirements.txt", "trl~=0.11.2\n", ("0.11.2", "0.11.3", "0.11.4"), 1),
-    ("requirements.txt", "trlx==0.7.4\nmy-trl==0.7.4\ntrl\ntrl>=0.12\n", (), 0),
+    ("requirements.txt", "trlx==0.7.4\nmy-trl==0.7.4\ntrl\ntrl>=1.12\n", (), 0),
     ("pyproject.toml", '[project]\ndependencies = [\n    "trl==0.9.6",\n]\n', ("0.9.6",), 3),
     ("pyproject.toml", '[tool.poetry.dependencies]\ntrl = "^0.10.0"\n', ("0.10.1",), 2),
     ("environment.yml", "dependencies:\n  - trl=0.7.5\n", ("0.7.5",), 2),
@@ -128,8 +128,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["--check", "--release", "0.7.4", str(path)]) == 1
     assert f"{path}:2: mini_batch_size=1, learning_rate=1e-05 added" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        main(["--check", "--release", "0.12.0", str(path)])
-    assert "--release 0.12.0: the releases with the step API are 0.5.0, " in capsys.readouterr().err
+        main(["--check", "--release", "1.12.0", str(path)])
+    refused = capsys.readouterr().err
+    assert "--release 1.12.0: the releases with the step API are 0.5.0, " in refused
+    assert "those with PPO with train() are 0.12.0, " in refused
     (tmp_path / "requirements.txt").write_text("trl==0.7.4\n")
     assert main(["--write", str(path)]) == 0
     assert "of TRL 0.7.4 (requirements.txt:1)" in capsys.readouterr().out

@@ -22,10 +22,12 @@ from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
 from trl_step.port.tools import load_tool
 
 
-def run(source: str, told: list[str] | None = None, origin: Origin = UNKNOWN_ORIGIN) -> dict[str, object]:
+def run(
+    source: str, told: list[str] | None = None, origin: Origin = UNKNOWN_ORIGIN, means_train: bool = False
+) -> dict[str, object]:
     """The names of `source` after it ran as an old script."""
     names: dict[str, object] = {"__name__": "__main__"}
-    with trl_is_trl_step(), translated((told if told is not None else []).append, origin):
+    with trl_is_trl_step(), translated((told if told is not None else []).append, origin, means_train):
         exec(compile(source, "old.py", "exec"), names)
     return names
 

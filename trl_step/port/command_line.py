@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from trl_step.port.edits import read_source, write_source
 from trl_step.port.names import missing_names
 from trl_step.port.notebooks import Notebook, is_notebook
-from trl_step.port.releases import RELEASES, origin_of
+from trl_step.port.releases import RELEASES, TRAIN_RELEASES, origin_of
 from trl_step.port.rewrite import rewritten, undecided
 from trl_step.port.run import run_script
 
-DESCRIPTION = """Run a script or notebook written for TRL 0.7 unchanged: trl is trl_step, and arguments that today's
+DESCRIPTION = """Run a script or notebook written for an old TRL unchanged: trl is trl_step, and arguments that today's
 packages no longer accept are translated and reported. --check reports what would change in the text, --write changes
 it."""
 
@@ -30,18 +31,45 @@ def main(arguments: Sequence[str]) -> int:
         help="of TRL that the script was written for, e.g. 0.7.4: PPOConfig had other defaults before 0.7.11; without "
         "it, pins of trl in the script or in the requirements beside it are read",
     )
-    parser.add_argument("script", help="the old script or notebook; with --check and --write more scripts may follow")
+    parser.add_argument(
+        "script", help="the old script or notebook; with --check and --write also a folder, and more of them may follow"
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     options = parser.parse_args(arguments)
-    if options.release not in (None, *RELEASES):
-        parser.error(f"--release {options.release}: the releases with the step API are {', '.join(RELEASES)}")
+    if options.release not in (None, *RELEASES, *TRAIN_RELEASES):
+        parser.error(
+            f"--release {options.release}: the releases with the step API are {', '.join(RELEASES)}; those with PPO "
+            f"with train() are {', '.join(TRAIN_RELEASES)}"
+        )
     if not options.check and not options.write:
         if not Path(options.script).is_file():
             parser.error(f"there is no script {options.script}")
         run_script(options.script, options.arguments, options.release)
         return 0
-    names = [options.script, *options.arguments]
-    return max(port_file(Path(name), options.write, options.release) for name in names)
+    paths = [Path(name) for name in (options.script, *options.arguments)]
+    return max((port_folder if path.is_dir() else port_file)(path, options.write, options.release) for path in paths)
+
+
+def port_folder(folder: Path, write: bool, release: str | None = None) -> int:
+    """`port_file` for every script and notebook in and below a folder; one that cannot be read is named and passed by.
+
+    Folders whose names begin with a dot are left out, and so are installed packages.
+    """
+    worst, count = 0, Counter[int | str | None]()
+    for path in sorted((*folder.rglob("*.py"), *folder.rglob("*.ipynb"))):
+        parts = path.relative_to(folder).parts
+        if "site-packages" in parts or any(part.startswith(".") for part in parts):
+            continue
+        try:
+            status: int | str | None = port_file(path, write, release)
+        except SystemExit as error:
+            print(error)
+            status = "unreadable"
+        count[status] += 1
+        worst = max(worst, int(status != 0))
+    done = "need nothing more" if write else "run as they are"
+    print(f"{folder}: {count.total()} files, of which {count[0]} {done}, {count['unreadable']} cannot be read")
+    return worst
 
 
 def port_file(path: Path, write: bool, release: str | None = None) -> int:
@@ -76,10 +104,18 @@ def port_file(path: Path, write: bool, release: str | None = None) -> int:
         print(f"{place(line)}: {what}")
     if write and edits:
         write_source(path, new if notebook is None else notebook.with_script(new.decode()).encode(), encoding)
-        print(f"{path}: {len(edits)} changes written")
     elif edits:
         old_lines, new_lines = (text.decode().splitlines() for text in (data, new))
         print("\n".join(difflib.unified_diff(old_lines, new_lines, str(path), f"{path} (ported)", lineterm="", n=0)))
-    elif not missing:
-        print(f"{path}: nothing to change")
+    print(f"{path}: {summary(len(edits), len(missing), write)}")
     return int(bool(missing) or (bool(edits) and not write))
+
+
+def summary(changes: int, by_hand: int, written: bool) -> str:
+    """The last line about a file."""
+    counted = []
+    if changes:
+        counted.append(f"{changes} change{'s' * (changes != 1)}{' written' * written}")
+    if by_hand:
+        counted.append(f"{by_hand} thing{'s' * (by_hand != 1)} by hand")
+    return ", ".join(counted) or "runs as it is, nothing to change"

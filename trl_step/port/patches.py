@@ -20,10 +20,12 @@ from typing import Any
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer
 
 from trl_step.models.notices import PACKAGE
+from trl_step.port.aliases import OLD
 from trl_step.port.old_flags import with_old_flags
 from trl_step.port.releases import ASKED, UNKNOWN_ORIGIN, Origin
 from trl_step.port.replacing import replaced
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, TEXT_CLASSIFICATION
+from trl_step.port.train_api import EXPERIMENTAL, MODULES, NAMES, PACKAGES
 from trl_step.trainer.ppo_config import PPOConfig
 
 Report = Callable[[str], None]
@@ -60,10 +62,11 @@ def wrapped_functions() -> Iterator[tuple[Any, str, str]]:
 
 
 @contextmanager
-def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN) -> Iterator[None]:
+def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN, means_train: bool = False) -> Iterator[None]:
     """Inside, old keywords and names work; `report` is called once for each translation, with a line of text.
 
     `PPOConfig` has the defaults of `origin`. If they are not known, the first object that depends on them is reported.
+    With `means_train`, `PPOConfig` and `PPOTrainer` are those of `trl_step.experimental.ppo`.
     """
     translator = Translator(report)
     with ExitStack() as stack:
@@ -81,7 +84,27 @@ def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN) -> Iterator[None
         stack.enter_context(replaced(HfArgumentParser, "parse_known_args", parse))
         stack.enter_context(replaced(PPOConfig, "__init__", translator.with_defaults(PPOConfig.__init__, origin)))
         stack.enter_context(replaced(PPOConfig, "__dataclass_fields__", _fields_with(origin.defaults or {})))
+        if means_train:
+            stack.enter_context(with_train(translator))
         stack.enter_context(replaced(Trainer, "__init_subclass__", classmethod(translator.adapt_overrides)))
+        yield
+
+
+@contextmanager
+def with_train(translator: Translator) -> Iterator[None]:
+    """Inside, the names of `train_api` are PPO with `train()`, under the arguments of each of its releases."""
+    experimental = importlib.import_module(EXPERIMENTAL)
+    trainer = experimental.PPOTrainer
+    init = translator.wrap(trainer.__init__, trainer.__name__, "experimental.PPOTrainer")
+    with ExitStack() as stack:
+        stack.enter_context(replaced(trainer, "__init__", init))
+        for package in PACKAGES:
+            for name in NAMES:
+                stack.enter_context(replaced(importlib.import_module(package), name, getattr(experimental, name)))
+        for module in MODULES:  # found as they are: the package's own modules keep their names
+            old = f"{OLD}.trainer.{module}"
+            sys.modules[old] = importlib.import_module(f"{EXPERIMENTAL}.{module}")
+            stack.callback(sys.modules.pop, old, None)
         yield
 
 

@@ -39,6 +39,14 @@ RELEASES = (
     "0.9.6", "0.10.1", "0.11.0", "0.11.1", "0.11.2", "0.11.3", "0.11.4",
 )  # fmt: skip
 """Those with the step API."""
+TRAIN_RELEASES = (
+    "0.12.0", "0.12.1", "0.12.2", "0.13.0", "0.14.0", "0.15.0", "0.15.1", "0.15.2", "0.16.0", "0.16.1", "0.17.0",
+    "0.18.0", "0.18.1", "0.18.2", "0.19.0", "0.19.1", "0.20.0", "0.21.0", "0.22.0", "0.22.1", "0.22.2", "0.23.0",
+    "0.23.1", "0.24.0", "0.25.0", "0.25.1", "0.26.0", "0.26.1", "0.26.2", "0.27.0", "0.27.1", "0.27.2", "0.28.0",
+    "0.29.0", "0.29.1", "1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0", "1.5.0", "1.5.1", "1.6.0", "1.7.0", "1.7.1",
+    "1.8.0", "1.9.0", "1.9.1", "1.9.2",
+)  # fmt: skip
+"""Those with PPO with `train()` under the same names, or in `trl.experimental`."""
 PINS = (
     r"(?<![\w.-])trl(?:\[[^\]]*\])?[\"']?\s*(?:=\s*[\"']|:\s*[\"'])?\s*((?:[=~!<>^]=?=?\s*v?\d[\w.]*\s*,?\s*)+)",
     r"(?<![\w.-])trl[\"']?\s*=\s*[\"']?(\d[\w.]*)",  # conda, poetry
@@ -61,12 +69,19 @@ class Origin(NamedTuple):
     """Where a script comes from.
 
     Attributes:
-        releases: those of TRL that it may have been written for; empty if nothing names one.
+        releases: those of TRL with the step API that it may have been written for; empty if nothing names one.
         named_by: what names them: `--release`, or file and line of a pin.
+        train_releases: later ones, in which `PPOTrainer` has `train()`.
     """
 
     releases: tuple[str, ...] = ()
     named_by: str = ""
+    train_releases: tuple[str, ...] = ()
+
+    @property
+    def has_only_train(self) -> bool:
+        """Whether it is known to be a script of a release without the step API."""
+        return bool(self.train_releases) and not self.releases
 
     @property
     def defaults(self) -> Mapping[str, Any] | None:
@@ -83,11 +98,14 @@ class Origin(NamedTuple):
     @property
     def question(self) -> str:
         """What to say about a script whose defaults are not known."""
-        why = f"{self} allows both" if self.releases else "no pin of trl was found"
+        why = "no pin of trl was found"
+        if self.releases or self.train_releases:
+            why = f"{self} allows both" if self.releases else f"{self} has no step API"
         return f"{CHANGED}; {why}: say which release the script is of, e.g. --release 0.7.4"
 
     def __str__(self) -> str:
-        first, last = self.releases[0], self.releases[-1]
+        known = self.releases or self.train_releases
+        first, last = known[0], known[-1]
         return f"TRL {first}{f' to {last}' * (first != last)} ({self.named_by})"
 
 
@@ -105,12 +123,13 @@ def origin_of(script: Path, text: str, release: str | None) -> Origin:
     A pin is looked for beside the script, then in the folders above it up to the root of its repository.
     """
     if release is not None:
-        return Origin((release,), "--release")
+        return _sorted((release,), "--release")
     for path, content in [(script, text), *_project_files(script)]:
         for pattern in PINS:
             for match in re.finditer(pattern, content):
                 if allowed := _allowed(match[1]):
-                    return Origin(allowed, f"{path.name}:{content.count(chr(10), 0, match.start()) + 1}")
+                    line = content.count(chr(10), 0, match.start()) + 1
+                    return _sorted(allowed, f"{path.name}:{line}")
     return UNKNOWN_ORIGIN
 
 
@@ -124,8 +143,14 @@ def _project_files(script: Path) -> Iterator[tuple[Path, str]]:
                     yield path, path.read_text(encoding="utf-8", errors="replace")
 
 
+def _sorted(allowed: tuple[str, ...], named_by: str) -> Origin:
+    """The origin that may be any of these releases."""
+    earlier = tuple(release for release in allowed if release in RELEASES)
+    return Origin(earlier, named_by, tuple(release for release in allowed if release in TRAIN_RELEASES))
+
+
 def _allowed(pin: str) -> tuple[str, ...]:
-    """The releases with the step API that a requirement such as "==0.7.4", "^0.7.4" or "0.7.4" allows."""
+    """The known releases that a requirement such as "==0.7.4", "^0.7.4" or "0.7.4" allows."""
     parts = [part.strip() for part in pin.strip().rstrip(",").split(",")]
     parts = [part if part[:1] in "=~!<>^" else f"=={part}" for part in parts]
     parts = [f"~={part[1:].lstrip('=')}" if part[0] == "^" else re.sub(r"^=(?=\d)", "==", part) for part in parts]
@@ -133,4 +158,4 @@ def _allowed(pin: str) -> tuple[str, ...]:
         wanted = SpecifierSet(",".join(parts))
     except (InvalidSpecifier, InvalidVersion):
         return ()
-    return tuple(release for release in RELEASES if wanted.contains(release))
+    return tuple(release for release in (*RELEASES, *TRAIN_RELEASES) if wanted.contains(release))

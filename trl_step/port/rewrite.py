@@ -9,12 +9,21 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from trl_step.port.aliases import new_name
 from trl_step.port.config_calls import default_edits, questions
 from trl_step.port.edits import Edit, Script, applied
+from trl_step.port.imports import (
+    NEW_PACKAGE,
+    WITH_TRAIN,
+    Imports,
+    import_edits,
+    import_of,
+    module_edit,
+    train_import_edits,
+)
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
 from trl_step.port.rules import (
     ALL_SCORES,
@@ -26,13 +35,20 @@ from trl_step.port.rules import (
     Rule,
     Source,
 )
+from trl_step.port.train_api import EXPERIMENTAL, NAMES, PLACES, for_the_user, means_train
 
 KINDS = {
     "Seq2SeqTrainingArguments": "TrainingArguments",
     "Seq2SeqTrainer": "Trainer",
     "GenerationConfig": "generate",
+    "RLOOConfig": "OnPolicyConfig",
+    "PPOv2Config": "OnPolicyConfig",
 }
 """Called names that are not themselves a kind of `CALLS`."""
+TRAIN_KINDS = {"PPOConfig": "OnPolicyConfig", "PPOTrainer": "experimental.PPOTrainer"}
+"""The kinds of the calls of PPO with `train()`."""
+OF_BASES = ("Trainer", "TrainingArguments", "OnPolicyConfig", "experimental.PPOTrainer")
+"""Kinds that also concern classes that derive from what is called."""
 DICTIONARIES = {
     "generation_kwargs": "generate",
     "model_kwargs": "from_pretrained",
@@ -42,7 +58,6 @@ DICTIONARIES = {
 ATOMS = (ast.Name, ast.Attribute, ast.Constant, ast.Call, ast.Subscript, ast.Dict, ast.List)
 MOST_PASSES = 8
 ALL_SCORES_IMPORT = "from trl_step.extras.all_scores import AllScoresPipeline"
-NEW_PACKAGE = "the package is trl_step"
 
 
 def rewritten(data: bytes, origin: Origin = UNKNOWN_ORIGIN) -> tuple[bytes, list[Edit]]:
@@ -54,10 +69,10 @@ def rewritten(data: bytes, origin: Origin = UNKNOWN_ORIGIN) -> tuple[bytes, list
     Raises:
         SyntaxError: it is not valid in the running Python version.
     """
-    data, made = applied(data, Rewriter(Script(data)).default_edits(origin))
+    data, made = applied(data, Rewriter(Script(data), origin).default_edits(origin))
     needed: dict[str, str] = {}
     for _ in range(MOST_PASSES):
-        rewriter = Rewriter(Script(data))
+        rewriter = Rewriter(Script(data), origin)
         data, edits = applied(data, rewriter.edits())
         needed |= rewriter.needed
         if not edits:
@@ -69,9 +84,21 @@ def rewritten(data: bytes, origin: Origin = UNKNOWN_ORIGIN) -> tuple[bytes, list
 
 
 def undecided(data: bytes, origin: Origin) -> list[tuple[int, str]]:
-    """Line and text of the calls of `PPOConfig` that mean something else in another release, and stay as they are."""
-    rewriter = Rewriter(Script(data))
-    return list(questions(rewriter.script, rewriter.nodes, rewriter.is_config, origin)) if rewriter.is_old else []
+    """Line and text of calls that mean something else in another release, and stay as they are."""
+    rewriter = Rewriter(Script(data), origin)
+    found = list(for_the_user(rewriter.nodes, rewriter.class_of))
+    if rewriter.imports.is_old:
+        found += questions(rewriter.script, rewriter.nodes, rewriter.is_config, origin)
+    return found
+
+
+def is_of_train_api(data: bytes, origin: Origin) -> bool:
+    """Whether the script's `PPOTrainer` is that of TRL 0.12 and later.
+
+    Raises:
+        SyntaxError: it is not valid in the running Python version.
+    """
+    return Rewriter(Script(data), origin).means_train
 
 
 class Item(NamedTuple):
@@ -90,29 +117,16 @@ class Item(NamedTuple):
 class Rewriter:
     """Finds the edits of one script."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, origin: Origin = UNKNOWN_ORIGIN) -> None:
         self.script = script
         self.nodes = list(nodes_outside_of_f_strings(script.tree))
         self.own_functions = {node.name for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-        self.originals: dict[str, str] = {}
-        """For each name in the script, its original name."""
-        self.ours = {"trl"}
-        """Names in the script that are trl or come from it."""
-        self.is_old = False
-        """Whether the script imports trl itself."""
-        self.known: set[str] = set()
-        """Names that an import binds for the whole script."""
-        for node in self.nodes:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                module = getattr(node, "module", None) or node.names[0].name
-                names = {alias.asname or alias.name for alias in node.names}
-                self.originals |= {alias.asname or alias.name: alias.name for alias in node.names}
-                if node in script.tree.body:
-                    self.known |= names
-                self.ours |= names if new_name(module).startswith("trl_step") else set()
-                self.is_old |= not getattr(node, "level", 0) and new_name(module) != module
+        self.imports = Imports(self.nodes, script.tree.body)
         self.needed: dict[str, str] = {}
         """Names that the edits need, and the statements that import them."""
+        is_old = self.imports.is_old
+        self.means_train = means_train(self.nodes, self.step_name, origin if is_old else UNKNOWN_ORIGIN)
+        """Whether the script's `PPOTrainer` is that of TRL 0.12 and later."""
         self.kinds_of_classes = self._kinds_of_classes()
 
     def edits(self) -> list[Edit]:
@@ -121,14 +135,19 @@ class Rewriter:
 
     def default_edits(self, origin: Origin) -> list[Edit]:
         """The defaults of the script's release; none in a script that is ported already."""
-        return list(default_edits(self.script, self.nodes, self.is_config, origin)) if self.is_old else []
+        return list(default_edits(self.script, self.nodes, self.is_config, origin)) if self.imports.is_old else []
 
     def is_config(self, node: ast.expr) -> bool:
-        """Whether the expression is `PPOConfig` of trl."""
-        if isinstance(node, ast.Name):
-            return node.id in self.ours and self.originals.get(node.id) == "PPOConfig"
-        is_last = isinstance(node, ast.Attribute) and node.attr == "PPOConfig"
-        return is_last and self.script.text(node).partition(".")[0] in self.ours
+        """Whether the expression is `PPOConfig` of the step API."""
+        return not self.means_train and self.step_name(node) == "PPOConfig"
+
+    def step_name(self, node: ast.expr) -> str | None:
+        """Which of `train_api.NAMES` the expression is, if it is one from where the step API has them."""
+        return self.imports.name_from(node, NAMES, PLACES)
+
+    def train_name(self, node: ast.expr) -> str | None:
+        """Which of `train_api.NAMES` the expression is, if it is that of PPO with `train()`."""
+        return self.step_name(node) if self.means_train else self.imports.name_from(node, NAMES, (EXPERIMENTAL,))
 
     # --- imports ---------------------------------------------------------------------------------------------
 
@@ -137,15 +156,20 @@ class Rewriter:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     if new_name(alias.name) != alias.name:
-                        yield self.script.edit(self.script.span(alias), _import_of(alias), NEW_PACKAGE)
+                        yield self.script.edit(self.script.span(alias), import_of(alias), NEW_PACKAGE)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                if new_name(node.module) != node.module:
-                    dotted = re.compile(rb"\s*\.\s*".join(map(str.encode, node.module.split("."))))
-                    if found := dotted.search(self.script.data, self.script.span(node)[0] + len("from")):
-                        yield self.script.edit(found.span(), new_name(node.module), NEW_PACKAGE)
+                if self.means_train and new_name(node.module) in PLACES:
+                    yield from train_import_edits(self.script, node)
+                elif new_name(node.module) != node.module:
+                    yield module_edit(self.script, node, new_name(node.module), NEW_PACKAGE)
                 for alias in node.names:
                     if (node.module, alias.name) in MOVED:
                         yield self._moved_name(node, alias)
+            elif isinstance(node, ast.Attribute) and self.means_train and self.step_name(node):
+                package = ast.unparse(node).partition(".")[0]
+                self._need(f"import {EXPERIMENTAL}", EXPERIMENTAL)
+                text = f"{package}{EXPERIMENTAL.removeprefix('trl_step')}.{node.attr}"
+                yield self.script.edit(self.script.span(node), text, WITH_TRAIN)
 
     def _moved_name(self, node: ast.ImportFrom, alias: ast.alias) -> Edit:
         module, name = MOVED[str(node.module), alias.name]
@@ -156,12 +180,12 @@ class Rewriter:
             return self.script.edit(self.script.span(alias), text, note)
         if len(node.names) == 1:
             return self.script.edit(self.script.span(node), f"from {module} import {text}", note)
-        self.known.discard(bound)
+        self.imports.known.discard(bound)
         self._need(f"from {module} import {text}", bound)
         return self.script.edit(self.script.removal(*self.script.span(alias)), "", note)
 
     def _need(self, statement: str, name: str) -> None:
-        if name not in self.known:
+        if name not in self.imports.known:
             self.needed[name] = statement
 
     # --- calls -----------------------------------------------------------------------------------------------
@@ -176,11 +200,18 @@ class Rewriter:
             return self.kinds_of_classes.get(name)
         if name == "from_pretrained" and isinstance(function, ast.Attribute):
             owner = self.script.text(function.value).partition(".")[0]
-            return "value_head.from_pretrained" if owner in self.ours else name
+            return "value_head.from_pretrained" if owner in self.imports.ours else name
         return self._kind_of_name(function) or "pipe"
 
+    def class_of(self, function: ast.expr) -> str:
+        """The name of what is called, before an import gave it another."""
+        name = _last_name(function)
+        return self.imports.originals.get(name, name) if isinstance(function, ast.Name) else name
+
     def _kind_of_name(self, function: ast.expr) -> str | None:
-        name = self.originals.get(function.id, function.id) if isinstance(function, ast.Name) else _last_name(function)
+        if train_name := self.train_name(function):
+            return TRAIN_KINDS[train_name]
+        name = self.class_of(function)
         kind = KINDS.get(name, name)
         return kind if kind in CALLS else None
 
@@ -191,7 +222,7 @@ class Rewriter:
         for node in self.nodes:
             of_others = [base for base in getattr(node, "bases", ()) if _last_name(base) not in self.own_functions]
             bases = [self._kind_of_name(base) for base in of_others]
-            kind = next((kind for kind in bases if kind in ("Trainer", "TrainingArguments")), None)
+            kind = next((kind for kind in bases if kind in OF_BASES), None)
             if kind is None or not isinstance(node, ast.ClassDef):
                 continue
             if not any(getattr(member, "name", "") == "__init__" for member in node.body):
@@ -387,36 +418,6 @@ def nodes_outside_of_f_strings(node: ast.AST) -> Iterator[ast.AST]:
         yield node
         if not isinstance(node, ast.JoinedStr):
             waiting += reversed(list(ast.iter_child_nodes(node)))
-
-
-def import_edits(script: Script, needed: Mapping[str, str]) -> list[Edit]:
-    """Insert import statements after the first import from transformers, where most of them belong."""
-    if not needed:
-        return []
-    imports = [node for node in script.tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    of_transformers = [node for node in imports if "transformers" in ast.unparse(node)]
-    must_be_first = [node for node in imports if getattr(node, "module", "") == "__future__"]
-    docstring = script.tree.body[:1] if ast.get_docstring(script.tree) is not None else []
-    anchors = of_transformers[:1] or must_be_first[-1:] or docstring
-    if anchors:
-        line = anchors[0].end_lineno or anchors[0].lineno
-    else:  # before the first statement: lines above it may name the interpreter and the encoding
-        first = script.tree.body[0]
-        line = min([first.lineno, *(each.lineno for each in getattr(first, "decorator_list", ()))]) - 1
-    place = script.line_starts[line] if line < len(script.line_starts) else len(script.data)
-    newline = "\r\n" if b"\r\n" in script.data else "\n"
-    statements = "".join(statement + newline for statement in needed.values())
-    if place and not script.data[:place].endswith((b"\n", b"\r")):
-        statements = newline + statements
-    return [script.edit((place, place), statements, "; ".join(needed.values()))]
-
-
-def _import_of(alias: ast.alias) -> str:
-    """`import trl.core` binds `trl`, so both are imported."""
-    name = new_name(alias.name)
-    if alias.asname:
-        return f"{name} as {alias.asname}"
-    return "trl_step as trl" if alias.name == "trl" else f"trl_step as trl, {name}"
 
 
 def _last_name(function: ast.expr) -> str:

@@ -94,6 +94,25 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Unset:
+    """A switch without a replacement, which is left out where it is off."""
+
+    name: str
+    why: str
+    imports: str = ""
+
+    @property
+    def old(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        return None if given[self.name] else {}
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str] | None:
+        return None if given[self.name].value is UNKNOWN or given[self.name].value else {}
+
+
+@dataclass(frozen=True)
 class WholeNumber:
     """A number of tokens: an int, and not below `least`."""
 
@@ -277,6 +296,18 @@ CALLS: Mapping[str, tuple[Rule, ...]] = {
         Drop("task", "datasets 4 has no task templates"),
     ),
     "TrainingArguments": TRAINING,
+    "OnPolicyConfig": (
+        *TRAINING,
+        Drop("base_model", "the script loads the models, as it did"),
+        Drop("num_updates", "the trainer computes it"),
+        Unset("non_eos_penalty", "TRL 0.11 replaced it"),
+    ),
+    "experimental.PPOTrainer": (
+        Rename("tokenizer", "processing_class", "TRL 0.12 renamed it"),
+        Rename("config", "args", "TRL 0.13 renamed it"),
+        Rename("policy", "model", "TRL 0.13 renamed it"),
+        Rename("ref_policy", "ref_model", "TRL 0.13 renamed it"),
+    ),
     "Trainer": (Rename("tokenizer", "processing_class"),),
     "Accelerator": (
         Rename("logging_dir", "project_dir"),

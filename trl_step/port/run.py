@@ -15,6 +15,7 @@ from trl_step.port.edits import read_source
 from trl_step.port.notebooks import Notebook, is_notebook
 from trl_step.port.patches import translated
 from trl_step.port.releases import origin_of
+from trl_step.port.rewrite import is_of_train_api
 
 
 def run_script(script: str, arguments: Sequence[str] = (), release: str | None = None) -> None:
@@ -25,13 +26,15 @@ def run_script(script: str, arguments: Sequence[str] = (), release: str | None =
 
     Raises:
         FileNotFoundError: there is no such file.
+        SyntaxError: it is not valid in the running Python version.
     """
     if not Path(script).is_file():
         raise FileNotFoundError(f"there is no script {script}")
     text = read_source(Path(script))[0].decode()
     notebook = Notebook(text) if is_notebook(Path(script)) else None
     origin = origin_of(Path(script), text if notebook is None else notebook.text, release)
-    with trl_is_trl_step(), translated(report, origin), command_line(script, arguments):
+    means_train = is_of_train_api((text if notebook is None else notebook.script).encode(), origin)
+    with trl_is_trl_step(), translated(report, origin, means_train), command_line(script, arguments):
         if notebook is None:
             runpy.run_path(script, run_name="__main__")
         else:

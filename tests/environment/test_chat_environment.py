@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tests.environment.chat_tools import FORMATS, chat_tokenizer
 from tests.environment.environment_tools import EOS, ScriptedModel
 from tests.limits import HANG
-from trl_step.environment import ChatEnvironment, ParsedCall, RewardError, turns
+from trl_step.environment import ChatEnvironment, ParsedCall, RewardError
+from trl_step.sampling.local import LocalSampler
 
 
 def add(first: int, second: int) -> int:
@@ -153,12 +154,12 @@ def test_calls_of_all_episodes_run_side_by_side() -> None:
 
 def test_only_unfinished_episodes_are_generated_and_messages_are_tasks() -> None:
     env = environment("hermes", "")
-    env.writer.model.answer = lambda text: (
+    env.writer.sampler.model.answer = lambda text: (
         call("hermes", first=1, second=1) if "long" in text and "tool_response" not in text else "ok"
     )
     talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "long"}]
     histories = env.run(["short", talk, "short"])[4]
-    assert [len(prompts) for prompts in env.writer.model.prompts] == [3, 1]
+    assert [len(prompts) for prompts in env.writer.sampler.model.prompts] == [3, 1]
     assert [len(history.system_spans) for history in histories] == [2, 4, 2]
 
 
@@ -244,7 +245,7 @@ def test_the_mask_is_1_on_exactly_what_the_model_wrote(data: st.DataObject) -> N
     assert tokens[mask.bool()].tolist() == [token for turn in written for token in turn]
     assert len(tokens) <= (env.writer.max_length or 10**9)
     # the model read exactly what stands in front of each of its turns
-    for i, (start, prompt) in enumerate(zip(starts(mask), env.writer.model.prompts, strict=True)):
+    for i, (start, prompt) in enumerate(zip(starts(mask), env.writer.sampler.model.prompts, strict=True)):
         assert env.writer.tokenizer.decode(tokens[:start]) == prompt[0], i
     end = FORMATS[name].end
     for bit, text in parts(env, responses[0], masks[0]):
@@ -266,18 +267,18 @@ class recorded:
         self.written: list[list[int]] = []
 
     def __enter__(self) -> list[list[int]]:
-        self.plain: Callable[..., Any] = turns.generate_batched
+        self.plain: Callable[..., Any] = LocalSampler.answers
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             result = self.plain(*args, **kwargs)
-            self.written.append(result[0].tolist())
+            self.written.append(result[0].tokens.tolist())
             return result
 
-        turns.generate_batched = generate
+        LocalSampler.answers = generate
         return self.written
 
     def __exit__(self, *error: object) -> None:
-        turns.generate_batched = self.plain
+        LocalSampler.answers = self.plain
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
@@ -304,7 +305,7 @@ BAD_TURNS = {
 def test_a_bad_call_is_answered_and_the_episode_goes_on(name: str) -> None:
     turn, reply = BAD_TURNS[name]
     env = environment("hermes", "", generation_kwargs={"max_new_tokens": 6000})
-    env.writer.model.answer = lambda text: "ok" if "tool_response" in text or "good" in text else turn
+    env.writer.sampler.model.answer = lambda text: "ok" if "tool_response" in text or "good" in text else turn
     _, responses, masks, _, histories = env.run(["bad", "good"])
     found = parts(env, responses[0], masks[0])
     assert [bit for bit, _ in found] == [1, 0, 1]

@@ -58,7 +58,7 @@ def test_episodes_of_several_lengths() -> None:
     assert [[info["said"] for info in infos] for infos in episodes.infos] == [["a", "bcd", "ef"], ["a"], ["a", "bcd"]]
     assert episodes.errors == [None] * 3
     assert all(history.completed and not history.truncated for history in episodes.histories)
-    assert [len(prompts) for prompts in run.writer.model.prompts] == [3, 2, 1]
+    assert [len(prompts) for prompts in run.writer.sampler.model.prompts] == [3, 2, 1]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from transformers import (
     BartConfig,
@@ -12,7 +14,7 @@ from transformers import (
     StoppingCriteria,
 )
 
-from trl_step.sampling.local import generate_batched
+from trl_step.sampling.local import LocalSampler
 
 PAD = 0
 EOS = 1
@@ -51,17 +53,14 @@ def ragged_queries(*lengths: int) -> list[torch.Tensor]:
     return [torch.randint(2, VOCAB, (length,), generator=generator) for length in lengths]
 
 
-def answer(model, queries, **settings):
-    defaults = {
-        "pad_token_id": PAD,
-        "eos_token_ids": [EOS],
-        "is_encoder_decoder": False,
-        "device": "cpu",
-        "max_new_tokens": 8,
-        "return_prompt": False,
-        "do_sample": False,
-    }
-    return generate_batched(model, queries, **(defaults | settings))
+def sampler_of(model, pad: int | None = PAD, eos: int | None = EOS, **settings) -> LocalSampler:
+    return LocalSampler(model, SimpleNamespace(pad_token_id=pad, eos_token_id=eos), **settings)
+
+
+def answer(model, queries, eos: int | None = EOS, **settings) -> list[torch.Tensor]:
+    """Greedy answers of at most eight tokens."""
+    settings = {"max_new_tokens": 8, "do_sample": False} | settings
+    return [found.tokens for found in sampler_of(model, eos=eos).answers(queries, **settings)]
 
 
 def one_by_one(model, queries, new_tokens: int = 8, **settings):

@@ -1,4 +1,4 @@
-"""`generate_batched` against one plain `model.generate` per query."""
+"""`LocalSampler` against one plain `model.generate` per query."""
 
 from __future__ import annotations
 
@@ -25,18 +25,15 @@ from tests.sampling.generation_tools import (
 from trl_step.models.probes import BatchMates, batch_mates
 
 
-@pytest.mark.parametrize("return_prompt", [True, False])
-def test_ragged_batch_equals_single_queries(return_prompt: bool) -> None:
+def test_ragged_batch_equals_single_queries() -> None:
     model, queries = tiny_gpt2(), ragged_queries(3, 11, 1, 6, 6)
-    want = one_by_one(model, queries)
-    if not return_prompt:
-        want = [row[len(query) :] for row, query in zip(want, queries, strict=True)]
-    assert same(answer(model, queries, return_prompt=return_prompt), want)
+    want = [row[len(query) :] for row, query in zip(one_by_one(model, queries), queries, strict=True)]
+    assert same(answer(model, queries), want)
 
 
 def test_encoder_decoder_equals_single_queries() -> None:
     model, queries = tiny_bart(), ragged_queries(3, 9, 5)
-    got = answer(model, queries, is_encoder_decoder=True)
+    got = answer(model, queries)
     assert same(got, one_by_one(model, queries))
     assert all(row[0] == model.config.decoder_start_token_id for row in got)
 
@@ -59,8 +56,8 @@ def test_value_head_wrapper_is_taken() -> None:
 def test_own_limit_of_each_query() -> None:
     model, queries = tiny_gpt2(), ragged_queries(3, 11, 1, 6)
     limits = [1, 9, 4, 2]
-    got = answer(model, queries, max_new_tokens=limits, eos_token_ids=[], eos_token_id=-1)
-    full = answer(model, queries, max_new_tokens=9, eos_token_ids=[], eos_token_id=-1)
+    got = answer(model, queries, max_new_tokens=limits, eos=None, eos_token_id=-1)
+    full = answer(model, queries, max_new_tokens=9, eos=None, eos_token_id=-1)
     assert [len(row) for row in got] == limits
     assert same(got, [row[:limit] for row, limit in zip(full, limits, strict=True)])
 
@@ -71,14 +68,14 @@ def test_generation_stops_when_every_row_has_its_tokens() -> None:
     assert batch_mates(model, PAD) is BatchMates.ANY  # it is asked before its first batch
     forwards = []
     model.register_forward_hook(lambda *_: forwards.append(1))
-    got = count_up(model, [torch.tensor([9]), torch.tensor([3])], max_new_tokens=[2, 6], eos_token_ids=[6])
+    got = count_up(model, [torch.tensor([9]), torch.tensor([3])], max_new_tokens=[2, 6], eos=6)
     assert [row.tolist() for row in got] == [[10, 11], [4, 5, 6]]
     assert len(forwards) == 3
 
 
 def test_max_length_counts_the_own_prompt_only() -> None:
     model, queries = tiny_gpt2(), ragged_queries(3, 11)
-    got = answer(model, queries, max_new_tokens=None, max_length=14, eos_token_ids=[], eos_token_id=-1)
+    got = answer(model, queries, max_new_tokens=None, max_length=14, eos=None, eos_token_id=-1)
     assert [len(row) for row in got] == [11, 3]
     with pytest.raises(ValueError, match="query 1 has 11 tokens"):
         answer(model, queries, max_new_tokens=None, max_length=11)
@@ -173,14 +170,16 @@ def test_pad_to_multiple_of() -> None:
 
 def test_kept_tail_reaches_the_longest_row() -> None:
     queries = [torch.tensor([2, 3, 4]), torch.tensor([9])]
-    kept = count_up(tiny_gpt2(), queries, eos_token_ids=[6, 12], remove_padding=False)
+    model = tiny_gpt2()
+    model.generation_config.eos_token_id = 12
+    kept = count_up(model, queries, eos=6, remove_padding=False)
     assert [row.tolist() for row in kept] == [[5, 6, PAD], [10, 11, 12]]
 
 
 def test_no_end_token_with_the_tail_kept_generates_through_it() -> None:
     queries, model = [torch.tensor([20])], tiny_gpt2()
     model.generation_config.eos_token_id = 22
-    kept = count_up(model, queries, eos_token_ids=[EOS], eos_token_id=-1, remove_padding=False, max_new_tokens=5)
+    kept = count_up(model, queries, eos_token_id=-1, remove_padding=False, max_new_tokens=5)
     assert kept[0].tolist() == [21, 22, 0, 1, 2]
 
 
@@ -215,8 +214,7 @@ def test_weights_spread_over_processes_keep_batches_by_count() -> None:
         ([torch.tensor([2])], {"max_new_tokens": 0}, ValueError, "may get 0 new ones"),
         ([torch.tensor([2])], {"batch_size": 0}, ValueError, "batch_size=0"),
         ([torch.tensor([2])], {"attention_mask": None}, ValueError, "attention_mask"),
-        ([torch.tensor([2])], {"num_return_sequences": 2, "do_sample": True}, ValueError, "num_return_sequences"),
-        ([torch.tensor([2])], {"stop_strings": ["a"]}, ValueError, "tokenizer"),
+        ([torch.tensor([2])], {"num_beams": 2, "return_logprobs": True}, ValueError, "num_beams"),
     ],
 )
 def test_bad_input_is_named(queries, settings, error, words) -> None:
@@ -251,7 +249,7 @@ def test_stop_strings_in_beam_search_are_those_of_transformers() -> None:
     tokenizer, ended = byte_tokenizer(bos=False), 0
     queries = [torch.cat((query, torch.tensor([2]))) for query in ragged_queries(3, 6, 2, 4)]
     pairs = [tokenizer.decode([first, second]) for first in range(3, 23, 2) for second in range(3, 23, 3)]
-    settings = {"num_beams": 3, "eos_token_ids": []}
+    settings = {"num_beams": 3, "eos": None}
     for seed in range(4):
         model = tiny_gpt2(seed)
         got = answer(model, queries, stop_strings=pairs, tokenizer=tokenizer, **settings)

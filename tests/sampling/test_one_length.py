@@ -87,10 +87,10 @@ def test_other_models_run_prompts_of_all_lengths_together_and_are_asked_once(bui
     question = probes._batch_mates
     monkeypatch.setattr(probes, "_batch_mates", lambda *given: asked.append(given) or question(*given))
     watcher = BatchWatcher(model)
-    answer(model, ragged_queries(3), is_encoder_decoder=build is tiny_bart)
+    answer(model, ragged_queries(3))
     assert not asked  # a prompt alone
     for _ in range(2):
-        answer(model, ragged_queries(2, 7, 4), is_encoder_decoder=build is tiny_bart)
+        answer(model, ragged_queries(2, 7, 4))
     assert len(asked) == 1
     assert watcher.shapes == [(1, 3), (3, 7), (3, 7)]
 

@@ -13,7 +13,7 @@ from tests.sampling.generation_tools import answer, ragged_queries, tiny_bart, t
 def test_answers_beyond_the_positions_are_refused_before_sampling():
     """One token over was returned, and then refused by `step`; two were an IndexError."""
     model = tiny_gpt2()
-    assert len(answer(model, ragged_queries(60), max_new_tokens=4, eos_token_ids=[], eos_token_id=-1)[0]) == 4
+    assert len(answer(model, ragged_queries(60), max_new_tokens=4, eos=None, eos_token_id=-1)[0]) == 4
     with pytest.raises(
         ValueError, match=r"query 1 .60. and its new tokens .5.: 65 tokens do not fit into 64 positions"
     ):
@@ -31,16 +31,16 @@ def test_token_ids_without_an_embedding_are_refused_before_sampling(build, bad):
     queries = ragged_queries(3, 5)
     queries[1][2] = bad
     with pytest.raises(ValueError, match=rf"query 1 contains token id {bad}, outside the model's vocabulary 0\.\."):
-        answer(build(), queries, is_encoder_decoder=build is tiny_bart)
+        answer(build(), queries)
 
 
 def test_encoder_and_decoder_have_their_own_positions():
     model = tiny_bart()
-    assert answer(model, ragged_queries(64), max_new_tokens=3, is_encoder_decoder=True)
+    assert answer(model, ragged_queries(64), max_new_tokens=3)
     with pytest.raises(ValueError, match="query 0: 65 tokens do not fit into 64 positions"):
-        answer(model, ragged_queries(65), max_new_tokens=3, is_encoder_decoder=True)
+        answer(model, ragged_queries(65), max_new_tokens=3)
     with pytest.raises(ValueError, match="the answer to query 0: 65 tokens do not fit into 64 positions"):
-        answer(model, ragged_queries(3), max_new_tokens=64, is_encoder_decoder=True)
+        answer(model, ragged_queries(3), max_new_tokens=64)
 
 
 @pytest.mark.parametrize("name", ["return_dict_in_generate", "output_scores", "output_logits", "output_attentions"])

@@ -24,7 +24,7 @@ from trl_step.environment.tool_calls import (
     tool_replies,
     tools_by_name,
 )
-from trl_step.environment.turns import TurnWriter, device_of, inner_model, is_encoder_decoder
+from trl_step.environment.turns import TurnWriter, sampler_of
 from trl_step.sampling.stop_strings import StringStoppingCriteria
 
 __all__ = ["RewardError", "StringStoppingCriteria", "TextEnvironment", "TextHistory"]
@@ -40,7 +40,7 @@ class TextEnvironment:
     and so does a turn without a closed call.
 
     Args:
-        model: a value-head wrapper or a transformers model, also in a parallel wrapper.
+        model: a value-head wrapper or a transformers model, also in a parallel wrapper; or a `Sampler`.
         tokenizer: of that model.
         tools: a dictionary from names to callables `str -> reply`, or a list of callables, named by their class
             (functions by their name). The model writes the strings that they get: treat them as hostile.
@@ -61,7 +61,6 @@ class TextEnvironment:
 
     Attributes:
         request_token, call_token, response_token, submit_token: the protocol; may be set to other strings.
-        current_device: the device of the episodes' tokens.
     """
 
     def __init__(
@@ -97,25 +96,31 @@ class TextEnvironment:
         self.tool_runner = SideBySide(tool_workers, tool_timeout)
         self.strict = strict
 
-        self.is_encoder_decoder = is_encoder_decoder(model)
-        self.current_device = device_of(model)
-        self._unwrapped: tuple[Any, Any] = None, None
+        self._sampler: tuple[Any, Any] = None, None
         self._control: tuple[tuple[str, ...], re.Pattern[str]] | None = None
 
     @property
     def _writer(self) -> TurnWriter:
         """Created on each access, as all of its settings may change."""
-        if self._unwrapped[0] is not self.model:
-            self._unwrapped = self.model, inner_model(self.model)
+        if self._sampler[0] is not self.model:
+            self._sampler = self.model, sampler_of(self.model, self.tokenizer)
         return TurnWriter(
-            self._unwrapped[1],
+            self._sampler[1],
             self.tokenizer,
-            self.is_encoder_decoder,
-            self.current_device,
             self.generation_kwargs,
             self.max_length,
             (self.call_token, self.submit_token),
         )
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model's turns are decoder tokens after a start token."""
+        return self._writer.is_encoder_decoder
+
+    @property
+    def current_device(self) -> torch.device:
+        """That of the episodes' tokens."""
+        return self._writer.device
 
     # --- a run ---------------------------------------------------------------------------------------------------
 

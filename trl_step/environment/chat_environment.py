@@ -26,7 +26,7 @@ from trl_step.environment.tool_calls import (
     tool_replies,
     tools_by_name,
 )
-from trl_step.environment.turns import TurnWriter, device_of, inner_model, is_encoder_decoder
+from trl_step.environment.turns import TurnWriter, sampler_of
 
 ChatEpisodes = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[Any], list[TextHistory]]
 
@@ -39,7 +39,7 @@ class ChatEnvironment:
     without a call is the answer, and ends the episode.
 
     Args:
-        model: a value-head wrapper or a transformers model, also in a parallel wrapper.
+        model: a value-head wrapper or a transformers model, also in a parallel wrapper; or a `Sampler`.
         tokenizer: of that model, with a chat template.
         tools: a dictionary from names to callables, or a list of callables, see `TextEnvironment`; they get the call's
             arguments by keyword. The template shows their JSON schemas, which are read from type hints and a Google
@@ -95,10 +95,8 @@ class ChatEnvironment:
         schemas = [_schema(*item) for item in self.tools.items()] if tool_schemas is None else tool_schemas
         self.template = ChatTemplate(tokenizer, chat_template, schemas, template_options)
         self.writer = TurnWriter(
-            inner_model(model),
+            sampler_of(model, tokenizer),
             tokenizer,
-            is_encoder_decoder(model),
-            device_of(model),
             {} if generation_kwargs is None else generation_kwargs,
             max_length,
         )

@@ -16,7 +16,7 @@ from trl_step.environment.rewards import is_finite
 from trl_step.environment.side_by_side import Outcome, SideBySide
 from trl_step.environment.text_history import TextHistory
 from trl_step.environment.tool_calls import control_pattern, escape, special_tokens
-from trl_step.environment.turns import TurnWriter, device_of, inner_model, is_encoder_decoder
+from trl_step.environment.turns import TurnWriter, sampler_of
 from trl_step.models.notices import described
 
 Observation = str | Message | Sequence[Message]
@@ -89,7 +89,7 @@ class EnvironmentRunner:
     the type of the error, the file and the line. While you write an environment, `strict=True` raises it instead.
 
     Args:
-        model: a value-head wrapper or a transformers model, also in a parallel wrapper.
+        model: a value-head wrapper or a transformers model, also in a parallel wrapper; or a `Sampler`.
         tokenizer: of that model.
         make_environment: creates the environment of one episode; may be a class.
         max_turns: model turns per episode.
@@ -132,10 +132,8 @@ class EnvironmentRunner:
         self.max_turns = max_turns
         self.strict = strict
         self.writer = TurnWriter(
-            inner_model(model),
+            sampler_of(model, tokenizer),
             tokenizer,
-            is_encoder_decoder(model),
-            device_of(model),
             {} if generation_kwargs is None else generation_kwargs,
             max_length,
             stop_strings,

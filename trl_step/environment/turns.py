@@ -7,29 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 
 from trl_step.environment.text_history import TextHistory
-from trl_step.sampling.local import all_eos_ids, generate_batched, padding_id
-from trl_step.sampling.stop_strings import StringStoppingCriteria
+from trl_step.sampling.local import LocalSampler
+from trl_step.sampling.options import all_eos_ids, padding_id
+from trl_step.sampling.sampler import Sampler
 
 
-def inner_model(model: Any) -> Any:
-    """`model` without parallel wrappers; None stays None."""
-    return None if model is None else extract_model_from_parallel(model)
-
-
-def is_encoder_decoder(model: Any) -> bool:
-    """Whether the model's turns are decoder tokens after a start token."""
-    inner = inner_model(model)
-    config = getattr(getattr(inner, "pretrained_model", inner), "config", None)
-    return bool(getattr(inner, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False))
-
-
-def device_of(model: Any) -> torch.device:
-    """The model's device; the CPU without a model."""
-    inner = inner_model(model)
-    return getattr(getattr(inner, "pretrained_model", inner), "device", torch.device("cpu"))
+def sampler_of(model: Any, tokenizer: Any) -> Sampler | None:
+    """What writes the turns of an environment: a sampler itself, or one around a model; None stays None."""
+    return model if model is None or isinstance(model, Sampler) else LocalSampler(model, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -37,21 +24,28 @@ class TurnWriter:
     """Lets a model write turns.
 
     Attributes:
-        model: a value-head wrapper or a transformers model, without parallel wrappers (see `inner_model`).
-        tokenizer: of that model.
-        is_encoder_decoder, device: of that model.
-        generation_kwargs: for `model.generate`; never changed.
+        sampler: what draws the turns (see `sampler_of`).
+        tokenizer: of its model.
+        generation_kwargs: settings of `Sampler.sample`; never changed.
         max_length: tokens of a whole episode, or None.
         stop_strings: a turn ends after the first of them.
     """
 
-    model: Any
+    sampler: Sampler | None
     tokenizer: Any
-    is_encoder_decoder: bool
-    device: torch.device
     generation_kwargs: dict[str, Any] = field(default_factory=dict)
     max_length: int | None = None
     stop_strings: Sequence[str] = ()
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether turns are decoder tokens after a start token."""
+        return self.sampler is not None and self.sampler.is_encoder_decoder
+
+    @property
+    def device(self) -> torch.device:
+        """That of the episodes' tokens; the CPU without a model."""
+        return torch.device("cpu") if self.sampler is None else self.sampler.device
 
     # --- tokens --------------------------------------------------------------------------------------------------
 
@@ -63,7 +57,9 @@ class TurnWriter:
     def end_ids(self) -> set[int]:
         """All ids that end a turn: the tokenizer's, the generation config's and those of `generation_kwargs`."""
         eos = self.tokenizer.eos_token_id
-        return set(all_eos_ids(self.model, [] if eos is None else [eos], self.generation_kwargs))
+        return set(
+            all_eos_ids(getattr(self.sampler, "model", None), [] if eos is None else [eos], self.generation_kwargs)
+        )
 
     def end_token(self, like: torch.Tensor) -> torch.Tensor:
         """An end-of-sequence id, int64 [1], on the device of `like`."""
@@ -134,40 +130,30 @@ class TurnWriter:
         self, query_tensors: Sequence[torch.Tensor], batch_size: int = 16, pad_to_multiple_of: int | None = None
     ) -> list[torch.Tensor]:
         """One turn per query [Q_i]: int64 tensors [R_i] that end at a stop string, an end token or the limit."""
-        if self.model is None:
+        if self.sampler is None:
             raise ValueError("this environment has no model; give one, or override `generate`")
-        options = dict(self.generation_kwargs)
-        pad_token_id = padding_id(self.tokenizer, options.pop("pad_token_id", None))
-        asked = options.pop("max_new_tokens", None)
-        criteria = list(options.pop("stopping_criteria", None) or [])
+        settings = {"batch_size": batch_size, "return_logprobs": False, **self.generation_kwargs}
+        if self.max_length is not None:
+            asked = settings.pop("max_new_tokens", None)
+            settings["max_new_tokens"] = _limits(self.max_length, query_tensors, asked, settings)
         if self.stop_strings:
-            criteria.append(StringStoppingCriteria(self.stop_strings, self.tokenizer))
-        eos = self.tokenizer.eos_token_id
-        return generate_batched(
-            self.model,
-            query_tensors,
-            pad_token_id=pad_token_id,
-            eos_token_ids=[] if eos is None else [eos],
-            is_encoder_decoder=self.is_encoder_decoder,
-            device=self.device,
-            batch_size=batch_size,
-            max_new_tokens=asked
-            if self.max_length is None
-            else _limits(self.max_length, query_tensors, asked, options),
-            return_prompt=False,
-            pad_to_multiple_of=pad_to_multiple_of,
-            stopping_criteria=criteria,
-            **options,
-        )
+            settings["stop_strings"] = [*self.stop_strings, *_as_list(settings.get("stop_strings"))]
+        if pad_to_multiple_of is not None:
+            settings["pad_to_multiple_of"] = pad_to_multiple_of
+        return self.sampler.sample(query_tensors, **settings).responses
+
+
+def _as_list(stop_strings: Any) -> list[str]:
+    return [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
 
 
 def _limits(
-    max_length: int, query_tensors: Sequence[torch.Tensor], asked: int | None, options: dict[str, Any]
+    max_length: int, query_tensors: Sequence[torch.Tensor], asked: int | None, settings: dict[str, Any]
 ) -> list[int]:
     """Number of new tokens for each query: what was asked for, within the room that `max_length` leaves."""
-    config = options.get("generation_config")
+    config = settings.get("generation_config")
     asked = asked if asked is not None else getattr(config, "max_new_tokens", None)
-    total = options.pop("max_length", None) or getattr(config, "max_length", None)
+    total = settings.pop("max_length", None) or getattr(config, "max_length", None)
     limits = []
     for query in query_tensors:
         limit = max_length - len(query)

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl_step.core import set_seed
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.critic import PolicyWithCritic
-from trl_step.sampling.local import generate_batched, padding_id
+from trl_step.sampling.local import LocalSampler
 
 Query = torch.Tensor | Sequence[int]
 
@@ -78,7 +78,7 @@ class BestOfNSampler:
             skip_special_tokens: leave special tokens out of the texts.
             device: the inputs' device; None uses the model's.
             generation_kwargs: for `model.generate`, taking precedence over `generation_config`; also `batch_size` and
-                `token_budget` of `generate_batched`.
+                `token_budget` of `LocalSampler`.
 
         Returns:
             One list of `n_candidates` texts per query.
@@ -104,19 +104,11 @@ class BestOfNSampler:
         limits = options.pop("max_new_tokens", None)
         if limits is None and self.length_sampler is not None:
             limits = [length for _ in queries for length in [int(self.length_sampler())] * self.sample_size]
-        base: Any = getattr(self.model, "pretrained_model", self.model)
-        eos = self.tokenizer.eos_token_id
-        return generate_batched(
-            self.model,
-            [query for query in queries for _ in range(self.sample_size)],
-            pad_token_id=padding_id(self.tokenizer, options.pop("pad_token_id", None)),
-            eos_token_ids=[] if eos is None else [eos],
-            is_encoder_decoder=bool(base.config.is_encoder_decoder),
-            device=base.device if device is None else device,
-            max_new_tokens=limits,
-            return_prompt=True,
-            **options,
-        )
+        sampler = LocalSampler(self.model, self.tokenizer, device=device)
+        samples = sampler.sample(queries, self.sample_size, max_new_tokens=limits, return_logprobs=False, **options)
+        if sampler.is_encoder_decoder:
+            return samples.responses
+        return [torch.cat((q.to(r), r)) for q, r in zip(samples.queries, samples.responses, strict=True)]
 
 
 def _as_list(queries: Any) -> list[torch.Tensor]:

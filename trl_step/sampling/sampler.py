@@ -26,7 +26,7 @@ class Samples(NamedTuple):
     """N tensors [R_i] int64 without the query; the end token is part of it"""
     logprobs: Optional[list[torch.Tensor]]
     """N tensors [R_i] float32: log-probs of the tokens at the sampling temperature, before any truncation; None if the
-    sampler knows none"""
+    sampler knows none. Of an encoder-decoder model [R_i - 1], as the start token is given"""
     ended: list[bool]
     """for each answer, whether it came to its end; False: it was cut at the length limit"""
     version: int
@@ -78,7 +78,12 @@ class Sampler(ABC):
 
     Attributes:
         version: that of the weights it samples with; None before the first `update`.
+        is_encoder_decoder: answers are decoder tokens, with the start token in front.
+        device: where answers are.
     """
+
+    is_encoder_decoder = False
+    device = torch.device("cpu")
 
     def __init__(self, weights: Optional[Weights] = None) -> None:
         self.weights = weights
@@ -91,7 +96,8 @@ class Sampler(ABC):
             queries: token ids, each [Q_i], any integer dtype, without padding
             n: answers per query
             settings: those of transformers' `generate`: `max_new_tokens` (one number, or one per answer),
-                `temperature`, `top_p`, `top_k`, `do_sample`, `stop_strings`, ...
+                `temperature`, `top_p`, `top_k`, `do_sample`, `stop_strings`, ...; with `return_logprobs=False` the
+                log-probs may be missing
 
         Raises:
             ValueError, TypeError: a query is empty or not a 1-d integer tensor, or a setting is not possible.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, Optional, Union, overload
+from typing import Any, Optional, Union
 
 import datasets
 import torch
@@ -26,7 +26,7 @@ from trl_step.models.probes import change_by_length, require_causal, require_pre
 from trl_step.models.sharding import is_sharded, whole_state_dict
 from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
-from trl_step.sampling.local import all_eos_ids, generate_batched, padding_id
+from trl_step.sampling.options import all_eos_ids
 from trl_step.trainer.batches.checks import NO_EXTRAS, Extras, StepInputs, Vocabulary, check_size, checked_for
 from trl_step.trainer.batches.layout import make_layout
 from trl_step.trainer.batches.lengths import LengthLimits
@@ -40,10 +40,10 @@ from trl_step.trainer.engine.models import Models, check_reference, prepare, ref
 from trl_step.trainer.processes.accelerate_state import detach
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.reports.hub import write_model_card
-from trl_step.trainer.reports.watch import SamplingWatch, active_dropout, padded_by_hand, repeats_query
+from trl_step.trainer.reports.watch import active_dropout, padded_by_hand, repeats_query
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity
-from trl_step.trainer.step_trainer import StepTrainer
+from trl_step.trainer.sampling_trainer import SamplingTrainer
 from trl_step.trainer.updates.deepspeed import uses_deepspeed
 from trl_step.trainer.updates.optimizers import (
     changed_since,
@@ -58,7 +58,7 @@ LOGGED_COLUMNS = frozenset(("label", "label_ids", "labels", "query", "response")
 """Columns of a data set that the model may not read, but scripts, collators and logs do."""
 
 
-class LanguageTrainer(StepTrainer):
+class LanguageTrainer(SamplingTrainer):
     """Policy, reference, tokenizer and data of a trainer, and forward passes over queries and responses.
 
     Arguments: those of `PPOTrainer`, already checked.
@@ -138,7 +138,6 @@ class LanguageTrainer(StepTrainer):
         self.dataloader: Any = positioned(prepared.dataloader, self.accelerator.non_blocking)
         self._updater = make_updater(self._processes, self.model, self.optimizer, self.model_params, config)
 
-        self._sampling = SamplingWatch(config.temperature)
         self._last_step: Optional[StepFacts] = None
 
     def _consider_length(self, model: Any) -> None:
@@ -304,123 +303,6 @@ class LanguageTrainer(StepTrainer):
                 return logprobs, logits if return_logits else None, values, batch.mask
             logprobs, values = engine.sweep(model, batch)
             return logprobs, None, values, batch.mask
-
-    # --- sampling ------------------------------------------------------------------------------------------------
-
-    @overload
-    def generate(
-        self,
-        query_tensor: list[torch.Tensor],
-        length_sampler: Optional[Callable[[], int]] = ...,
-        batch_size: int = ...,
-        return_prompt: bool = ...,
-        generate_ref_response: Literal[False] = ...,
-        **generation_kwargs: Any,
-    ) -> list[torch.Tensor]: ...
-
-    @overload
-    def generate(
-        self,
-        query_tensor: torch.Tensor,
-        length_sampler: Optional[Callable[[], int]] = ...,
-        batch_size: int = ...,
-        return_prompt: bool = ...,
-        generate_ref_response: Literal[False] = ...,
-        **generation_kwargs: Any,
-    ) -> torch.Tensor: ...
-
-    @overload
-    def generate(
-        self,
-        query_tensor: Union[torch.Tensor, list[torch.Tensor]],
-        length_sampler: Optional[Callable[[], int]] = ...,
-        batch_size: int = ...,
-        return_prompt: bool = ...,
-        generate_ref_response: bool = ...,
-        **generation_kwargs: Any,
-    ) -> Any: ...
-
-    def generate(
-        self,
-        query_tensor: Union[torch.Tensor, list[torch.Tensor]],
-        length_sampler: Optional[Callable[[], int]] = None,
-        batch_size: int = 4,
-        return_prompt: bool = True,
-        generate_ref_response: bool = False,
-        **generation_kwargs: Any,
-    ) -> Any:
-        """Sample responses with the policy, in eval mode.
-
-        Args:
-            query_tensor: one query [Q] int64, or a list of them of any lengths
-            length_sampler: called once per query, gives its number of new tokens
-            batch_size: prompts that run together at least; more do while `config.generation_tokens` allows. If padding
-                changes what the model says (MiniMax, BartForCausalLM), only prompts of one length do; if other rows
-                do (RWKV), each runs alone
-            return_prompt: put the query before the response (decoder-only models)
-            generate_ref_response: sample from the reference as well
-            generation_kwargs: for `model.generate`; `remove_padding=False` and `pad_to_multiple_of` are taken too
-
-        Returns:
-            for a list: a list of responses [R_i] in the same order, each ending after its first end-of-sequence
-            token; for a single query [1, R]. With `generate_ref_response` a pair of these.
-
-        Raises:
-            ValueError: a query that is not one-dimensional or empty, one that with its new tokens is longer than the
-                model's positions, or a setting that asks for more than tokens, such as `output_scores`.
-        """
-        queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
-        for i, query in enumerate(queries):
-            if not isinstance(query, torch.Tensor) or query.dim() != 1 or len(query) == 0:
-                shape = tuple(query.shape) if isinstance(query, torch.Tensor) else type(query).__name__
-                raise ValueError(f"query_tensor[{i}] must be a tensor of token ids with one dimension, got {shape}")
-        if length_sampler is not None:
-            generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
-        policy = self.accelerator.unwrap_model(self.model)
-        self._sampling.saw_generate(policy, generation_kwargs)
-
-        def sample(model: Any) -> Any:
-            responses = self._generate_batched(
-                model, queries, batch_size=batch_size, return_prompt=return_prompt, **generation_kwargs
-            )
-            return responses if isinstance(query_tensor, (list, tuple)) else responses[0].unsqueeze(0)
-
-        response = sample(self.model)
-        if not generate_ref_response:
-            return response
-        with self.optional_peft_ctx():
-            return response, sample(self._reference)
-
-    def _generate_batched(
-        self,
-        model: Any,
-        query_tensors: Sequence[torch.Tensor],
-        length_sampler: Optional[Callable] = None,
-        batch_size: int = 4,
-        return_prompt: bool = True,
-        pad_to_multiple_of: Optional[int] = None,
-        remove_padding: bool = True,
-        **generation_kwargs: Any,
-    ) -> list[torch.Tensor]:
-        if length_sampler is not None:
-            generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in query_tensors]
-        unwrapped, end = self.accelerator.unwrap_model(model), self.tokenizer.eos_token_id
-        with self.accelerator.autocast():
-            return generate_batched(
-                unwrapped,
-                query_tensors,
-                pad_token_id=padding_id(self.tokenizer, generation_kwargs.pop("pad_token_id", None)),
-                eos_token_ids=[] if end is None else [end],  # the model's own and the call's join them
-                is_encoder_decoder=self.is_encoder_decoder,
-                device=self.current_device,
-                batch_size=batch_size,
-                token_budget=self.config.generation_tokens,
-                max_new_tokens=generation_kwargs.pop("max_new_tokens", None),
-                return_prompt=return_prompt,
-                remove_padding=remove_padding,
-                pad_to_multiple_of=pad_to_multiple_of,
-                **generation_kwargs,
-            )
 
     # --- reports -------------------------------------------------------------------------------------------------
 

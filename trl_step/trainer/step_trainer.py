@@ -172,4 +172,8 @@ class StepTrainer(BaseTrainer):
         """
         steps = self._run_state.load(folder, may_differ)
         self._autosave.forget()
+        self._forget()
         return steps
+
+    def _forget(self) -> None:
+        """A state was loaded: what is known of the weights before it is no longer true."""

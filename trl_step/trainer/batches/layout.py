@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trl_step.sampling.local import padding_id
+from trl_step.sampling.options import padding_id
 from trl_step.trainer.batches.padding import Padded, counted_positions, pad_sequences, spread
 from trl_step.trainer.batches.rollout import (
     CountedPositions,

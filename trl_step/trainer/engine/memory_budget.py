@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from trl_step.core import free_device_cache
+from trl_step.core import free_device_cache, is_out_of_memory
 from trl_step.models.notices import warn_user
-from trl_step.sampling.local import is_out_of_memory
 
 Result = TypeVar("Result")
 

@@ -10,6 +10,7 @@ import torch
 from trl_step.algorithms.diagnosis import SAMPLING_SETTINGS, Checkup, Circumstances
 from trl_step.models.inner_model import vocabulary_size
 from trl_step.models.notices import warn_user
+from trl_step.sampling.options import setting_in_force
 
 DEFAULT_TOP_K = 50
 """transformers' own `top_k` if nobody sets one."""
@@ -32,22 +33,12 @@ WITHOUT_EFFECT = {
 """Settings that rule tokens out or make them rarer, and the value at which they leave the distribution alone."""
 
 
-def _setting(model: Any, generation_kwargs: Mapping[str, Any], name: str) -> Any:
-    """A generation setting as it will be in force: the call's, else its generation config's, else the model's."""
-    if generation_kwargs.get(name) is not None:
-        return generation_kwargs[name]
-    config = generation_kwargs.get("generation_config") or getattr(
-        getattr(model, "pretrained_model", model), "generation_config", None
-    )
-    return getattr(config, name, None)
-
-
 def truncated_sampling(model: Any, generation_kwargs: Mapping[str, Any], temperature: float) -> list[str]:
     """The settings under which tokens are drawn from another distribution than the one whose log-probs are trained."""
-    if not _setting(model, generation_kwargs, "do_sample"):
+    if not setting_in_force(model, generation_kwargs, "do_sample"):
         return []
     vocabulary = vocabulary_size(getattr(model, "pretrained_model", model))
-    sampled_at, top_k = (_setting(model, generation_kwargs, name) for name in ("temperature", "top_k"))
+    sampled_at, top_k = (setting_in_force(model, generation_kwargs, name) for name in ("temperature", "top_k"))
     sampled_at = 1.0 if sampled_at is None else sampled_at
     top_k = DEFAULT_TOP_K if top_k is None else top_k
     problems = []
@@ -56,20 +47,20 @@ def truncated_sampling(model: Any, generation_kwargs: Mapping[str, Any], tempera
     if top_k > 0 and (vocabulary is None or top_k < vocabulary):
         problems.append(f"top_k={top_k:g}")
     for name, neutral in WITHOUT_EFFECT.items():
-        value = _setting(model, generation_kwargs, name)
+        value = setting_in_force(model, generation_kwargs, name)
         if value is not None and value != neutral and value >= 0:  # old scripts switch min_length off with -1
             problems.append(f"{name}={value:g}")
     for name in ("bad_words_ids", "suppress_tokens"):
-        if _setting(model, generation_kwargs, name):
+        if setting_in_force(model, generation_kwargs, name):
             problems.append(name)
     return problems
 
 
 def not_sampled(model: Any, generation_kwargs: Mapping[str, Any]) -> list[str]:
     """The settings by which answers are the likeliest ones, and not samples."""
-    if _setting(model, generation_kwargs, "do_sample"):
+    if setting_in_force(model, generation_kwargs, "do_sample"):
         return []
-    beams = _setting(model, generation_kwargs, "num_beams")
+    beams = setting_in_force(model, generation_kwargs, "num_beams")
     return ["do_sample=False", *([f"num_beams={beams}"] if beams is not None and beams > 1 else [])]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from trl_step.algorithms.losses.tokens import mean_over
+from trl_step.core import is_out_of_memory
 from trl_step.models.critic import parameters_of_critic
 from trl_step.models.notices import warn_user
 from trl_step.models.sharding import is_sharded, release
-from trl_step.sampling.local import is_out_of_memory
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.updates import deepspeed

@@ -1,6 +1,6 @@
 """The votes of an answer, from its text alone, and questions as rows for the trainers that draw answers themselves.
 
-    python examples/stack_llama/votes.py     # prints a few answers with the votes that they got and those read off
+python examples/stack_llama/votes.py     # prints a few answers with the votes that they got and those read off
 """
 
 from __future__ import annotations

@@ -139,9 +139,7 @@ def counted(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def test_exact_reproduces_the_release(kind: str, name: str, tmp_path: Path) -> None:
     run = recorded_run(kind, name)
     replay = Replay(run, tmp_path)
-    for update, advantages, mask, stats in zip(
-        run.updates, replay.advantages, replay.masks, replay.stats, strict=True
-    ):
+    for update, advantages, mask, stats in zip(run.updates, replay.advantages, replay.masks, replay.stats, strict=True):
         recorded, kept = update.rollout["advantages"], ~update.rollout["padding_mask"].bool()
         assert mask.sum() == kept.sum()
         recorded = recorded.unsqueeze(1).expand_as(kept) if recorded.dim() == 1 else recorded

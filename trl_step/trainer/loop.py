@@ -13,7 +13,8 @@ from typing import Any, Optional
 
 import torch
 
-from trl_step.sampling.sampler import Samples, repeated
+from trl_step.sampling.local import LocalSampler
+from trl_step.sampling.sampler import Sampler, Samples
 from trl_step.trainer.on_policy import checkpoints, tables
 from trl_step.trainer.on_policy.config import OnPolicyConfig
 from trl_step.trainer.on_policy.metrics import metrics_of
@@ -173,6 +174,15 @@ class OnPolicyTrainer:
         return self.step_trainer.accelerator
 
     @property
+    def sampler(self) -> Sampler:
+        """What draws answers: the policy in this process, or what was assigned, such as a server."""
+        return self.step_trainer.sampler  # type: ignore[no-any-return]
+
+    @sampler.setter
+    def sampler(self, sampler: Sampler) -> None:
+        self.step_trainer.sampler = sampler
+
+    @property
     def optimizer(self) -> Any:
         """As accelerate has wrapped it."""
         return self.step_trainer.optimizer
@@ -279,27 +289,16 @@ class OnPolicyTrainer:
         }
 
     def draw(self, queries: list[torch.Tensor], n: int = 1) -> Samples:
-        """`n` answers to each query [Q_i], at the settings of the run; a subclass or script may put another in place.
+        """`n` answers to each query [Q_i] by `sampler`, at the settings of the run; a subclass may override it.
 
         An answer ends with the tokenizer's end token, the model's, or `stop_token_id`.
         """
-        whole, group_ids = repeated(queries, n)
         args, step = self.args, self.step_trainer
-        more = {} if args.stop_token_id is None else {"eos_token_id": args.stop_token_id}
-        responses = step.generate(
-            whole,
-            return_prompt=False,
-            batch_size=args.local_rollout_forward_batch_size,
-            max_new_tokens=args.response_length,
-            do_sample=True,
-            temperature=args.temperature,
-            top_k=0,
-            top_p=1.0,
-            **more,
-        )
-        ends = {*step._end_tokens, args.stop_token_id}
-        ended = [int(response[-1]) in ends for response in responses]
-        return Samples(whole, responses, None, ended, step.steps_done, group_ids)
+        more: dict[str, Any] = {} if args.stop_token_id is None else {"eos_token_id": args.stop_token_id}
+        if isinstance(step.sampler, LocalSampler):
+            more |= {"batch_size": args.local_rollout_forward_batch_size, "return_logprobs": False}
+        lengths = {"max_new_tokens": args.response_length, "temperature": args.temperature}
+        return step.sample(queries, n, do_sample=True, top_k=0, top_p=1.0, **lengths, **more)  # type: ignore[no-any-return]
 
     def _scores(self, samples: Samples, columns: dict[str, list[Any]]) -> torch.Tensor:
         """[N] float32, `missing_eos_penalty` subtracted; all processes raise if one of them cannot score."""

@@ -54,9 +54,7 @@ def test_metrics_by_hand(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPa
 
 
 @EQUAL
-def test_the_updates_are_those_of_the_step_api(
-    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_updates_are_those_of_the_step_api(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop written by hand around `PPOTrainer`, with the settings that the documents give, ends at the same bits."""
     sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_mini_batches": 2}
     trainer = make(tmp_path, total_episodes=16, seed=5, **sizes)
@@ -72,7 +70,9 @@ def test_the_updates_are_those_of_the_step_api(
     parameters = [p for part in (model, critic) if part is not None for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(steps))
-    ours = PPOTrainer(config, model, None, tiny.tokenizer(), None, optimizer, lr_scheduler=scheduler, value_model=critic)
+    ours = PPOTrainer(
+        config, model, None, tiny.tokenizer(), None, optimizer, lr_scheduler=scheduler, value_model=critic
+    )
     set_seed(5)
     for (queries, responses, scores), named, _ in steps:
         ours.step(queries, responses, [float(score) for score in scores], **named)

@@ -93,7 +93,9 @@ def test_an_error_in_the_function_names_the_prompts() -> None:
     def broken(texts: list[str]) -> list[float]:
         raise KeyError("lost")
 
-    with pytest.raises(RuntimeError, match=r"reward_model raised KeyError: 'lost'; the prompts were 'w5 w6', 'w7'") as e:
+    with pytest.raises(
+        RuntimeError, match=r"reward_model raised KeyError: 'lost'; the prompts were 'w5 w6', 'w7'"
+    ) as e:
         score(broken)
     assert isinstance(e.value.__cause__, KeyError)
 

@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # two workers on two cores: one thread each
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo demo-calculator demo-game stack-llama test test-fast bench-quick lint type format clean
+.PHONY: help demo demo-calculator demo-game demo-rloo demo-ppo stack-llama test test-fast bench-quick lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,12 @@ demo-calculator: $(INSTALLED) ## teach a small model to use a calculator
 
 demo-game: $(INSTALLED) ## teach a small model a game of many turns
 	$(BIN)/python examples/guess_number/ppo_guess_number.py
+
+demo-rloo: $(INSTALLED) ## RLOO with train() and a reward function
+	$(BIN)/python examples/rloo/rloo.py
+
+demo-ppo: $(INSTALLED) ## supervised tuning, a reward model, PPO with train()
+	$(BIN)/python examples/ppo/ppo_tldr.py
 
 stack-llama: $(INSTALLED) ## the StackLLaMA pipeline with a small Llama: SFT, reward model, PPO (some minutes on two cores)
 	$(BIN)/python examples/stack_llama/pipeline.py

@@ -23,7 +23,7 @@ from votes import questions, rise_of, score_votes
 
 DEFAULTS = {
     "output_dir": "runs/rloo", "learning_rate": 1e-3, "per_device_train_batch_size": 32, "rloo_k": 4,
-    "gradient_accumulation_steps": 2, "num_ppo_epochs": 2, "total_episodes": 2560, "response_length": 40,
+    "gradient_accumulation_steps": 2, "num_ppo_epochs": 2, "total_episodes": 1280, "response_length": 40,
     "temperature": 1.0, "kl_coef": 0.03, "lr_scheduler_type": "constant", "report_to": "none", "save_strategy": "no",
     "num_sample_generations": 2, "per_device_eval_batch_size": 4, "local_rollout_forward_batch_size": 64, "seed": 0,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The recorded runs of RLOO (TRL 0.15.2), PPOv2 (0.11.4) and PPO (0.26.2), replayed through `train()` with `exact=True`.
+"""The recorded runs of RLOO (TRL 0.15.2), PPOv2 (0.11.4) and PPO (0.26.2), replayed by `train()` with `exact=True`.
 
 Answers and their prompts are the recorded ones; everything else is computed here. Tolerance: that of `excess`, in whose
 units one rounding in the initial weights moves a recorded number by up to 0.2.
@@ -84,8 +84,9 @@ class Replay:
 
     def rows(self) -> Any:
         """Batches of the recorded prompts."""
-        for self.now in self.updates:
-            numbers = self.now.rollout["prompts"]
+        for update in self.updates:
+            self.now = update
+            numbers = update.rollout["prompts"]
             yield {"input_ids": [inputs.prompts()[number] for number in numbers[: len(numbers) // self.n]]}
 
     def draw(self, queries: list[torch.Tensor], n: int) -> Samples:

@@ -84,11 +84,6 @@ class PPOv2Trainer(OnPolicyTrainer):
     """PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347) with `train()`: draws answers to prompts,
     scores them, and updates policy and critic.
 
-    ```python
-    trainer = PPOv2Trainer(PPOv2Config("runs/ppo"), tokenizer, policy, ref_policy, reward, train_dataset, value_model)
-    trainer.train()
-    ```
-
     Args:
         config: settings; the run-time fields are filled in
         tokenizer: pads, and knows the end token

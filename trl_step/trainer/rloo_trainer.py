@@ -33,11 +33,6 @@ class RLOOTrainer(OnPolicyTrainer):
     """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740), with `train()`:
     `rloo_k` answers to each prompt, each compared with the mean of the others; the ratio of whole answers is clipped.
 
-    ```python
-    trainer = RLOOTrainer(RLOOConfig("runs/rloo"), tokenizer, policy, ref_policy, reward, train_dataset)
-    trainer.train()
-    ```
-
     Args:
         config: settings; the run-time fields are filled in
         processing_class: the tokenizer

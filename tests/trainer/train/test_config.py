@@ -98,16 +98,16 @@ def test_wrong_arguments_of_the_trainers(tmp_path: Path) -> None:
         RLOOTrainer(config, tokenizer, model, None, None, rows)
     with pytest.raises(ValueError, match="reward_model must be a model for sequence classification or a function"):
         RLOOTrainer(config, tokenizer, model, None, "name", rows)
-    with pytest.raises(ValueError, match="reward_model .* has 2 labels"):
-        wide = loops.classifier()
-        wide.config.num_labels = 2
+    wide = loops.classifier()
+    wide.config.num_labels = 2
+    with pytest.raises(ValueError, match=r"reward_model \(GPT2ForSequenceClassification\) has 2 labels"):
         RLOOTrainer(config, tokenizer, model, None, wide, rows)
-    with pytest.raises(ValueError, match="train_dataset has the columns .'text'., but not input_ids"):
+    with pytest.raises(ValueError, match=r"train_dataset has the columns \['text'\], but not input_ids"):
         RLOOTrainer(config, tokenizer, model, None, len, Dataset.from_dict({"text": ["a"]}))
     with pytest.raises(ValueError, match="the reference is the policy itself"):
         RLOOTrainer(config, tokenizer, model, model, len, rows)
+    other = PPOConfig(str(tmp_path), ref_adapter_name="other")
     with pytest.raises(ValueError, match="ref_adapter_name='other' is no adapter of the policy"):
-        other = PPOConfig(str(tmp_path), ref_adapter_name="other")
         PPOTrainer(other, tokenizer, model, None, len, rows)
 
 

@@ -1,4 +1,4 @@
-"""RLOO and PPO with `train()` on two CPU processes (gloo), with DDP and FSDP2: they are one process on the joined batch.
+"""RLOO and PPO with `train()` on two CPU processes (gloo), DDP and FSDP2: the numbers of one process on all samples.
 
 Slow, as two processes are started, and each imports torch and transformers.
 """

@@ -61,7 +61,7 @@ def test_without_a_whole_checkpoint_nothing_is_resumed(tmp_path: Path) -> None:
     again = loops.rloo(tmp_path, **SAVED)
     again.train(resume_from_checkpoint=True)
     assert history(again) == history(trainer)
-    with pytest.raises(ValueError, match="cliprange: 0.2 in the state, 0.3 here"):
+    with pytest.raises(ValueError, match=r"cliprange: 0\.2 in the state, 0.3 here"):
         loops.rloo(tmp_path, **SAVED, cliprange=0.3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 

@@ -12,11 +12,6 @@ from trl_step.trainer.text.text_trainer import tokenizer_of
 class PPOTrainer(PPOv2Trainer):
     """PPO with `train()`, with the arguments of TRL 0.12 to 1.9; see `PPOv2Trainer`.
 
-    ```python
-    trainer = PPOTrainer(PPOConfig("runs/ppo"), tokenizer, model, ref_model, reward, train_dataset, value_model)
-    trainer.train()
-    ```
-
     Args:
         args: settings; the run-time fields are filled in
         processing_class: the tokenizer

@@ -30,7 +30,12 @@ IDS = {"pad_token_id": PAD, "eos_token_id": END, "bos_token_id": END, "vocab_siz
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Words w3 to w23, padded on the left, as generation wants."""
-    words = {"<pad>": PAD, "<end>": END, "<stop>": STOP, **{f"w{number}": number for number in range(FIRST, VOCABULARY)}}
+    words = {
+        "<pad>": PAD,
+        "<end>": END,
+        "<stop>": STOP,
+        **{f"w{number}": number for number in range(FIRST, VOCABULARY)},
+    }
     backend = Tokenizer(models.WordLevel(words, unk_token="w3"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(

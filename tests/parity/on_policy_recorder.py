@@ -2,8 +2,8 @@
 
     python -m tests.parity.on_policy_recorder ppo tests/parity/data
 
-Only the draw of `torch.multinomial` is replaced, and only inside `generate`. All else is the release's own code; what it
-computed is read from the frame of `train()` when it calls backward.
+Only the draw of `torch.multinomial` is replaced, and only inside `generate`. All else is the release's own code; what
+it computed is read from the frame of `train()` when it calls backward.
 """
 
 from __future__ import annotations
@@ -212,8 +212,8 @@ def is_plain(value: Any) -> bool:
 def sensitivity(one: dict[str, Any], other: dict[str, Any]) -> float:
     """The largest difference between two runs in units of a replay's tolerance."""
     arrays = [excess(one["arrays"][name], other["arrays"][name]).max() for name in one["arrays"]]
-    logged = [float(excess(row[key], again[key])) for row, again in zip(one["log"], other["log"]) for key in row]
-    return float(max([*arrays, *logged]))
+    rows = zip(one["log"], other["log"], strict=True)
+    return float(max([*arrays, *(excess(row[key], again[key]) for row, again in rows for key in row)]))
 
 
 def main(trainer: str, folder: Path) -> None:

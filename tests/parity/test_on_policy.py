@@ -62,6 +62,8 @@ class Replay:
         self.masks: list[torch.Tensor] = []
         self.stats: list[dict[str, Any]] = []
         known = {name: run.options[name] for name in SETTINGS if name in run.options}
+        if known["stop_token"]:
+            del known["stop_token_id"]  # which the release fills in
         config = config_class(
             str(folder), **{**known, "exact": True, **changes}, use_cpu=True, report_to="none", save_strategy="no",
             num_sample_generations=0, disable_tqdm=True,

@@ -49,6 +49,9 @@ def test_metrics_by_hand(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPa
         total = entry["objective/scores"] + entry["objective/non_score_reward"]
         assert entry["objective/rlhf_reward"] == pytest.approx(total, rel=1e-6)
         assert entry["val/num_eos_tokens"] == sum(ended)
+        # two epochs of one mini-batch: the mean ratio is 1 in the first
+        assert entry["val/ratio"] != 1.0
+        assert entry["val/ratio_var"] == pytest.approx(2 * (entry["val/ratio"] - 1) ** 2, rel=1e-3)
     assert abs(trainer.state.log_history[-1]["objective/kl"]) > 1e-3
     assert [entry["lr"] for entry in trainer.state.log_history] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
 

@@ -7,8 +7,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # two workers on two cores: one thread each
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo demo-calculator demo-game demo-ddpo demo-frozen-lake demo-two-players stack-llama test test-fast \
-	bench-quick gpu-check lint type format clean
+.PHONY: help demo demo-calculator demo-game demo-rloo demo-ppo demo-ddpo demo-frozen-lake demo-two-players stack-llama \
+	test test-fast bench-quick gpu-check lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -37,6 +37,12 @@ demo-frozen-lake: $(INSTALLED) ## teach a small model to cross Gymnasium's froze
 
 demo-two-players: $(INSTALLED) ## let a small model learn a game by playing against itself
 	$(BIN)/python examples/two_players/self_play.py
+
+demo-rloo: $(INSTALLED) ## RLOO with train() and a reward function
+	$(BIN)/python examples/rloo/rloo.py
+
+demo-ppo: $(INSTALLED) ## supervised tuning, a reward model, PPO with train()
+	$(BIN)/python examples/ppo/ppo_tldr.py
 
 stack-llama: $(INSTALLED) ## the StackLLaMA pipeline with a small Llama: SFT, reward model, PPO (some minutes on two cores)
 	$(BIN)/python examples/stack_llama/pipeline.py

@@ -16,6 +16,7 @@ from tests import benchmark_tables
 from tests.markdown_pages import DOCS, README, ROOT
 from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, STATS, Stat
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, UNKNOWN, Flag, Quantization, Rule, Source
+from trl_step.trainer.on_policy.metrics import METRICS
 
 OVER_PROCESSES = {
     "samples": "over all samples",
@@ -39,9 +40,18 @@ def _row(stat: Stat) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+def loop_metric_table() -> str:
+    """Markdown: one row per metric of the trainers with `train()`."""
+    lines = ["| metric | formula | statistic of `step` |", "|---|---|---|"]
+    for one in METRICS:
+        formula = one.formula if len(one.algorithms) > 1 else f"{one.formula} (PPO)"
+        lines.append(f"| `{one.name}` | {formula} | {f'`{one.source}`' if one.source else ''} |")
+    return "\n".join(lines)
+
+
 PORTING = DOCS / "from-trl-0.7.md"
 TUNING = DOCS / "which-setting.md"
-PAGES = (README, PORTING, TUNING, DOCS / "performance.md", DOCS / "algorithms.md")
+PAGES = (README, PORTING, TUNING, DOCS / "performance.md", DOCS / "algorithms.md", DOCS / "logging.md")
 CURVES = ("env/reward_mean", "objective/kl", "ppo/policy/entropy", "ppo/policy/clipfrac", "ppo/val/var_explained")
 CALL_NAMES = {
     "pipeline": "`pipeline(...)`",
@@ -113,6 +123,7 @@ def with_tables(page: str) -> str:
         "table of logged keys": metric_table,
         "table of translations": translation_table,
         "table of curves": curve_table,
+        "table of metrics of train": loop_metric_table,
         **benchmark_tables.TABLES,
     }
     for mark, table in tables.items():

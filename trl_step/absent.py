@@ -8,10 +8,6 @@ _ARGUMENTS = "transformers.TrainingArguments, and what is the method's own as ar
 INSTEAD = {
     "GRPOTrainer": f'{_SAMPLED}, with PPOConfig(advantage_estimator="grpo")',
     "GRPOConfig": 'PPOConfig(advantage_estimator="grpo"), with PPOTrainer',
-    "RLOOTrainer": f'{_SAMPLED}, with PPOConfig(advantage_estimator="rloo")',
-    "RLOOConfig": 'PPOConfig(advantage_estimator="rloo"), with PPOTrainer',
-    "PPOv2Trainer": "PPOTrainer, whose loop you write yourself",
-    "PPOv2Config": "PPOConfig, with PPOTrainer",
     "OnlineDPOTrainer": f"{_SAMPLED}, each scored by comparison",
     "NashMDTrainer": f"{_SAMPLED}, each scored by comparison",
     "XPOTrainer": f"{_SAMPLED}, each scored by comparison",

@@ -134,6 +134,7 @@ class Objective(NamedTuple):
                 "policy/advantages": batch.advantages,
                 "policy/advantages_mean": mean_over(batch.advantages, mask),
                 "policy/ratio": log_ratio.exp(),
+                "policy/ratio_mean": mean_over(log_ratio.exp(), mask),
             }
             if own.clipped is not None:
                 statistics["policy/clipfrac"] = mean_over(own.clipped, mask)

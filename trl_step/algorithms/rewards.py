@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trl_step.core import count_mean_squares, in_float64, sum_over_processes
+from trl_step.core import ReduceSum, count_mean_squares, in_float64, keep, sum_over_processes
+
+NORMALIZED_EPSILON = 1e-8
+"""Added to the deviation that `normalized_scores` divides by."""
 
 
 class RunningMoments:
@@ -47,6 +50,19 @@ class RunningMoments:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take over what `state_dict` gave."""
         self.mean, self.std, self.var, self.count = (state[key] for key in ("mean", "std", "var", "count"))
+
+
+def normalized_scores(scores: torch.Tensor, most: float, reduce_sum: ReduceSum = keep) -> torch.Tensor:
+    """(scores - mean) / (unbiased std + 1e-8), limited to ± `most`: RLOO's `normalize_reward`.
+
+    Args:
+        scores: [B]
+        most: `reward_clip_range`
+        reduce_sum: spans the processes over which mean and deviation are taken
+    """
+    count, mean, squares = count_mean_squares(in_float64(scores), reduce_sum=reduce_sum)
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt()
+    return ((scores - mean.to(scores)) / (deviation.to(scores) + NORMALIZED_EPSILON)).clamp(-most, most)
 
 
 def sample_totals(scores: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,12 @@ HOMES = {
     ),
     "trl_step.trainer.ppo_config": ("PPOConfig",),
     "trl_step.trainer.ppo_trainer": ("PPOTrainer",),
+    "trl_step.trainer.ppov2_config": ("PPOv2Config",),
+    "trl_step.trainer.ppov2_trainer": ("PPOv2Trainer",),
     "trl_step.trainer.reward_config": ("RewardConfig",),
     "trl_step.trainer.reward_trainer": ("RewardTrainer",),
+    "trl_step.trainer.rloo_config": ("RLOOConfig",),
+    "trl_step.trainer.rloo_trainer": ("RLOOTrainer",),
     "trl_step.trainer.sft_trainer": ("SFTTrainer",),
     "trl_step.trainer.utils": (
         "AdaptiveKLController",
@@ -43,8 +47,12 @@ if TYPE_CHECKING:
     from trl_step.trainer.model_config import ModelConfig, ScriptArguments
     from trl_step.trainer.ppo_config import PPOConfig
     from trl_step.trainer.ppo_trainer import PPOTrainer
+    from trl_step.trainer.ppov2_config import PPOv2Config
+    from trl_step.trainer.ppov2_trainer import PPOv2Trainer
     from trl_step.trainer.reward_config import RewardConfig
     from trl_step.trainer.reward_trainer import RewardTrainer
+    from trl_step.trainer.rloo_config import RLOOConfig
+    from trl_step.trainer.rloo_trainer import RLOOTrainer
     from trl_step.trainer.sft_trainer import SFTTrainer
     from trl_step.trainer.utils import (
         AdaptiveKLController,
@@ -75,6 +83,10 @@ __all__ = [
     "ModelConfig",
     "PPOConfig",
     "PPOTrainer",
+    "PPOv2Config",
+    "PPOv2Trainer",
+    "RLOOConfig",
+    "RLOOTrainer",
     "RewardConfig",
     "RewardTrainer",
     "RunningMoments",

@@ -620,6 +620,9 @@ class PPOTrainer(LanguageTrainer):
         stats = rollout_statistics(kl_coef=kl_coef, end_tokens=self._end_tokens, reduce_sum=self._processes.sum, **data)
         for key, value in train_stats.items():
             stats[f"ppo/{key}"] = value.float().mean(dim=0)
+        means = train_stats.get("policy/ratio_mean")
+        if means is not None:
+            stats["ppo/policy/ratio_var"] = means.float().var(dim=0) if len(means) > 1 else torch.zeros_like(means[0])
         if "ppo/val/error" in stats:
             error, variance = stats["ppo/val/error"], stats["ppo/returns/var"]
             # differs from v0.7: it was NaN or infinite if the returns do not vary

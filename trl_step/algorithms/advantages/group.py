@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from trl_step.core import ReduceSum
+from trl_step.core import ReduceSum, count_mean_squares, in_float64, keep
 
 STD_EPSILON = 1e-4
+NORMALIZED_EPSILON = 1e-8
+"""Added to the deviation that `normalized_advantages` divides by."""
 FLAT = 1e-6
 """A group whose rewards differ by less, relative to the largest of them and to 1, has no variance: rounding of a KL
 penalty must not become an advantage."""
@@ -103,6 +105,20 @@ def rloo_advantages(totals: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     # R - (n mean - R) / (n - 1)
     leave_one_out = (totals - found.mean) * (found.size / (found.size - 1).clamp(min=1))
     return leave_one_out.masked_fill(found.flat, 0.0)
+
+
+def normalized_advantages(advantages: torch.Tensor, mask: torch.Tensor, reduce_sum: ReduceSum = keep) -> torch.Tensor:
+    """(A - mean) / (unbiased std + 1e-8) over samples, where each has one advantage for all of its tokens: [B, T].
+
+    Args:
+        advantages: [B, T], the same for all counted tokens of a sample and 0 elsewhere
+        mask: [B, T]
+        reduce_sum: spans the processes over which mean and deviation are taken
+    """
+    of_samples = (advantages * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    count, mean, squares = count_mean_squares(in_float64(of_samples), reduce_sum=reduce_sum)
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt()
+    return (advantages - mean.to(advantages)) / (deviation.to(advantages) + NORMALIZED_EPSILON) * mask
 
 
 def group_counts(totals: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:

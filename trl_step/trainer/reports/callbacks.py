@@ -140,12 +140,12 @@ class SampleTable:
         decode = report.trainer.tokenizer.decode
         rows = list(zip(report.queries, report.responses, report.scores.tolist(), strict=True))
         for query, response, score in rows[: self.samples]:
-            table.add_row(_cell(decode(query)), _cell(decode(response)), f"{score:.3f}")
+            table.add_row(cell(decode(query)), cell(decode(response)), f"{score:.3f}")
         with tqdm.external_write_mode():  # a progress bar steps aside
             (self.console or Console()).print(table)
 
 
-def _cell(text: str) -> Any:
+def cell(text: str) -> Any:
     """Text of a model as it is: no markup in it takes effect, and no control character of a terminal."""
     from rich.text import Text
 

@@ -1,0 +1,1 @@
+"""Layer 6: names that TRL keeps in `trl.experimental`."""

@@ -135,6 +135,7 @@ class RemoteEnvironment:
             self._connection.send(question)
             if not self._connection.poll(timeout):
                 self.process.kill()
+                self.process.join()  # or the pool would take it for alive, and give it to the next episode
                 raise RemoteError(f"no reply within {timeout:g} seconds; its process was ended")
             reply = Reply(*self._connection.recv())
         except (EOFError, ConnectionError) as error:

@@ -18,6 +18,23 @@ def _no_such_name(package: str, name: str) -> Exception:
     return AttributeError(f"module {package!r} has no attribute {name!r}")
 
 
+def legacy_names(module: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """`__getattr__` of a module for names that an old release had there because it imported them.
+
+    Args:
+        module: its dotted name.
+        homes: module -> names that are imported from it.
+    """
+    home_of = {name: home for home, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in home_of:
+            raise _no_such_name(module, name)
+        return getattr(importlib.import_module(home_of[name]), name)
+
+    return get
+
+
 def lazy_names(
     package: str,
     homes: Mapping[str, Sequence[str]],

@@ -1,9 +1,13 @@
-"""Chat formats: special tokens, template, and the resized embedding."""
+"""Chat formats: special tokens, template, and the resized embedding; models in wrappers, under TRL's names."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from trl_step.models.sharding import gathered
 
 
 @dataclass
@@ -74,3 +78,28 @@ def setup_chat_format(
             config.eos_token_id = tokenizer.eos_token_id
             config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+@contextmanager
+def unwrap_model_for_generation(
+    model: Any, accelerator: Any, is_peft_model: bool = False, gather_deepspeed3_params: bool = True
+) -> Iterator[Any]:
+    """The model in its parallel wrapper, inside with all of its weights on this process; every process enters.
+
+    Args:
+        model: as `accelerator.prepare` returned it.
+        accelerator: that prepared it.
+        is_peft_model: has no effect; the adapter stays active.
+        gather_deepspeed3_params: False leaves weights sharded, so that all processes must run the same passes.
+    """
+    inner = accelerator.unwrap_model(model)
+    if not gather_deepspeed3_params:
+        yield inner
+        return
+    with gathered(inner):
+        yield inner
+
+
+def prepare_fsdp(model: Any, accelerator: Any) -> Any:
+    """A model that does not train, sharded as `accelerator` shards, in eval mode."""
+    return accelerator.prepare_model(model, evaluation_mode=True).eval()

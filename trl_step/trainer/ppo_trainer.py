@@ -36,6 +36,7 @@ from trl_step.algorithms.rewards import RunningMoments, sample_totals, shape_sco
 from trl_step.algorithms.stats import LOGGED_ARRAYS, readable, rollout_statistics
 from trl_step.core import PPODecorators, entropy_from_logits, masked_whiten
 from trl_step.data.special_tokens import tokenizer_of
+from trl_step.lazy import legacy_names
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.notices import warn_user
 from trl_step.models.shortcuts.modes import kept_modes, training_without_dropout
@@ -65,6 +66,19 @@ from trl_step.trainer.updates.updater import without_losses
 
 if TYPE_CHECKING:
     import datasets
+
+IMPORTED_BY_07 = {
+    "trl_step.core": (
+        "WANDB_PADDING", "clip_by_value", "convert_to_scalar", "flatten_dict", "logprobs_from_logits", "masked_mean",
+        "masked_var", "set_seed", "stack_dicts", "stats_to_np",
+    ),
+    "trl_step.import_utils": ("is_npu_available", "is_xpu_available"),
+    "trl_step.models": ("SUPPORTED_ARCHITECTURES", "create_reference_model"),
+    "trl_step.trainer": ("AdaptiveKLController", "BaseTrainer", "FixedKLController"),
+}  # fmt: skip
+"""Names that scripts import from this module, as that of release 0.7 imported them."""
+if not TYPE_CHECKING:
+    __getattr__ = legacy_names(__name__, IMPORTED_BY_07)
 
 __all__ = ["MODEL_CARD_TEMPLATE", "PPOTrainer"]
 

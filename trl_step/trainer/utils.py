@@ -52,6 +52,12 @@ __all__ = [
     "trl_sanitze_kwargs_for_tagging",
 ]
 
+SIMPLE_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""A chat template without special tokens: `User: ...`, an empty line, `Assistant: ...`."""
+
 
 def exact_div(a: int, b: int, a_str: str, b_str: str, custom_error_message: str = "") -> int:
     """a / b if that is a whole number.

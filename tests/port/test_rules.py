@@ -11,7 +11,7 @@ from accelerate import DataLoaderConfiguration
 from transformers import BitsAndBytesConfig, GenerationConfig, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from trl_step.port.rules import CALLS, OPTIMIZERS, UNKNOWN, Quantization, Rule, Source, Values
+from trl_step.port.rules import CALLS, OPTIMIZERS, UNKNOWN, Quantization, Rule, Source, Values, Warmup
 
 RULES = [pytest.param(rule, id=f"{kind}-{rule.old[0]}") for kind, rules in CALLS.items() for rule in rules]
 NAMES = {"BitsAndBytesConfig": BitsAndBytesConfig, "DataLoaderConfiguration": DataLoaderConfiguration, "torch": torch}
@@ -19,6 +19,8 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "top_k": (0.0, 50.0, 0, 40),
     "min_length": (-1, 0, 5),
     "device_map": ({"": 0}, {"": "cpu"}, "auto"),
+    "warmup_ratio": (0.0, 0.1),
+    "warmup_steps": (0, 5),
     "optim": ("adamw_hf", "adamw_apex_fused", "adamw_torch"),
 }
 TRUTH = (True, False)
@@ -67,7 +69,7 @@ def test_source_of_what_is_known_at_run_time_only(rule: Rule) -> None:
 def test_todays_training_arguments_take_every_new_name() -> None:
     known = set(TrainingArguments.__dataclass_fields__)
     for rule in CALLS["TrainingArguments"]:
-        assert not known & set(rule.old) or isinstance(rule, Values), f"{rule.old} is still taken"
+        assert not known & set(rule.old) or isinstance(rule, (Values, Warmup)), f"{rule.old} is still taken"
         assert set(rule.values(dict.fromkeys(rule.old, True)) or {}) <= known
 
 

@@ -17,6 +17,7 @@ from tests.limits import HANG
 from tests.markdown_pages import ROOT, write_tiny_models
 from trl_step.extras.all_scores import AllScoresPipeline
 from trl_step.port.aliases import trl_is_trl_step
+from trl_step.port.old_flags import translated_words
 from trl_step.port.patches import translated, wrapped_functions
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
 from trl_step.port.tools import load_tool
@@ -81,6 +82,8 @@ def test_a_module_without_a_counterpart_is_said() -> None:
 
 
 def test_every_patch_is_taken_off_also_behind_an_error() -> None:
+    for owner, name, _ in wrapped_functions():
+        getattr(owner, name)  # transformers imports it now
     before = {(repr(owner), name): vars(owner)[name] for owner, name, _ in wrapped_functions()}
     before_methods = set(dir(transformers.PreTrainedTokenizerBase))
     with pytest.raises(ZeroDivisionError):
@@ -285,3 +288,46 @@ def test_module_runs_a_script_with_its_arguments_and_its_neighbours(tmp_path: Pa
     )  # fmt: skip
     assert done.stdout.strip() == f"{[str(tmp_path / 'old.py'), '--check', '-x']} True trl_step"
     assert done.returncode == 3
+
+
+@pytest.mark.parametrize(("steps", "expected"), [("", 100), (", warmup_steps=0", 100), (", warmup_steps=20", 20)])
+def test_the_ratio_of_warm_up_counts_without_steps(steps: str, expected: int, tmp_path: Path) -> None:
+    run(
+        "from transformers import TrainingArguments\n"
+        f"args = TrainingArguments(r'{tmp_path}', warmup_ratio=0.1{steps}, report_to=[], use_cpu=True)\n"
+        f"assert args.get_warmup_steps(1000) == {expected}, args.get_warmup_steps(1000)"
+    )
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--warmup_ratio", "0.1", "--warmup_steps", "0"], ["--warmup_steps", "0.1"]),
+    (["--warmup_steps=0", "--warmup_ratio=0.1"], ["--warmup_steps=0.1"]),
+    (["--warmup_steps", "0"], ["--warmup_steps", "0"]),
+])  # fmt: skip
+def test_the_ratio_of_warm_up_on_the_command_line(words: list[str], expected: list[str]) -> None:
+    assert translated_words(words, {"--warmup_steps", "--eval_strategy"}, lambda *_: None) == expected
+
+
+VERSIONS = """
+import importlib.metadata
+from transformers.utils.versions import require_version
+import trl
+require_version("trl>=0.8.6,<=0.11.9")
+found = importlib.metadata.version("trl"), trl.__version__, importlib.metadata.version("torch")
+"""
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"), [(UNKNOWN_ORIGIN, "0.11.4"), (Origin(("0.9.6",), "--release"), "0.9.6")]
+)
+def test_a_script_finds_the_version_of_its_release(origin: Origin, expected: str) -> None:
+    told: list[str] = []
+    version, class_before = trl_step.__version__, type(trl_step)
+    found: tuple[str, ...] = run(VERSIONS, told, origin)["found"]  # type: ignore[assignment]
+    assert found[:2] == (expected, expected)
+    assert found[2].startswith("2.")
+    assert [line for line in told if "version" in line] == [
+        line for line in told if line.endswith((f"the version of trl -> {expected}", f"trl.__version__ -> {expected}"))
+    ]
+    assert len([line for line in told if "version" in line]) == 2
+    assert (trl_step.__version__, type(trl_step)) == (version, class_before)

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trl_step.port.rules import CALLS, Drop, Flag, Rename
+from trl_step.port.rules import CALLS, Drop, Flag, Rename, Warmup
 
 Report = Callable[[str, str], None]
 NO = ("false", "no", "f", "n", "0")
@@ -23,9 +23,10 @@ def translated_words(words: Sequence[str], known: set[str], report: Report) -> l
     value.
     """
     rules = {f"--{rule.old[0]}": rule for rule in CALLS["TrainingArguments"] if isinstance(rule, (Rename, Drop, Flag))}
+    rules["--warmup_ratio"] = Rename("warmup_ratio", "warmup_steps", Warmup().why)
     are_of_training = "--eval_strategy" in known
     new_words: list[str] = []
-    waiting = list(words)[::-1]
+    waiting = _without_zero_steps(words)[::-1]
     while waiting:
         word = waiting.pop()
         flag, equals, value = word.partition("=")
@@ -47,6 +48,19 @@ def translated_words(words: Sequence[str], known: set[str], report: Report) -> l
         else:
             new_words.append(word)
     return new_words
+
+
+def _without_zero_steps(words: Sequence[str]) -> list[str]:
+    """`words` without `--warmup_steps 0` beside `--warmup_ratio`, which counted then."""
+    words = list(words)
+    if not any(word.partition("=")[0] == "--warmup_ratio" for word in words):
+        return words
+    if "--warmup_steps=0" in words:
+        words.remove("--warmup_steps=0")
+    for i in range(len(words) - 1):
+        if words[i : i + 2] == ["--warmup_steps", "0"]:
+            return words[:i] + words[i + 2 :]
+    return words
 
 
 def with_old_flags(parse_known_args: Callable[..., Any], report: Report) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ from trl_step.port.releases import ASKED, UNKNOWN_ORIGIN, Origin
 from trl_step.port.replacing import replaced
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, TEXT_CLASSIFICATION
 from trl_step.port.train_api import EXPERIMENTAL, MODULES, NAMES, PACKAGES
+from trl_step.port.versions import version_of_trl
 from trl_step.trainer.ppo_config import PPOConfig
 
 Report = Callable[[str], None]
@@ -86,6 +87,7 @@ def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN, means_train: boo
         stack.enter_context(replaced(PPOConfig, "__init__", translator.with_defaults(PPOConfig.__init__, origin)))
         stack.enter_context(replaced(PPOConfig, "__dataclass_fields__", _fields_with(origin.defaults or {})))
         stack.enter_context(old_reads(translator.report_once))
+        stack.enter_context(version_of_trl(translator.report_once, origin))
         if means_train:
             stack.enter_context(with_train(translator))
         stack.enter_context(replaced(Trainer, "__init_subclass__", classmethod(translator.adapt_overrides)))

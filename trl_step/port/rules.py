@@ -75,6 +75,28 @@ class Rename:
 
 
 @dataclass(frozen=True)
+class Warmup:
+    """`warmup_ratio`, which counted if there were no `warmup_steps`, or 0 of them."""
+
+    old: tuple[str, ...] = ("warmup_ratio", "warmup_steps")
+    why: str = "a number of steps below 1 is a fraction of all"
+    imports: str = ""
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        if "warmup_ratio" not in given:
+            return None
+        return {"warmup_steps": given.get("warmup_steps") or given["warmup_ratio"]}
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str] | None:
+        if "warmup_ratio" not in given:
+            return None
+        steps, ratio = given.get("warmup_steps"), given["warmup_ratio"].text
+        if steps is None or (steps.value is not UNKNOWN and not steps.value):
+            return {"warmup_steps": ratio}
+        return {"warmup_steps": f"{steps.text} or {ratio}" if steps.value is UNKNOWN else steps.text}
+
+
+@dataclass(frozen=True)
 class Drop:
     """A keyword without a replacement."""
 
@@ -292,7 +314,7 @@ ALL_SCORES = Flag(
 )
 TRAINING: tuple[Rule, ...] = (
     *(Rename(old, new) for old, new in RENAMED.items()),
-    Rename("warmup_ratio", "warmup_steps", "a number below 1 is a fraction of all steps"),
+    Warmup(),
     Flag("adafactor", {"optim": "adafactor"}, {}, "the optimizer is chosen by its name", {"optim": "adamw_torch"}),
     Flag("group_by_length", {"train_sampling_strategy": "group_by_length"}, {}, "sampling is chosen by its name",
          {"train_sampling_strategy": "random"}),

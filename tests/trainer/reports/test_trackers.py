@@ -230,3 +230,13 @@ def test_a_step_whose_log_was_lost_keeps_its_number(tmp_path: Path) -> None:
     again.load_state("latest")
     again.log_stats(again.step(*batch()), COLUMNS, batch()[2])
     assert again.current_step == 3
+
+
+def test_tensorboard_without_a_folder_says_where_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="the logs go to the folder runs/"):
+        ours = trainer("gpt2", log_with="tensorboard")
+    queries, responses, scores = batch()
+    stats = ours.step(queries, responses, scores)
+    ours.log_stats(stats, {"query": ["a"] * 8, "response": ["b"] * 8}, scores)
+    assert list((tmp_path / "runs").rglob("events.out.tfevents.*"))

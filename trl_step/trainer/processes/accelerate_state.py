@@ -25,6 +25,11 @@ from accelerate.utils import (
     ProjectConfiguration,
 )
 
+from trl_step.models.notices import warn_user
+
+DEFAULT_LOGGING_DIR = "runs"
+"""Of tensorboard, whose own default it is."""
+
 
 class OwnPrecision(Accelerator):
     """An `Accelerator` whose precision is its own; accelerate's asks the process-wide state for it."""
@@ -68,9 +73,14 @@ def make_accelerator(
         options.pop("gradient_accumulation_steps", None)
         if _processes_started() > 1 and not torch.accelerator.is_available():
             options.setdefault("cpu", True)  # else accelerate takes each process for the only one
-        accelerator = OwnPrecision(
-            log_with=log_with or None, project_config=ProjectConfiguration(**project_kwargs), **options
-        )
+        project = ProjectConfiguration(**project_kwargs)
+        if "tensorboard" in log_with and project.logging_dir is None:
+            # today's accelerate refuses tensorboard without a folder
+            project.logging_dir = DEFAULT_LOGGING_DIR
+            warn_user(
+                f"log_with='tensorboard' without project_kwargs: the logs go to the folder {DEFAULT_LOGGING_DIR}/"
+            )
+        accelerator = OwnPrecision(log_with=log_with or None, project_config=project, **options)
         accelerator.state.__dict__ = dict(accelerator.state.__dict__)
         accelerator.gradient_state.__dict__ = dict(accelerator.gradient_state.__dict__)
         _take_fsdp(accelerator, options.get("fsdp_plugin"))

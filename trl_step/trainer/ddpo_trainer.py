@@ -30,7 +30,15 @@ from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.trainer.ddpo_config import DDPOConfig
 from trl_step.trainer.diffusion.card import MODEL_CARD_TEMPLATE, write_model_card
 from trl_step.trainer.diffusion.rewards import RewardFunction, Scored, scored
-from trl_step.trainer.diffusion.samples import DenoisingBatch, DenoisingSamples, joined, shuffled, take
+from trl_step.trainer.diffusion.samples import (
+    DenoisingBatch,
+    DenoisingSamples,
+    Order,
+    as_drawn,
+    joined,
+    shuffled,
+    take,
+)
 from trl_step.trainer.diffusion.settings import shared_settings
 from trl_step.trainer.diffusion.trained import TrainedPart
 from trl_step.trainer.processes.accelerate_state import detach
@@ -222,9 +230,11 @@ class DDPOTrainer(StepTrainer):
             rewards, advantages, stats = self._judged(images, global_step)
             self._trackers.log({**stats, "epoch": epoch}, global_step)
             # 3. updates
+            order = as_drawn(samples)
             for inner_epoch in range(self.config.train_num_inner_epochs):
+                order = shuffled(order)
                 self._updater.reset()
-                for numbers in self._train_epoch(samples, advantages):
+                for numbers in self._train_epoch(samples, advantages, order):
                     stats.update(numbers)
                     self._trackers.log({**numbers, "epoch": epoch, "inner_epoch": inner_epoch}, global_step)
                     global_step += 1
@@ -334,20 +344,21 @@ class DDPOTrainer(StepTrainer):
 
     # --- stage 3: updates ----------------------------------------------------------------------------------------
 
-    def _train_epoch(self, samples: DenoisingSamples, advantages: torch.Tensor) -> Iterator[dict[str, float]]:
+    def _train_epoch(
+        self, samples: DenoisingSamples, advantages: torch.Tensor, order: Order
+    ) -> Iterator[dict[str, float]]:
         """One pass over the samples; after each update its mean `loss`, `approx_kl` and `clipfrac`."""
         config, processes, trained = self.config, self._processes, self.num_train_timesteps
-        order, steps = shuffled(samples)
-        places = np.arange(len(order))
+        places = np.arange(len(order.rows))
         update_size = self._settings.backward_batch_size
         # differs from v0.7: dropout was on in training, so that ratios did not start at 1
         with eval_mode(self.sd_pipeline.unet):
             for parts in mini_batches(places, update_size, config.train_batch_size):
                 sizes = torch.tensor([[len(part) * trained, len(part)] for part in parts], dtype=torch.float64)
                 weights = minibatch_weights(sizes, processes.sum(sizes).cpu(), processes.count, "samples")
-                numbers = torch.zeros(3, device=order.device)
+                numbers = torch.zeros(3, device=order.rows.device)
                 for part, weight in zip(parts, weights, strict=True):
-                    rows, times = order[part], steps[part]
+                    rows, times = order.rows[part], order.steps[part]
                     embeds = samples.prompt_embeds[rows]
                     if self._guides:
                         embeds = torch.cat([self.neg_prompt_embed.expand_as(embeds), embeds])

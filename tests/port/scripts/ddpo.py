@@ -56,7 +56,7 @@ def image_outputs_logger(image_data, global_step, accelerate_logger):
     images, prompts, _, rewards, _ = image_data[-1]
     result = {}
     for i, image in enumerate(images):
-        result[f"{prompts[i]:.25} | {rewards[i].item():.2f}"] = image.unsqueeze(0).float().permute(0, 2, 3, 1).numpy()
+        result[f"{prompts[i]:.25} | {rewards[i].item():.2f}"] = image.unsqueeze(0).float()
     accelerate_logger.log_images(result, step=global_step)
 
 

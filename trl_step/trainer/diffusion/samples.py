@@ -44,15 +44,29 @@ def joined(parts: list[DenoisingSamples]) -> DenoisingSamples:
     return DenoisingSamples(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def shuffled(samples: DenoisingSamples) -> tuple[torch.Tensor, torch.Tensor]:
-    """An order of the samples, int64 [B], and for each place in it an order of the sample's steps, int64 [B, S].
+class Order(NamedTuple):
+    """The order in which samples are trained, and each one's steps."""
 
-    Drawn from torch's stream of the device.
-    """
+    rows: torch.Tensor
+    """number of the sample at each place, int64 [B]"""
+    steps: torch.Tensor
+    """numbers of its steps, int64 [B, S]"""
+
+
+def as_drawn(samples: DenoisingSamples) -> Order:
+    """First to last."""
     count, steps = samples.timesteps.shape
     device = samples.timesteps.device
-    order = torch.randperm(count, device=device)
-    return order, torch.stack([torch.randperm(steps, device=device) for _ in range(count)])
+    return Order(torch.arange(count, device=device), torch.arange(steps, device=device).repeat(count, 1))
+
+
+def shuffled(order: Order) -> Order:
+    """Samples, and the steps of each, in another order, drawn from torch's stream of the device."""
+    count, steps = order.steps.shape
+    device = order.rows.device
+    places = torch.randperm(count, device=device)
+    times = torch.stack([torch.randperm(steps, device=device) for _ in range(count)])
+    return Order(order.rows[places], order.steps[places].gather(1, times))
 
 
 def take(

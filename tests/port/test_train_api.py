@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 import trl_step
+from tests import tiny
 from tests.port.test_run import run
 from trl_step.port.command_line import main
 from trl_step.port.names import missing_names
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin, origin_of
 from trl_step.port.rewrite import is_of_train_api, rewritten, undecided
+from trl_step.trainer import utils
 
 WITH_TRAIN = Origin((), "requirements.txt:1", ("0.15.2",))
 WITH_BOTH = Origin(("0.11.4",), "requirements.txt:1", ("0.15.2",))
@@ -153,6 +155,18 @@ def test_pins_of_later_releases(
     found = origin_of(tmp_path / "old.py", "", None)
     assert (found.releases, found.train_releases) == (releases, train_releases)
     assert found.has_only_train == (bool(train_releases) and not releases)
+
+
+def test_chat_templates_that_the_scripts_import() -> None:
+    tokenizer, chat = tiny.tokenizer(), [{"role": "user", "content": "w5 w6"}, {"role": "assistant", "content": "w7"}]
+
+    def shown(template: str, **options: bool) -> str:
+        return str(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **options))
+
+    assert shown(utils.SIMPLE_CHAT_TEMPLATE) == "User: w5 w6\n\nAssistant: w7\n\n"
+    assert shown(utils.SIMPLE_CHAT_TEMPLATE, add_generation_prompt=True).endswith("w7\n\nAssistant:")
+    assert shown(utils.SIMPLE_QUERY_CHAT_TEMPLATE) == " w5 w6 w7"
+    assert shown(utils.SIMPLE_SFT_CHAT_TEMPLATE) == " w5 w6 w7w1"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

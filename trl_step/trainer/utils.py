@@ -39,6 +39,9 @@ __all__ = [
     "PerPromptStatTracker",
     "RewardDataCollatorWithPadding",
     "RunningMoments",
+    "SIMPLE_CHAT_TEMPLATE",
+    "SIMPLE_QUERY_CHAT_TEMPLATE",
+    "SIMPLE_SFT_CHAT_TEMPLATE",
     "compute_accuracy",
     "disable_dropout_in_model",
     "exact_div",
@@ -57,6 +60,10 @@ SIMPLE_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """A chat template without special tokens: `User: ...`, an empty line, `Assistant: ...`."""
+SIMPLE_QUERY_CHAT_TEMPLATE = "{% for message in messages %} {{ message['content'] }}{% endfor %}"
+"""A chat template: a space and the text of each message."""
+SIMPLE_SFT_CHAT_TEMPLATE = SIMPLE_QUERY_CHAT_TEMPLATE + "{{ eos_token }}"
+"""The same with the end token, which a model learns to give."""
 
 
 def exact_div(a: int, b: int, a_str: str, b_str: str, custom_error_message: str = "") -> int:

@@ -170,7 +170,7 @@ class FakeServer:
                     },
                 }
             )
-        return {"choices": choices[::-1]}  # in no order that a client may count on
+        return {"choices": choices}
 
     def _pause(self, paused: bool) -> Any:
         self.paused = paused

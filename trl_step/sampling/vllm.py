@@ -87,8 +87,10 @@ class VLLMSampler(ServerSampler):
         return "/v1/completions", body
 
     def answers(self, content: Any) -> list[Answer]:
-        choices = sorted(content["choices"], key=lambda choice: choice["index"])
-        return [Answer(one["token_ids"], one["logprobs"]["token_logprobs"], one["finish_reason"]) for one in choices]
+        return [
+            Answer(one["token_ids"], one["logprobs"]["token_logprobs"], one["finish_reason"])
+            for one in content["choices"]
+        ]
 
     def likeliest(self, content: Any) -> float:
         return max(content["choices"][0]["logprobs"]["top_logprobs"][0].values())

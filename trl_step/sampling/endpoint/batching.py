@@ -131,8 +131,10 @@ class Batches:
         except (ValueError, TypeError) as error:
             if len(jobs) == 1:
                 jobs[0].answer.set_exception(ApiError(400, str(error)))
-            for job in jobs if len(jobs) > 1 else ():  # one is wrong: find it
-                self._answer([job])
+            else:  # find the one that is wrong
+                half = len(jobs) // 2
+                self._answer(jobs[:half])
+                self._answer(jobs[half:])
         except Exception as error:
             logger.exception("sampling failed")
             for job in jobs:

@@ -138,12 +138,10 @@ def _include_usage(fields: Fields, stream: bool) -> bool:
         return False
     if not stream or not isinstance(options, dict):
         raise refused("stream_options", "must be an object, and goes with stream: true alone")
-    inner = Fields(options)
-    include = inner.boolean("include_usage")
-    if inner.boolean("include_obfuscation"):
-        raise refused("stream_options.include_obfuscation", "is not possible here; leave it out")
-    try:
-        inner.finish()
-    except Exception as error:
-        raise refused("stream_options", str(error)) from error
-    return include
+    known = {"include_usage": False, "include_obfuscation": False} | options
+    for name, value in known.items():
+        if name != "include_usage" and value not in (None, False):
+            raise refused(f"stream_options.{name}", "is not possible here; leave it out", "unsupported_parameter")
+    if not isinstance(known["include_usage"], bool):
+        raise refused("stream_options.include_usage", f"must be true or false, got {known['include_usage']!r:.80}")
+    return known["include_usage"]

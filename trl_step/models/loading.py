@@ -197,6 +197,17 @@ def is_quantized(model: nn.Module) -> bool:
     return bool(getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False))
 
 
+def keep_differentiable(model: nn.Module) -> None:
+    """Let weights in 4 bits be trained through after a pass in eval mode.
+
+    On CPUs with bfloat16 in AVX-512 such a pass makes bitsandbytes repack them for inference, for good: from then on no
+    gradient goes through a layer, without an error.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+
+
 # --- the loading report --------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from trl_step.models.inner_model import (
     plain_model,
     takes_argument,
 )
-from trl_step.models.loading import current_device
+from trl_step.models.loading import current_device, keep_differentiable
 from trl_step.models.policy import PolicyRequest, keep_reference, load_policy, own_tensors
 from trl_step.models.reference import LAYER_PATTERNS, create_reference_model
 from trl_step.models.state_dicts import connect_state_dict, split_state, write_value_head
@@ -94,6 +94,7 @@ class PreTrainedModelWrapper(nn.Module):
                 f"What loads or changes one goes to {type(self).__name__}.from_pretrained, which takes objects too"
             )
         adapters.check_adapters(pretrained_model)
+        keep_differentiable(pretrained_model)
         super().__init__()
         self.pretrained_model = pretrained_model
         self.config = pretrained_model.config

@@ -86,7 +86,9 @@ class ReferenceTrainer(TextTrainer):
         if self.is_peft_model:
             # differs from v0.7: the reference moved with them
             self._first_values = {p: p.detach().clone() for p in trained_base_parameters(model).values()}
-            if self.ref_adapter_name is None and not is_fresh(model):
+            with self._autocast(model.device):
+                fresh = self.ref_adapter_name is not None or is_fresh(model)
+            if not fresh:
                 # differs from v0.7: the reference of a trained adapter is that adapter, not the base model without it
                 self.ref_adapter_name = freeze_reference(model)
             return None
@@ -151,10 +153,11 @@ class ReferenceTrainer(TextTrainer):
         finally:
             reference.to("cpu")
 
-    def _autocast(self) -> AbstractContextManager:
-        """For passes outside the trainer's own autocast, if an adapter was cast to bfloat16."""
-        device = self.accelerator.device.type
-        return torch.autocast(device, torch.bfloat16) if self._peft_has_been_casted_to_bf16 else nullcontext()
+    def _autocast(self, device: torch.device | None = None) -> AbstractContextManager:
+        """For passes outside the trainer's own autocast, if an adapter was cast to bfloat16; None: on its device."""
+        if not self._peft_has_been_casted_to_bf16:
+            return nullcontext()
+        return torch.autocast((device or self.accelerator.device).type, torch.bfloat16)
 
     def compute_reference_log_probs(self, padded_batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs of the chosen and of the rejected answers [B] in the reference."""

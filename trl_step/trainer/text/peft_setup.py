@@ -10,7 +10,7 @@ import torch
 from trl_step.import_utils import is_xpu_available, require_peft
 from trl_step.models.adapters import new_adapter
 from trl_step.models.inner_model import is_peft_model
-from trl_step.models.loading import is_quantized
+from trl_step.models.loading import is_quantized, keep_differentiable
 from trl_step.models.notices import warn_user
 from trl_step.trainer.model_config import ModelConfig
 
@@ -87,6 +87,7 @@ def prepare_for_training(model: Any, peft_config: Any, args: Any) -> tuple[Any, 
     """
     if model is None:
         return None, False
+    keep_differentiable(model)
     quantized = is_quantized(model)
     adds_adapter = peft_config is not None and not is_peft_model(model)
     if args.gradient_checkpointing and not (quantized and adds_adapter):

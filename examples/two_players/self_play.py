@@ -21,9 +21,15 @@ from typing import Annotated, Any
 import tyro
 from nim import LARGEST, Nim, best_moves, random_move, write_game
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from trl_step import PPOConfig, PPOTrainer, set_seed
+from trl_step import (
+    AutoModelForCausalLMWithValueHead,
+    PPOConfig,
+    PPOTrainer,
+    create_reference_model,
+    set_seed,
+)
 from trl_step.environment import Episodes, GameRunner
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -32,17 +38,14 @@ from small_model import CACHE, SmallModelSettings, build_once, train_small_model
 from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
 
 BUILT_IN_SETTINGS: dict[str, Any] = {
-    "steps": 60 * 256,  # episodes, so 60 calls of `trainer.step`
+    "steps": 40 * 256,  # episodes, so 40 calls of `trainer.step`
     "batch_size": 256,
     "mini_batch_size": 64,
-    "ppo_epochs": 2,
     "learning_rate": 1e-3,
-    "advantage_estimator": "grpo",
-    "kl_in": "loss",
-    "kl_penalty": "k3",
-    "init_kl_coef": 0.001,
+    "gae_level": "turn",  # a move is one time step
+    "lam": 0.7,
+    "init_kl_coef": 0.01,
     "adap_kl_ctrl": False,
-    "loss_normalization": "tokens",
 }
 SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "batch_size": 256}
 """`batch_size` episodes are sampled together, as the built-in model is small"""
@@ -62,8 +65,6 @@ class Arguments:
     """folder for summary.json, curves.png and the tuned model"""
     max_new_tokens: int = 3
     """longest turn of the model, in tokens"""
-    group: int = 32
-    """games with the same heap; the same player of each is compared with the others"""
     games: int = 256
     """games against the random player, to compare before and after"""
 
@@ -78,7 +79,8 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(config.model_name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    trainer = PPOTrainer(config, AutoModelForCausalLM.from_pretrained(config.model_name), None, tokenizer)
+    model = AutoModelForCausalLMWithValueHead.from_pretrained(config.model_name)
+    trainer = PPOTrainer(config, model, create_reference_model(model), tokenizer)
     settings: dict[str, Any] = {
         "stop_strings": ("\n",),
         "generation_kwargs": {**SAMPLING, "max_new_tokens": arguments.max_new_tokens},
@@ -88,7 +90,7 @@ def main() -> None:
 
     numbers = random.Random(config.seed)
     before = won(with_another, arguments.games, numbers)
-    history = train(trainer, with_itself, arguments.group, numbers)
+    history = train(trainer, with_itself, numbers)
     after = won(with_another, arguments.games, numbers)
 
     summary = {
@@ -104,14 +106,14 @@ def main() -> None:
     )
 
 
-def train(trainer: PPOTrainer, runner: GameRunner, group: int, numbers: random.Random) -> list[dict[str, float]]:
+def train(trainer: PPOTrainer, runner: GameRunner, numbers: random.Random) -> list[dict[str, float]]:
     """Games of the policy with itself, then a step; the values to plot, and the share of best moves."""
     history = []
     progress = tqdm(range(trainer.config.total_ppo_epochs), desc="self-play")
     for _ in progress:
-        seeds = [numbers.random() for _ in range(trainer.config.batch_size // (runner.players * group))]
-        games = runner.run(seeds, n=group)  # an episode for each player of each game
-        stats = trainer.step(games.queries, games.responses, games.rewards, games.masks, group_ids=games.group_ids)
+        games = runner.run([numbers.random() for _ in range(trainer.config.batch_size // runner.players)])
+        # an episode for each player of each game; its reward is on the last token of its last move
+        stats = trainer.step(games.queries, games.responses, games.rewards, games.masks)
         columns = {"query": games.group_ids, "response": [history.text for history in games.histories]}
         trainer.log_stats(stats, columns, games.rewards)
         history.append({"best moves": share_of_best_moves(games), **numbers_of(stats)})

@@ -91,7 +91,7 @@ def pooled() -> Any:
     """A runner whose processes serve several tests, as a server that forks them takes seconds to start."""
     run = runner(Countdown, "a", workers="process", step_timeout=60)
     yield run
-    run.actors.pool.close()
+    run.close()
 
 
 def test_processes_play_as_threads_do(pooled: Any) -> None:

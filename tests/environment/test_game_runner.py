@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
 from tests.environment.environment_tools import ScriptedModel, byte_tokenizer, tiny_gpt2
@@ -177,8 +178,8 @@ def subtraction() -> Any:
         def action_space(self, agent: str) -> Any:
             return self.taken
 
-        def observe(self, agent: str) -> int:
-            return self.left
+        def observe(self, agent: str) -> Any:
+            return np.int64(self.left)
 
         def reset(self, seed: Any = None, options: Any = None) -> None:
             self.agents, self.left = self.possible_agents[:], 5

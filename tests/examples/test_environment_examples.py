@@ -121,7 +121,7 @@ def test_the_frozen_lake_in_short_form(modules, drawn, tmp_path: Path, capsys: p
 
 
 def test_self_play_in_short_form(modules, drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = run(modules["self_play"], tmp_path, "--games=4", "--group=2")
+    summary = run(modules["self_play"], tmp_path, "--games=4")
     assert summary["steps"] == len(summary["best_moves_in_training"]) == 2
     assert [list(step) for step in drawn] == [["best moves", "reward", "KL", "entropy"]] * 2
     assert is_png(tmp_path / "runs" / "curves.png")

@@ -74,6 +74,11 @@ class Actors:
         if problems:
             warn_user(f"{len(problems)} environments could not be closed: {problems[0]}")
 
+    def close(self) -> None:
+        """End the processes, if there are any."""
+        if self.pool is not None:
+            self.pool.close()
+
     def _settle(self, outcomes: Sequence[Outcome], timeout: float | None) -> list[Outcome]:
         return [in_words(outcome) for outcome in self._loop.settle(outcomes, timeout)]
 

@@ -85,8 +85,10 @@ class ProcessPool:
 
     def take(self) -> RemoteEnvironment:
         """An environment in an idle process, or in a new one."""
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            environment = self._idle.pop()
+            if environment.process.is_alive():  # else something ended it since
+                return environment
         self._started += 1
         seed = (torch.initial_seed() + self._started) % 2**32  # the same in each run with the same seed
         return RemoteEnvironment(self._context, self.make_environment, seed, self.timeout)

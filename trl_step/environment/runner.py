@@ -136,6 +136,10 @@ class EnvironmentRunner:
         self._warn(episodes)
         return Episodes.of(episodes)
 
+    def close(self) -> None:
+        """End the processes of `workers="process"`, which else wait for further episodes until this program ends."""
+        self.actors.close()
+
     # --- turns ---------------------------------------------------------------------------------------------------
 
     def _play(self, episodes: list[Episode]) -> None:

@@ -335,7 +335,8 @@ class LanguageTrainer(SamplingTrainer):
             queries = responses = [torch.full((1,), self._layout.pad_token_id, device=self.current_device)]
             return self.values_after(queries, responses)[:0]
         batch = self._layout.batch(queries, responses, self.prepare_model_inputs(queries, responses))
-        return self._fused_engine().values_after(batch)
+        with self.model_lock:
+            return self._fused_engine().values_after(batch)
 
     # --- reports -------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from trl_step.models import (
 )
 from trl_step.trainer import (
     DataCollatorForCompletionOnlyLM,
+    DPOConfig,
     DPOTrainer,
     IterativeSFTTrainer,
     ModelConfig,
@@ -35,6 +36,7 @@ from trl_step.trainer import (
     RLOOConfig,
     RLOOTrainer,
     ScriptArguments,
+    SFTConfig,
     SFTTrainer,
     get_kbit_device_map,
     get_peft_config,
@@ -44,12 +46,14 @@ from trl_step.trainer import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPOConfig",
     "DPOTrainer",
     "DataCollatorForCompletionOnlyLM",
     "IterativeSFTTrainer",
     "ModelConfig",
     "RewardConfig",
     "RewardTrainer",
+    "SFTConfig",
     "SFTTrainer",
     "ScriptArguments",
     "get_kbit_device_map",

@@ -14,6 +14,7 @@ from trl_step.trainer.reward_trainer import RewardTrainer
 from trl_step.trainer.rloo_config import RLOOConfig
 from trl_step.trainer.rloo_trainer import RLOOTrainer
 from trl_step.trainer.sft_trainer import SFTTrainer
+from trl_step.trainer.text.configs import DPOConfig, SFTConfig
 from trl_step.trainer.utils import (
     AdaptiveKLController,
     ConstantLengthDataset,
@@ -33,6 +34,7 @@ __all__ = [
     "BaseTrainer",
     "ConstantLengthDataset",
     "DDPOConfig",
+    "DPOConfig",
     "DPOTrainer",
     "DataCollatorForCompletionOnlyLM",
     "FixedKLController",
@@ -47,6 +49,7 @@ __all__ = [
     "RewardConfig",
     "RewardTrainer",
     "RunningMoments",
+    "SFTConfig",
     "SFTTrainer",
     "ScriptArguments",
     "compute_accuracy",

@@ -7,7 +7,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # two workers on two cores: one thread each
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo demo-calculator demo-game demo-rloo demo-ppo stack-llama test test-fast bench-quick lint type format clean
+.PHONY: help demo demo-calculator demo-game demo-rloo demo-ppo demo-ddpo demo-frozen-lake demo-two-players stack-llama \
+	test test-fast bench-quick gpu-check lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -28,6 +29,15 @@ demo-calculator: $(INSTALLED) ## teach a small model to use a calculator
 demo-game: $(INSTALLED) ## teach a small model a game of many turns
 	$(BIN)/python examples/guess_number/ppo_guess_number.py
 
+demo-ddpo: $(INSTALLED) ## make the pictures of a small diffusion model brighter
+	$(BIN)/python examples/ddpo/ddpo_discs.py
+
+demo-frozen-lake: $(INSTALLED) ## teach a small model to cross Gymnasium's frozen lake
+	$(BIN)/python examples/frozen_lake/group_frozen_lake.py
+
+demo-two-players: $(INSTALLED) ## let a small model learn a game by playing against itself
+	$(BIN)/python examples/two_players/self_play.py
+
 demo-rloo: $(INSTALLED) ## RLOO with train() and a reward function
 	$(BIN)/python examples/rloo/rloo.py
 
@@ -43,9 +53,12 @@ test: $(INSTALLED) ## run all tests
 test-fast: $(INSTALLED) ## run all tests that are not marked slow
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-BENCHMARKS := step step_path generate scaling options soak environment demo_seeds curves
+BENCHMARKS := import_time step step_path generate scaling options soak environment demo_seeds curves
 bench-quick: $(INSTALLED) ## run every benchmark on a tiny case, to see that it works; times are not checked
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick; done
+
+gpu-check: $(INSTALLED) ## what must be seen on a GPU, in eight minutes; WHEELS is a folder of libraries to compare with
+	$(BIN)/python benchmarks/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS))
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(BIN)/ruff check .

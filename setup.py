@@ -10,13 +10,20 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "trl_step" / "__init__.py")
 
 EXTRAS = {
     "peft": ["peft>=0.17"],
+    "diffusers": ["diffusers>=0.42", "peft>=0.17"],
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
+    "serve": ["starlette>=0.40", "uvicorn>=0.30"],
+    "gymnasium": ["gymnasium>=1.0"],
+    "pettingzoo": ["pettingzoo>=1.25"],
+    "textarena": ["textarena>=0.7"],
     "demo": ["rich", "tqdm", "matplotlib", "tensorboard"],
-    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "rich", "tqdm", "matplotlib",
-             "tensorboard", "wandb"],
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "diffusers>=0.42", "rich", "tqdm",
+             "matplotlib", "tensorboard", "wandb", "starlette>=0.40", "uvicorn>=0.30", "openai>=2", "httpx",
+             "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
+EXTRAS["openenv"] = ["openenv>=0.10"]  # not in "all": it brings a web interface and some sixty packages
 
 setup(
     name="trl-step",

@@ -58,11 +58,15 @@ class Case:
         return [(queries[i - i % self.group], responses[i]) for i in range(self.samples)]
 
     def flops(self) -> float:
-        """Minimum floating-point operations of one step; a multiply-add counts 2."""
+        """Minimum floating-point operations of one step; a multiply-add counts 2, and a query of a group runs once."""
         d, epochs = self.width, PPO_EPOCHS
-        totals = [q + r for q, r in self.lengths()]
-        trunk = sum(24 * self.layers * d * d * s + 2 * self.layers * d * s * s for s in totals)
-        head = 2 * d * self.vocabulary * sum(r for _, r in self.lengths())
+
+        def of(tokens: int) -> int:
+            return 24 * self.layers * d * d * tokens + 2 * self.layers * d * tokens * tokens
+
+        lengths = self.lengths()
+        trunk = sum(of(q + r) for q, r in lengths) - sum(of(q) for i, (q, _) in enumerate(lengths) if i % self.group)
+        head = 2 * d * self.vocabulary * sum(r for _, r in lengths)
         if self.lora:  # frozen weights: the backward pass needs one product, not two
             return (2 + 2 * epochs) * (trunk + head)
         frozen = self.shared_layers / self.layers
@@ -87,6 +91,8 @@ _GAE = {
         _case("long-prompt", 4, 256, 16, (240, 256), (32, 64)),
         _case("shared", 6, 512, 16, (64, 64), (64, 64), shared_layers=3),
         _case("lora", 6, 512, 16, (64, 64), (64, 64), lora=True),
+        # head and layers in the proportion of a model of a billion parameters
+        _case("group-long-prompt", 6, 512, 32, (256, 256), (32, 64), mini_batch=32, group=8, vocabulary=8192),
     )
 }
 _OTHERS = (

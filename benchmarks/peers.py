@@ -26,6 +26,8 @@ class Peer(NamedTuple):
         constrained: with the versions of constraints.txt
         algorithms: of the cases that it can run
         adapters_only: it trains no other weights
+        settings: of its configuration
+        groups_only: it is compared where several samples have one query
     """
 
     name: str
@@ -34,15 +36,21 @@ class Peer(NamedTuple):
     constrained: bool = False
     algorithms: tuple[str, ...] = ("gae",)
     adapters_only: bool = False
+    settings: tuple[tuple[str, Any], ...] = ()
+    groups_only: bool = False
 
     def runs(self, case: Case) -> bool:
-        """Whether it has the case's algorithm."""
-        return case.algorithm in self.algorithms and (case.lora or not self.adapters_only)
+        """Whether it has the case's algorithm, and the case shows something about it."""
+        fits = (case.lora or not self.adapters_only) and (case.group > 1 or not self.groups_only)
+        return case.algorithm in self.algorithms and fits
 
 
 OURS = Peer("trl_step", "trl_step", algorithms=("gae", "grpo", "gspo", "own-loss"))
+APART = OURS._replace(name="trl_step apart", settings=(("share_prompts", False),), groups_only=True)
+"""Every sample with its own copy of the query."""
 PEERS = {
     "trl_step": OURS,
+    "trl_step apart": APART,
     "trl 0.7.11": Peer(
         "trl 0.7.11",
         "trl",

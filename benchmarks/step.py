@@ -4,14 +4,16 @@
     python benchmarks/step.py --quick    # seconds: only to see that it works
     python benchmarks/step.py --cases small ragged --peers trl_step "trl 0.7.11" --rounds 5
     python benchmarks/step.py --cases small grpo gspo own-loss --peers trl_step "trl 1.16.0"
+    python benchmarks/step.py --cases group-long-prompt --peers trl_step "trl_step apart"
 
 Every run is a fresh process: one warm-up, then `--steps` steps. The contenders alternate, `--rounds` times, and so do
 the cases of equal shape, whose times are compared. A run in which the machine's matrix rate changed by more than 15 %
 between start and end is repeated, at most `--retries` times.
 
-No time is reported before the libraries agree: with "gae" the warm-up's statistics and weights with release 0.7.11,
-and a loss of the user's own with the built-in one; with group advantages, the movement of all weights in one step on
-a small batch that is a single mini-batch, as every library draws mini-batches in another order.
+No time is reported before the libraries agree: with "gae" the warm-up's statistics and weights with release 0.7.11
+(without it, with the first contender), and a loss of the user's own with the built-in one; with group advantages, the
+movement of all weights in one step on a small batch that is a single mini-batch, as every library draws mini-batches in
+another order.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 
 from cases import CASES, Case, comparable, families, quick, quick_names
 from command_line import options, parse
-from peers import OURS, PEERS, python_of, run
+from peers import APART, OURS, PEERS, python_of, run
 from report import bars, save, show
 
 REFERENCE = "trl 0.7.11"
@@ -34,6 +36,9 @@ GOALS = {  # time over the reference's, time over the limit, peak over the refer
     "long-prompt": (0.35, 2.2, 0.3),
     "shared": (0.3, 1.8, 0.35),
     "lora": (0.45, 1.8, 0.45),
+}
+SHARING_GOALS = {  # time and peak over those without sharing
+    "group-long-prompt": (0.35, 0.5),
 }
 ALGORITHM_GOALS = {  # time over that of the clipped loss with the same advantages; peak as there
     "own-loss": 1.05,
@@ -85,7 +90,8 @@ def measure(
         for case, name in pairs:
             result = steady(case, name, pythons[name], args)
             runs[case.name, name].append(result)
-            known = (case.like, name) if case.algorithm == "own-loss" else (case.name, REFERENCE)
+            trusted = REFERENCE if REFERENCE in peers else peers[0]
+            known = (case.like, name) if case.algorithm == "own-loss" else (case.name, trusted)
             if runs.get(known) and known != (case.name, name):
                 wrong = differences(result, runs[known][0])
                 if case.algorithm == "own-loss":  # which does not say what it clips
@@ -100,7 +106,8 @@ def measure(
 
 def steady(case: Case, name: str, python: str, args: argparse.Namespace) -> dict[str, Any]:
     """One run, repeated if the machine was not steady."""
-    job = {"library": PEERS[name].library, "case": case.arguments(), "steps": args.steps, "threads": args.threads}
+    job = {"library": PEERS[name].library, "case": case.arguments(), "steps": args.steps, "threads": args.threads,
+           "config": dict(PEERS[name].settings)}  # fmt: skip
     for attempt in range(args.retries + 1):
         result = run(python, "worker.py", job)
         before, after = result["rate"]
@@ -165,6 +172,19 @@ def algorithm_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def sharing_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """One row per case that was measured with and without sharing; the least times are compared."""
+    rows = []
+    for case, by_peer in found.items():
+        ours, apart = by_peer.get(OURS.name), by_peer.get(APART.name)
+        if ours and apart:
+            rows.append(
+                [case, f"{ours['seconds_min']:.2f}", f"{apart['seconds_min']:.2f}",
+                 over(ours["seconds_min"], apart["seconds_min"]), over(ours["peak_mb"], apart["peak_mb"])]
+            )  # fmt: skip
+    return rows
+
+
 def over(value: float, base: float) -> str:
     return f"{value / base:.2f}" if base > 0 else ""
 
@@ -184,18 +204,24 @@ def main() -> None:
         if rows := algorithm_table(found):
             header = ["case: library", "s/step", "time /gae", "time /clip", "time /trl_step", "peak MB", "peak /gae"]
             show("the same shape, another algorithm", header, rows)
+        if rows := sharing_table(found):
+            show("a query once", ["case", "s/step", "s/step apart", "time /apart", "peak /apart"], rows)
         if not args.quick:
             record(found, args)
 
 
 def record(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
-    """Write what is measured so far: step.json against older releases, algorithms.json where algorithms differ."""
+    """Write what is measured so far: step.json against older releases, algorithms.json where algorithms differ,
+    sharing.json with a query once and with each sample's own."""
     gae = {name: by_peer for name, by_peer in found.items() if CASES[name].algorithm == "gae" and REFERENCE in by_peer}
     if gae:
         save("step", {"goals": GOALS, "cases": gae}, args.output)
         peers = [peer for peer in args.peers if all(peer in by_peer for by_peer in gae.values())]
         series = {peer: [by_peer[peer]["seconds"] for by_peer in gae.values()] for peer in peers}
         bars(args.output / "step.png", "seconds per PPO step", list(gae), series, "s")
+    shared = {name: by_peer for name, by_peer in found.items() if OURS.name in by_peer and APART.name in by_peer}
+    if shared:
+        save("sharing", {"goals": SHARING_GOALS, "cases": shared}, args.output)
     compared = [case.name for family in families(list(found)) if len(family) > 1 for case in family]
     if compared:
         cases = {name: found[name] for name in compared}

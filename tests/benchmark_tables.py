@@ -114,6 +114,19 @@ def scaling_table() -> str:
     )
 
 
+def imports_table() -> str:
+    """One row per statement or command."""
+    statements = results("import_time")["statements"]
+    base = statements["import torch"]["cpu_seconds"]
+    return markdown(
+        ["a fresh process with", "CPU s", "over `import torch`", "peak MB"],
+        [
+            [f"`{statement}`", f"{r['cpu_seconds']:.2f}", f"{r['cpu_seconds'] / base:.2f}", f"{r['peak_mb']:.0f}"]
+            for statement, r in statements.items()
+        ],
+    )
+
+
 def options_table() -> str:
     """One row per setting."""
     settings = results("options")["settings"]
@@ -141,7 +154,38 @@ def episodes_table() -> str:
     )
 
 
+def gpu_report() -> str:
+    """What the last run of `gpu_check.py` saw, in a few sentences."""
+    file = ROOT / "benchmarks" / "results" / "gpu_check.json"
+    if not file.exists():
+        return "**GPUs:** never run on a GPU so far. `make gpu-check` is what to run on one: eight minutes, no network."
+    return gpu_sentences(json.loads(file.read_text(encoding="utf-8")))
+
+
+def gpu_sentences(found: dict[str, Any]) -> str:
+    """Card, date and commit; how many checks passed and which did not; which goals were missed; what was not seen."""
+    sections: dict[str, Any] = found["sections"]
+    records = [record for section in sections.values() for record in section["records"]]
+    checks, goals, absent = ([each for each in records if each["kind"] == kind] for kind in ("check", "goal", "absent"))
+    wrong, missed = ([each["name"] for each in some if not within_limit(each)] for some in (checks, goals))
+    unseen = [each["name"] for each in absent]
+    unseen += [f"{name} ({section['end']})" for name, section in sections.items() if section["end"] != "done"]
+    text = (
+        f"**GPUs:** seen on one {found['device']} on {found['machine']['date']} (commit {found['machine']['commit']}, "
+        f"torch {found['torch']}): {len(checks) - len(wrong)} of {len(checks)} checks of `make gpu-check` passed, "
+        f"{len(goals) - len(missed)} of {len(goals)} goals were reached."
+    )
+    for what, names in (("Wrong", wrong), ("Goals missed", missed), ("Not seen", unseen)):
+        text += f" {what}: {'; '.join(names)}." if names else ""
+    return text
+
+
+def within_limit(record: dict[str, Any]) -> bool:
+    return record["value"] is not None and record["value"] <= record["limit"]
+
+
 TABLES = {
+    "what was seen on a GPU": gpu_report,
     "table of estimators": seeds_table,
     "table of steps": step_table,
     "table of libraries": peers_table,
@@ -149,5 +193,6 @@ TABLES = {
     "table of generate": generate_table,
     "table of episodes": episodes_table,
     "table of growth": scaling_table,
+    "table of imports": imports_table,
     "table of settings": options_table,
 }

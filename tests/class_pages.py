@@ -21,7 +21,8 @@ from tests.markdown_pages import DOCS
 REFERENCE = DOCS / "reference"
 INDEX = DOCS / "README.md"
 PACKAGES = (
-    "trl_step", "trl_step.environment", "trl_step.extras", "trl_step.models", "trl_step.trainer", "trl_step.port"
+    "trl_step", "trl_step.environment", "trl_step.environment.adapters", "trl_step.extras", "trl_step.models",
+    "trl_step.trainer", "trl_step.port",
 )  # fmt: skip
 """Where public names come from; the first one that has a name is where it is imported from."""
 MODULES = ("trl_step.core", "trl_step.trainer.callbacks", "trl_step.extras.all_scores")

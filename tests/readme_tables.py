@@ -94,7 +94,7 @@ def _code(names: Iterable[str]) -> str:
 
 def _new(rule: Rule) -> str:
     """The replacement of a true flag or of a given value."""
-    values = {"top_k": 0.0, "min_length": -1, "device_map": {"": 0}}
+    values = {"top_k": 0.0, "min_length": -1, "device_map": {"": 0}, "optim": "adamw_hf"}
     flag = isinstance(rule, (Flag, Quantization))
     given = {name: values.get(name, True if flag else UNKNOWN) for name in rule.old[: 1 if flag else None]}
     new = rule.sources({name: Source("..." if x is UNKNOWN else repr(x), x) for name, x in given.items()}) or {}

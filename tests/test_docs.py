@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from tests import tiny_diffusion
 from tests.class_pages import INDEX, REFERENCE, pages, public_objects
 from tests.markdown_pages import (
     DOCS,
@@ -42,6 +43,23 @@ class GuessTheNumber:
         return "Again: ", float(str(self.number) in action_text), False, {}
 
 
+class Nim:
+    """A game for the snippet of `GameRunner`: each of two players has one turn, and the first one wins."""
+
+    def reset(self, num_players: int, seed: Any = None) -> None:
+        self.player = -1
+
+    def get_observation(self) -> tuple[int, str]:
+        self.player += 1
+        return self.player, "Take: "
+
+    def step(self, action: str) -> tuple[bool, dict[str, Any]]:
+        return self.player == 1, {}
+
+    def close(self) -> tuple[dict[int, float], dict[str, Any]]:
+        return {0: 1.0, 1: -1.0}, {}
+
+
 def what_docstrings_take_for_granted() -> dict[str, Any]:
     """All public names, and what a script has by the time it reads a docstring: a trainer, a scored batch, a file."""
     tokenizer = AutoTokenizer.from_pretrained("gpt2")
@@ -54,7 +72,8 @@ def what_docstrings_take_for_granted() -> dict[str, Any]:
     stats = trainer.step(queries, responses, scores)
     Path("stats.jsonl").write_text('{"objective/kl": 0.5}\n', encoding="utf-8")
     public = {name: thing for name, (_, thing) in public_objects().items()}
-    own = {"json": json, "GuessTheNumber": GuessTheNumber, "sentiment": lambda texts, **columns: [1.0] * len(texts)}
+    games = {"GuessTheNumber": GuessTheNumber, "Nim": Nim}
+    own = {"json": json, **games, "sentiment": lambda texts, **columns: [1.0] * len(texts)}
     batch = {"query": texts, "response": texts}
     return {**public, **own, "tokenizer": tokenizer, "model": model, "ref_model": None, "trainer": trainer,
             "texts": texts, "queries": queries, "responses": responses, "scores": scores, "stats": stats,
@@ -64,6 +83,7 @@ def what_docstrings_take_for_granted() -> dict[str, Any]:
 SETUPS: dict[str, Callable[[], dict[str, Any]]] = {
     page: what_docstrings_take_for_granted for page in WITH_SNIPPETS if page.startswith("reference/")
 }
+SETUPS["diffusion.md"] = lambda: tiny_diffusion.pipeline().save_pretrained("stable-diffusion") or {}
 """What a page needs before its first snippet, and a reader has: files in the working directory, names. By page."""
 
 

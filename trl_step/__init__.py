@@ -1,78 +1,145 @@
 """The step API of reinforcement learning for language models: generate, score, `trainer.step(...)`."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trl_step.absent import no_such_name
-from trl_step.core import set_seed
-from trl_step.environment import TextEnvironment, TextHistory
-from trl_step.extras import BestOfNSampler
-from trl_step.import_utils import (
-    is_bitsandbytes_available,
-    is_diffusers_available,
-    is_npu_available,
-    is_peft_available,
-    is_wandb_available,
-    is_xpu_available,
-)
-from trl_step.models import (
-    AutoModelForCausalLMWithValueHead,
-    AutoModelForSeq2SeqLMWithValueHead,
-    PreTrainedModelWrapper,
-    create_reference_model,
-    setup_chat_format,
-)
-from trl_step.trainer import (
-    DataCollatorForCompletionOnlyLM,
-    DPOConfig,
-    DPOTrainer,
-    IterativeSFTTrainer,
-    ModelConfig,
-    PPOConfig,
-    PPOTrainer,
-    PPOv2Config,
-    PPOv2Trainer,
-    RewardConfig,
-    RewardTrainer,
-    RLOOConfig,
-    RLOOTrainer,
-    ScriptArguments,
-    SFTConfig,
-    SFTTrainer,
-    get_kbit_device_map,
-    get_peft_config,
-    get_quantization_config,
-)
+from trl_step.lazy import lazy_names
+
+HOMES = {
+    "trl_step.core": ("set_seed",),
+    "trl_step.environment": (
+        "TextEnvironment",
+        "TextHistory",
+    ),
+    "trl_step.extras": ("BestOfNSampler",),
+    "trl_step.import_utils": (
+        "is_bitsandbytes_available",
+        "is_diffusers_available",
+        "is_npu_available",
+        "is_peft_available",
+        "is_wandb_available",
+        "is_xpu_available",
+    ),
+    "trl_step.models": (
+        "AutoModelForCausalLMWithValueHead",
+        "AutoModelForSeq2SeqLMWithValueHead",
+        "DDPOPipelineOutput",
+        "DDPOSchedulerOutput",
+        "DDPOStableDiffusionPipeline",
+        "DefaultDDPOStableDiffusionPipeline",
+        "PreTrainedModelWrapper",
+        "create_reference_model",
+        "setup_chat_format",
+    ),
+    "trl_step.trainer": (
+        "DataCollatorForCompletionOnlyLM",
+        "DDPOConfig",
+        "DDPOTrainer",
+        "DPOConfig",
+        "DPOTrainer",
+        "IterativeSFTTrainer",
+        "ModelConfig",
+        "PPOConfig",
+        "PPOTrainer",
+        "PPOv2Config",
+        "PPOv2Trainer",
+        "RewardConfig",
+        "RewardTrainer",
+        "RLOOConfig",
+        "RLOOTrainer",
+        "ScriptArguments",
+        "SFTConfig",
+        "SFTTrainer",
+        "get_kbit_device_map",
+        "get_peft_config",
+        "get_quantization_config",
+    ),
+}
+
+if TYPE_CHECKING:
+    from trl_step.core import set_seed
+    from trl_step.environment import TextEnvironment, TextHistory
+    from trl_step.extras import BestOfNSampler
+    from trl_step.import_utils import (
+        is_bitsandbytes_available,
+        is_diffusers_available,
+        is_npu_available,
+        is_peft_available,
+        is_wandb_available,
+        is_xpu_available,
+    )
+    from trl_step.models import (
+        AutoModelForCausalLMWithValueHead,
+        AutoModelForSeq2SeqLMWithValueHead,
+        DDPOPipelineOutput,
+        DDPOSchedulerOutput,
+        DDPOStableDiffusionPipeline,
+        DefaultDDPOStableDiffusionPipeline,
+        PreTrainedModelWrapper,
+        create_reference_model,
+        setup_chat_format,
+    )
+    from trl_step.trainer import (
+        DataCollatorForCompletionOnlyLM,
+        DDPOConfig,
+        DDPOTrainer,
+        DPOConfig,
+        DPOTrainer,
+        IterativeSFTTrainer,
+        ModelConfig,
+        PPOConfig,
+        PPOTrainer,
+        PPOv2Config,
+        PPOv2Trainer,
+        RewardConfig,
+        RewardTrainer,
+        RLOOConfig,
+        RLOOTrainer,
+        ScriptArguments,
+        SFTConfig,
+        SFTTrainer,
+        get_kbit_device_map,
+        get_peft_config,
+        get_quantization_config,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(__name__, HOMES, no_such_name)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoModelForCausalLMWithValueHead",
+    "AutoModelForSeq2SeqLMWithValueHead",
+    "BestOfNSampler",
+    "DDPOConfig",
+    "DDPOPipelineOutput",
+    "DDPOSchedulerOutput",
+    "DDPOStableDiffusionPipeline",
+    "DDPOTrainer",
     "DPOConfig",
     "DPOTrainer",
     "DataCollatorForCompletionOnlyLM",
+    "DefaultDDPOStableDiffusionPipeline",
     "IterativeSFTTrainer",
     "ModelConfig",
+    "PPOConfig",
+    "PPOTrainer",
+    "PPOv2Config",
+    "PPOv2Trainer",
+    "PreTrainedModelWrapper",
+    "RLOOConfig",
+    "RLOOTrainer",
     "RewardConfig",
     "RewardTrainer",
     "SFTConfig",
     "SFTTrainer",
     "ScriptArguments",
-    "get_kbit_device_map",
-    "get_peft_config",
-    "get_quantization_config",
-    "setup_chat_format",
-    "AutoModelForCausalLMWithValueHead",
-    "AutoModelForSeq2SeqLMWithValueHead",
-    "BestOfNSampler",
-    "PPOConfig",
-    "PPOTrainer",
-    "PPOv2Config",
-    "PPOv2Trainer",
-    "RLOOConfig",
-    "RLOOTrainer",
-    "PreTrainedModelWrapper",
     "TextEnvironment",
     "TextHistory",
     "create_reference_model",
+    "get_kbit_device_map",
+    "get_peft_config",
+    "get_quantization_config",
     "is_bitsandbytes_available",
     "is_diffusers_available",
     "is_npu_available",
@@ -80,8 +147,5 @@ __all__ = [
     "is_wandb_available",
     "is_xpu_available",
     "set_seed",
+    "setup_chat_format",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    raise no_such_name(name)

@@ -14,18 +14,17 @@ INSTEAD = {
     "ORPOTrainer": _PAIRS,
     "CPOTrainer": _PAIRS,
     "BCOTrainer": _PAIRS,
-    "DDPOTrainer": "TRL 0.11.4 itself: diffusion models are not trained here",
-    "DefaultDDPOStableDiffusionPipeline": "TRL 0.11.4 itself: diffusion models are not trained here",
-    "AlignPropTrainer": "TRL 0.11.4 itself: diffusion models are not trained here",
+    "AlignPropTrainer": "DDPOTrainer, which needs no gradient of the reward",
+    "AlignPropConfig": "DDPOConfig, with DDPOTrainer",
 }
 """Name -> what to use instead."""
 
 
-def no_such_name(name: str) -> Exception:
-    """The error for a name that `trl_step` does not have.
+def no_such_name(package: str, name: str) -> Exception:
+    """The error for a name that `package`, which is `trl_step`, does not have.
 
     An ImportError if there is something to say: `from trl_step import name` shows the message of no other.
     """
     if name in INSTEAD:
-        return ImportError(f"trl_step has no {name}; use {INSTEAD[name]}", name="trl_step")
-    return AttributeError(f"module 'trl_step' has no attribute {name!r}")
+        return ImportError(f"{package} has no {name}; use {INSTEAD[name]}", name=package)
+    return AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -345,6 +345,11 @@ class _EmptyDeviceCache:
             free_device_cache()
 
 
+def is_list(thing: Any) -> bool:
+    """Whether `thing` is a list, a tuple or another sequence, such as the column of a data set; a text is none."""
+    return isinstance(thing, Sequence) and not isinstance(thing, (str, bytes))
+
+
 def free_device_cache() -> None:
     """Return cached accelerator memory to the device; does nothing on a CPU."""
     gc.collect()

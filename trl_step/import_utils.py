@@ -6,7 +6,9 @@ Every function answers without importing the package it asks about, unless the a
 from __future__ import annotations
 
 import importlib.util
+import sys
 from importlib.metadata import version
+from typing import Any
 
 from packaging.version import Version
 
@@ -97,7 +99,19 @@ def is_transformers_greater_than(minimum: str) -> bool:
     return Version(version("transformers")) > Version(minimum)
 
 
+def is_hub_dataset(thing: Any) -> bool:
+    """Whether it is a `datasets.Dataset`; somebody has imported datasets if it is."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(thing, datasets.Dataset)
+
+
 def require_peft(wanted_by: str) -> None:
     """Raise ImportError that names `wanted_by` and says what to install, if peft is missing."""
     if not is_peft_available():
         raise ImportError(f"{wanted_by} needs the package peft: pip install peft")
+
+
+def require_diffusers(wanted_by: str) -> None:
+    """Raise ImportError that names `wanted_by` and says what to install, if diffusers is missing."""
+    if not is_diffusers_available():
+        raise ImportError(f"{wanted_by} needs the package diffusers: pip install diffusers")

@@ -144,6 +144,12 @@ def test_what_was_given_comes_first() -> None:
     assert names({"kl": -2.0}, seen=seen) == ["query in response", "greedy sampling", "negative KL"]
 
 
+def test_answers_of_older_weights_are_reported() -> None:
+    seen = OUTSIDE._replace(updates_behind=2)
+    assert names({"kl": 0.0}, seen=seen) == ["old weights"]
+    assert names({"kl": 0.0}, seen=OUTSIDE) == []
+
+
 def test_a_checkup_tells_each_thing_once_and_remembers_the_step() -> None:
     checkup = Checkup()
     healthy = {"objective/kl": 0.0, "ppo/policy/entropy": 2.0, "ppo/policy/clipfrac": 0.1}

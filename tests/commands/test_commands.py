@@ -31,7 +31,7 @@ def test_without_arguments_the_commands_are_listed(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit, match="0"):
         main([])
     listed = re.findall(r"• (\w+)", capsys.readouterr().out)
-    assert listed == ["demo", "port", "doctor", "env"]
+    assert listed == ["demo", "port", "doctor", "serve", "env"]
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == trl_step.__version__
 

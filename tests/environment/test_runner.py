@@ -128,7 +128,7 @@ def test_stop_strings_end_a_turn() -> None:
 def test_with_a_chat_template(name: str) -> None:
     run = runner(Countdown, "a", "bcd", chat=True, tokenizer=chat_tokenizer(name))
     episodes = run.run([2])
-    render = run.template.render  # type: ignore[union-attr]
+    render = run.display.template.render  # type: ignore[union-attr]
     first = [{"role": "user", "content": "2 left:"}]
     assert run.writer.tokenizer.decode(episodes.queries[0]) == render(first, open_turn=True)
     written = run.writer.tokenizer.decode(episodes.responses[0][episodes.masks[0].bool()])
@@ -221,7 +221,7 @@ def test_what_an_environment_does_wrong_ends_its_own_episode(name: str) -> None:
     assert str(episodes.errors[3]).startswith("turn 1: ")
     good = episodes.without_failed()
     assert isinstance(good, Episodes)
-    assert [len(column) for column in good] == [2] * 7
+    assert [len(column) for column in good] == [2] * 9
     assert all(len(reward) == len(response) for reward, response in zip(good.rewards, good.responses, strict=True))
 
 

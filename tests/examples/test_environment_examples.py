@@ -20,10 +20,11 @@ TINY = ["--small_model.layers=1", "--small_model.width=16", "--small_model.updat
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, ModuleType]]:
     """The examples' files as modules, importable as they are for a script that lies beside them."""
-    names = ("small_model", "small_run", "problems", "ppo_calculator", "group_calculator", "game", "ppo_guess_number")
+    names = ("small_model", "small_run", "problems", "ppo_calculator", "group_calculator", "game", "ppo_guess_number",
+             "lake", "group_frozen_lake", "nim", "self_play")  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for folder in (EXAMPLES, EXAMPLES / "calculator", EXAMPLES / "guess_number"):
-            patch.syspath_prepend(str(folder))
+        for folder in ("", "calculator", "guess_number", "frozen_lake", "two_players"):
+            patch.syspath_prepend(str(EXAMPLES / folder))
         yield {name: __import__(name) for name in names}
         for name in (*names, "sentiment.report", "sentiment"):
             sys.modules.pop(name, None)
@@ -108,6 +109,23 @@ def test_the_game_in_short_form(modules, drawn, tmp_path: Path, capsys: pytest.C
     assert [step["guesses"] for step in drawn] == summary["guesses_in_training"]
     assert "mean guesses: " in capsys.readouterr().out.splitlines()[-1]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "model").config.n_embd == 16
+
+
+def test_the_frozen_lake_in_short_form(modules, drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run(modules["group_frozen_lake"], tmp_path, "--games=4", "--group=4", "--max_turns=3")
+    assert summary["steps"] == len(summary["crossed_in_training"]) == 2
+    assert summary["crossed_first"] == summary["crossed_last"] == 0.0, "the shortest way takes six turns"
+    assert [list(step) for step in drawn] == [["crossed", "reward", "KL", "entropy"]] * 2
+    assert is_png(tmp_path / "runs" / "curves.png")
+    assert "crossed the lake: 0.000 -> 0.000" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_self_play_in_short_form(modules, drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run(modules["self_play"], tmp_path, "--games=4", "--group=2")
+    assert summary["steps"] == len(summary["best_moves_in_training"]) == 2
+    assert [list(step) for step in drawn] == [["best moves", "reward", "KL", "entropy"]] * 2
+    assert is_png(tmp_path / "runs" / "curves.png")
+    assert "games won against a random player: " in capsys.readouterr().out.splitlines()[-1]
 
 
 # --- problems -------------------------------------------------------------------------------------------------------
@@ -227,6 +245,60 @@ def test_the_best_player_and_the_one_without_a_plan(modules) -> None:
     assert game.guesses_needed([{"guess": 3}, {"guess": 6}], 6) == 2
     assert game.guesses_needed([{"guess": 3}] * 7, 6) == game.MOST_GUESSES + 1
     assert game.guesses_needed([{"guess": None}], 6) == game.MOST_GUESSES + 1
+
+
+# --- the lake and the heap -----------------------------------------------------------------------------------------
+
+
+def test_the_lake_in_words(modules) -> None:
+    lake = modules["lake"]
+    assert [lake.to_text(field) for field in (0, 6, 15)] == [
+        "row one column one\n", "row two column three\n", "row four column four\n"]  # fmt: skip
+    assert [lake.to_action(f"{word}\n") for word in ("left", "down", "right", "up")] == [0, 1, 2, 3]
+    for text in ("", "leftright", "go left", "row"):
+        with pytest.raises(lake.UnreadableAction) as raised:
+            lake.to_action(text)
+        assert raised.value.price == 0.05
+    world = lake.make_lake()
+    world.reset(seed=0)
+    rewards = [world.step(lake.to_action(word))[1] for word in ("right", "right", *3 * ("down",), "right")]
+    assert rewards == [0, 0, 0, 0, 0, 1]
+    text = lake.write_walk(random.Random(0), 50)
+    assert {"left", "down", "right", "up"} <= set(text.split())
+
+
+def test_the_best_player_of_nim_wins_what_can_be_won(modules) -> None:
+    """Against every play: tried by going through all games."""
+    nim = modules["nim"]
+
+    def wins(heap: int) -> bool:
+        return any(taken == heap or not wins(heap - taken) for taken in range(1, min(nim.MOST, heap) + 1))
+
+    for heap in range(1, nim.LARGEST + 1):
+        best = nim.best_moves(heap)
+        assert bool(best) == wins(heap)
+        assert all(taken == heap or not wins(heap - taken) for taken in best)
+
+
+def test_a_game_of_nim_by_hand(modules) -> None:
+    game = modules["nim"].Nim()
+    game.reset(seed=3)
+    game.heap = 6
+    assert game.get_observation() == (0, "heap 6\n")
+    assert game.step("2\n") == (False, {"heap": 6, "taken": 2, "best": True})
+    assert game.get_observation() == (1, "heap 4\n")
+    assert game.close()[0] is None
+    assert game.step("3")[0] is False
+    assert game.step("1") == (True, {"heap": 1, "taken": 1, "best": True})
+    assert game.close()[0] == {0: 1.0, 1: -1.0}
+    for move in ("0", "4", "", "two", "1 2", "²"):
+        game.reset(seed=3)
+        assert game.step(move)[0] is True
+        assert game.close()[0] == {0: -1.0, 1: 1.0}
+    heaps = {(game.reset(seed=seed), game.heap)[1] for seed in range(200)}
+    assert heaps == set(range(modules["nim"].SMALLEST, modules["nim"].LARGEST + 1))
+    text = modules["nim"].write_game(random.Random(1))
+    assert modules["nim"].random_move(text).strip() in ("1", "2", "3")
 
 
 # --- the small model ------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ CHANGES = [
     ("TrainingArguments(warmup_ratio=0.1, warmup_steps=5)", "TrainingArguments(warmup_steps=5)"),
     ("p(x, return_all_scores=True, top_k=2)", "p(x, top_k=2)"),
     ("TrainingArguments(ray_scope=1)", "TrainingArguments()"),
+    ("TrainingArguments('o', optim='adamw_hf')", "TrainingArguments('o', optim=\"adamw_torch\")"),
     ("TrainingArguments(ray_scope=1, seed=2)", "TrainingArguments(seed=2)"),
     ("TrainingArguments(\n    'o',\n    ray_scope=1,  # x\n    seed=2,\n)",
      "TrainingArguments(\n    'o',\n    seed=2,\n)"),
@@ -87,6 +88,7 @@ LEFT_ALONE = [
     "print(f'{m.generate(q, top_k=0.0)}')",
     "import trlx\nfrom trlx.core import x\nfrom . import trl\nfrom .trl import y",
     "BitsAndBytesConfig(load_in_8bit=True)",
+    "TrainingArguments('o', optim='adamw_torch')\nTrainingArguments('o', optim=o)",
     "from trl_step import AutoModelForCausalLMWithValueHead as A\nA.from_pretrained('x', load_in_8bit=True)",
     "def score(return_all_scores=True): pass\nscore(return_all_scores=True)",
     "m.generate(q, top_k=50, min_length=5)",
@@ -229,20 +231,21 @@ def test_check_reports_line_by_line_and_changes_nothing(tmp_path: Path, capsys: 
 
 
 def test_names_that_are_gone_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = b"""from trl import PPOTrainer, DDPOTrainer
-from trl.models.modeling_sd_base import X
+    source = b"""from trl import PPOTrainer, DDPOTrainer, AlignPropTrainer
+from trl.models.modeling_sd_base import DDPOPipelineOutput
+from trl.models.auxiliary_modules import X
 from transformers import AutoTokenizer, AutoModelWithLMHead, load_tool
 import datasets
 """
     assert missing_names(source) == [
-        (1, "trl_step has no DDPOTrainer; use TRL 0.11.4 itself: diffusion models are not trained here"),
-        (2, "there is no module trl_step.models.modeling_sd_base"),
-        (3, "transformers has no AutoModelWithLMHead"),
+        (1, "trl_step has no AlignPropTrainer; use DDPOTrainer, which needs no gradient of the reward"),
+        (3, "there is no module trl_step.models.auxiliary_modules"),
+        (4, "transformers has no AutoModelWithLMHead"),
     ]
     path = tmp_path / "old.py"
     path.write_bytes(source)
     assert main(["--write", str(path)]) == 1
-    assert "not trained here: to be done by hand" in capsys.readouterr().out
+    assert "no gradient of the reward: to be done by hand" in capsys.readouterr().out
 
 
 def test_of_two_edits_that_overlap_the_first_is_made() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from accelerate import DataLoaderConfiguration
 from transformers import BitsAndBytesConfig, GenerationConfig, TrainingArguments
+from transformers.training_args import OptimizerNames
 
-from trl_step.port.rules import CALLS, UNKNOWN, Quantization, Rule, Source
+from trl_step.port.rules import CALLS, OPTIMIZERS, UNKNOWN, Quantization, Rule, Source, Values
 
 RULES = [pytest.param(rule, id=f"{kind}-{rule.old[0]}") for kind, rules in CALLS.items() for rule in rules]
 NAMES = {"BitsAndBytesConfig": BitsAndBytesConfig, "DataLoaderConfiguration": DataLoaderConfiguration, "torch": torch}
@@ -18,6 +19,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "top_k": (0.0, 50.0, 0, 40),
     "min_length": (-1, 0, 5),
     "device_map": ({"": 0}, {"": "cpu"}, "auto"),
+    "optim": ("adamw_hf", "adamw_apex_fused", "adamw_torch"),
 }
 TRUTH = (True, False)
 RULES_OF_TRUTH_VALUES = [
@@ -65,8 +67,14 @@ def test_source_of_what_is_known_at_run_time_only(rule: Rule) -> None:
 def test_todays_training_arguments_take_every_new_name() -> None:
     known = set(TrainingArguments.__dataclass_fields__)
     for rule in CALLS["TrainingArguments"]:
-        assert not known & set(rule.old), f"{rule.old} is still taken"
+        assert not known & set(rule.old) or isinstance(rule, Values), f"{rule.old} is still taken"
         assert set(rule.values(dict.fromkeys(rule.old, True)) or {}) <= known
+
+
+def test_todays_training_arguments_take_every_new_optimizer() -> None:
+    names = {each.value for each in OptimizerNames}
+    assert set(OPTIMIZERS.values()) <= names
+    assert names.isdisjoint(OPTIMIZERS)
 
 
 def test_whole_numbers_are_left_alone() -> None:

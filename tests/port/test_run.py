@@ -76,8 +76,8 @@ def test_a_trl_that_is_there_is_put_aside_and_back(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_module_without_a_counterpart_is_said() -> None:
-    with pytest.raises(ModuleNotFoundError, match=r"there is no module trl_step\.models\.modeling_sd_base"):
-        run("import trl.models.modeling_sd_base")
+    with pytest.raises(ModuleNotFoundError, match=r"there is no module trl_step\.models\.modeling_gone"):
+        run("import trl.models.modeling_gone")
 
 
 def test_every_patch_is_taken_off_also_behind_an_error() -> None:

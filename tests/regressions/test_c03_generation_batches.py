@@ -65,7 +65,7 @@ def test_other_errors_are_not_retried() -> None:
 
 def test_callers_settings_are_not_changed() -> None:
     model, queries = tiny_gpt2(), ragged_queries(3, 4)
-    settings = {"max_new_tokens": [2, 3], "eos_token_id": [4], "stopping_criteria": [], "eos_token_ids": [1]}
+    settings = {"max_new_tokens": [2, 3], "eos_token_id": [4], "stopping_criteria": []}
     before = {key: list(value) for key, value in settings.items()}
     originals = [query.clone() for query in queries]
     answer(model, queries, **settings)

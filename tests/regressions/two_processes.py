@@ -51,6 +51,8 @@ class Case:
     """every other sample has a score per token; process 1 may have none of them"""
     groups: bool = False
     """four group ids, each of which is on both processes; the sampler's log-probs, and no value head"""
+    few_queries: bool = False
+    """every sample has one of two long queries"""
     far: bool = False
     """the policy seems to have moved far away from the last sample of process 1: its ratio is infinite"""
 
@@ -118,6 +120,8 @@ CASES = {
     "warm-up": Case(
         (4, 3), {"mini_batch_size": 2, "value_warmup_steps": 1, "value_lam": 1.0, "gae_level": "turn"}, masks=True
     ),
+    "few queries": Case((4, 3), {"mini_batch_size": 3, "forward_tokens": 60}, few_queries=True),
+    "few queries and a critic": Case((3, 4), {"mini_batch_size": 4}, model="critic", few_queries=True),
     "critic": Case((4, 3), {"mini_batch_size": 2, "max_grad_norm": 0.1}, model="critic"),
     "skip": Case((6, 5), {"mini_batch_size": 2, "gradient_accumulation_steps": 2}, far=True),
     "all skipped": Case((2, 2), {"mini_batch_size": 2}, far=True),
@@ -167,6 +171,8 @@ def play(case: Case, rank: int | None, **more: Any) -> dict[str, Any]:
     seen: dict[str, Any] = {"steps": [], "world": config_numbers(ours), "wrapped": wrapped(ours)}
     for step in range(case.steps):
         queries, responses, scores = samples(total, seed=step)
+        if case.few_queries:
+            queries = [torch.arange(4, 24) + 20 * (i % 2) for i in range(total)]
         masks = None
         if case.masks:
             masks = [torch.arange(len(r)) % 3 != 1 for r in responses]

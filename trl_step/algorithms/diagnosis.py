@@ -143,6 +143,8 @@ class Circumstances(NamedTuple):
     """nearly every response begins with its query"""
     padded: tuple[str, ...] = ()
     """what seems to be padded in the lists given to `step`: "queries begin", "queries end", "responses end" """
+    updates_behind: int = 0
+    """updates that the weights which drew the responses lacked when they drew"""
 
     lam: float | None = None
     """lambda of the advantages, if the score of a sample reaches its tokens through it alone: there are values, and one
@@ -156,9 +158,9 @@ class Diagnosis(NamedTuple):
     """One thing that is wrong."""
 
     name: str
-    """"query in response", "sampling settings", "greedy sampling", "negative KL", "sampler mismatch", "runaway KL",
-    "first ratio", "entropy collapse", "clipping", "large steps", "falling score", "constant scores", "score reach",
-    "value head", "no end token", "padding" """
+    """"query in response", "sampling settings", "old weights", "greedy sampling", "negative KL", "sampler mismatch",
+    "runaway KL", "first ratio", "entropy collapse", "clipping", "large steps", "falling score", "constant scores",
+    "score reach", "value head", "no end token", "padding" """
     finding: str
     """what was seen, with its numbers"""
     advice: str
@@ -323,6 +325,13 @@ def _inputs(seen: Circumstances) -> Iterator[Diagnosis]:
             f"responses are sampled with {', '.join(seen.sampling_settings)}, but log-probs are those of the whole "
             "distribution at PPOConfig.temperature: the KL estimate is biased and may turn negative",
             "sample with top_k=0, top_p=1.0, the temperature of PPOConfig, and nothing ruled out",
+        )
+    if seen.updates_behind:
+        yield Diagnosis(
+            "old weights",
+            f"the sampler drew responses with weights that are {seen.updates_behind} update(s) older than the policy's",
+            "have its update take the weights over, and see whether the server loaded them; for answers that are older "
+            "on purpose give step their log-probs as sampling_logprobs, and set importance_correction",
         )
     if seen.likeliest:
         yield Diagnosis(

@@ -1,12 +1,24 @@
-"""Mean and deviation of rewards, kept for each prompt by itself."""
+"""Rewards as advantages: less a mean, over a deviation; those of a batch, or of each prompt by itself."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+BATCH_EPSILON = 1e-8
+PROMPT_EPSILON = 1e-6
+
+
+def batch_advantages(rewards: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(r - mean) / (std + 1e-8) over `rewards` [B], float64 [B]; equal rewards give zeros."""
+    values = np.asarray(rewards, dtype=np.float64)
+    # differs from v0.7: rounding of the mean made advantages near 1 of equal rewards
+    if np.ptp(values) == 0:
+        return np.zeros_like(values)
+    return (values - values.mean()) / (values.std() + BATCH_EPSILON)
 
 
 class PerPromptStatTracker:
@@ -31,7 +43,7 @@ class PerPromptStatTracker:
             seen = self.stats.setdefault(str(prompt), deque(maxlen=self.buffer_size))
             seen.extend(values[here])
             basis = values if len(seen) < self.min_count else np.array(seen)
-            advantages[here] = (values[here] - basis.mean()) / (basis.std() + 1e-6)
+            advantages[here] = (values[here] - basis.mean()) / (basis.std() + PROMPT_EPSILON)
         return advantages
 
     def get_stats(self) -> dict[str, dict[str, Any]]:
@@ -40,3 +52,11 @@ class PerPromptStatTracker:
             prompt: {"mean": np.mean(seen), "std": np.std(seen), "count": len(seen)}
             for prompt, seen in self.stats.items()
         }
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The remembered rewards of each prompt."""
+        return {prompt: [float(reward) for reward in seen] for prompt, seen in self.stats.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Take over what `state_dict` gave."""
+        self.stats = {prompt: deque(seen, maxlen=self.buffer_size) for prompt, seen in state.items()}

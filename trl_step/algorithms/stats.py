@@ -117,6 +117,19 @@ LOGGED_BY_LOG_STATS: tuple[Stat, ...] = (
     Stat("env/reward_dist", "the rewards of all processes", "[all samples]"),
 )
 
+DDPO_STATS: tuple[Stat, ...] = (
+    Stat("reward", "the rewards of the epoch", "[all samples]"),
+    Stat("reward_mean", "their mean", reduction="samples"),
+    Stat("reward_std", "their standard deviation, over n", reduction="samples"),
+    Stat("loss", "mean of max(-A r, -A clip(r, 1 ± train_clip_range)), r = exp(log_prob - log_prob then), A clipped to "
+         "± train_adv_clip_max, over the denoising steps of an update", reduction="samples"),
+    Stat("approx_kl", "mean of (log_prob - log_prob then)² / 2", reduction="samples"),
+    Stat("clipfrac", "share of denoising steps with |r - 1| > train_clip_range", reduction="samples"),
+    Stat("epoch", "number of the epoch, from 0"),
+    Stat("inner_epoch", "number of the pass over its samples, from 0"),
+)  # fmt: skip
+"""What `DDPOTrainer` logs: the rewards once an epoch, the rest at every update."""
+
 PER_TOKEN = ("objective/logprobs", "objective/ref_logprobs", "ppo/policy/advantages", "ppo/policy/ratio")
 """Keys with a value per token. `step` returns them as tensors; they are logged on request only."""
 LOGGED_ARRAYS = frozenset(stat.key for stat in STATS if stat.shape != "scalar")

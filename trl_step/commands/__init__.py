@@ -5,17 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-import tyro
-from tyro.extras import SubcommandApp
+from typing import Optional
 
 import trl_step
+from trl_step.command_line_types import Positional
 
-app = SubcommandApp()
 
-
-@app.command
 def demo(*arguments: str) -> int:
     """Tune a small language model towards positive film reviews, without a network, in a few minutes.
 
@@ -26,7 +21,6 @@ def demo(*arguments: str) -> int:
     return run_demo(arguments)
 
 
-@app.command
 def port(*arguments: str) -> int:
     """Run a script of TRL 0.7 unchanged; check or rewrite it with --check or --write.
 
@@ -37,8 +31,7 @@ def port(*arguments: str) -> int:
     return port_main(arguments)
 
 
-@app.command
-def doctor(run: Annotated[Path, tyro.conf.Positional]) -> int:
+def doctor(run: Positional[Path]) -> int:
     """Say what is wrong with a run, the likely cause, and the setting to change.
 
     Args:
@@ -49,7 +42,38 @@ def doctor(run: Annotated[Path, tyro.conf.Positional]) -> int:
     return examine(run)
 
 
-@app.command
+def serve(
+    folder: Positional[Path],
+    host: str = "127.0.0.1",
+    port: int = 0,
+    model_name: str = "policy",
+    max_new_tokens: int = 512,
+    max_length: Optional[int] = None,
+) -> int:
+    """Answer clients of OpenAI's API with a saved policy, until Ctrl-C; prints URL and token.
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        host: address to listen on; any but the loopback address lets other machines in, without encryption.
+        port: 0 takes a free one.
+        model_name: what clients give as `model`.
+        max_new_tokens: tokens of an answer if the client gives no number.
+        max_length: tokens of prompt and answer together; by default the model's positions.
+    """
+    from trl_step.commands.saved_policy import serve_folder
+    from trl_step.sampling import ServeSettings
+
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        model_name=model_name,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+        max_kept=0,  # nobody takes them
+    )
+    return serve_folder(folder, settings)
+
+
 def env() -> int:
     """Print versions and devices for a bug report. It contains no secrets."""
     from trl_step.commands.facts import facts
@@ -70,4 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(trl_step.__version__)
         return 0
+    from tyro.extras import SubcommandApp
+
+    app = SubcommandApp()
+    for command in (demo, port, doctor, serve, env):
+        app.command(command)
     return app.cli(prog="trl_step", description=trl_step.__doc__, args=words)

@@ -13,7 +13,7 @@ import torch
 import trl_step
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "tyro", "peft",
-            "bitsandbytes", "deepspeed", "wandb", "tensorboard")  # fmt: skip
+            "diffusers", "bitsandbytes", "deepspeed", "wandb", "tensorboard")  # fmt: skip
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "RANK", "LOCAL_RANK", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
              "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP",
              "ACCELERATE_USE_DEEPSPEED", "PYTORCH_CUDA_ALLOC_CONF", "WANDB_MODE")  # fmt: skip

@@ -51,21 +51,29 @@ def get_formatting_func_from_dataset(dataset: Any, tokenizer: Any) -> Formatter 
             columns `prompt` and `completion`, of strings.
         tokenizer: has a `chat_template`.
     """
-    from datasets import Dataset, IterableDataset, Value
+    from datasets import Dataset, IterableDataset
 
     if not isinstance(dataset, (Dataset, IterableDataset)):
         return None
     features = features_of(dataset)
     if features is None:
         return None
-    text = Value("string")
+    known = known_formats()
     messages_fields: tuple[Literal["messages", "conversations"], ...] = ("messages", "conversations")
     for name in messages_fields:
-        if _entries(features.get(name)) == {"role": text, "content": text}:
+        if _entries(features.get(name)) == _entries(known["chatml"]):
             return conversations_formatting_function(tokenizer, name)
-    if dict(features) == {"prompt": text, "completion": text}:
+    if dict(features) == known["instruction"]:
         return instructions_formatting_function(tokenizer)
     return None
+
+
+def known_formats() -> dict[str, Any]:
+    """Name of a format -> its features: of the column with the messages, or of the whole row."""
+    from datasets import Value
+
+    text = Value("string")
+    return {"chatml": [{"content": text, "role": text}], "instruction": {"completion": text, "prompt": text}}
 
 
 def features_of(dataset: Any) -> Any:

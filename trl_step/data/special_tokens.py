@@ -7,6 +7,17 @@ from typing import Any
 PARTS = ("input_ids", "attention_mask")
 
 
+def tokenizer_of(tokenizer: Any, processing_class: Any) -> Any:
+    """The tokenizer, given under its name of transformers 4 or 5.
+
+    Raises:
+        TypeError: both are given, and are not the same.
+    """
+    if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
+        raise TypeError("tokenizer and processing_class are two names of one argument: give one of them")
+    return processing_class if tokenizer is None else tokenizer
+
+
 def tokens_of(
     tokenizer: Any, texts: list[str], max_length: int | None = None, add_special_tokens: bool = True
 ) -> dict[str, list[list[int]]]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers.utils import get_json_schema
 
-from trl_step.environment.chat_calls import CALL_MARKS, ParsedCall, parse_tool_calls
-from trl_step.environment.chat_template import ChatTemplate, Message
+from trl_step.data.chat_calls import CALL_MARKS, ParsedCall, parse_tool_calls
+from trl_step.data.chat_template import ChatTemplate, Message
 from trl_step.environment.rewards import set_rewards
 from trl_step.environment.side_by_side import SideBySide
 from trl_step.environment.text_history import TextHistory

@@ -95,7 +95,7 @@ def _start(index: int, job: Callable[[], Any], finished: queue.SimpleQueue[tuple
         try:
             outcome = context.run(outcome_of, job)
         except BaseException as error:  # nothing else would report it, and the turn would wait forever
-            outcome = Outcome(error=_message(error), exception=error)
+            outcome = failed(error)
         finished.put((index, outcome))
 
     thread = threading.Thread(target=work, name=f"call-{index}", daemon=True)
@@ -108,7 +108,12 @@ def outcome_of(job: Callable[[], Any]) -> Outcome:
     try:
         return Outcome(job())
     except (Exception, SystemExit) as error:
-        return Outcome(error=_message(error), exception=error)
+        return failed(error)
+
+
+def failed(error: BaseException) -> Outcome:
+    """The outcome of a job that raised `error`."""
+    return Outcome(error=_message(error), exception=error)
 
 
 def _message(error: BaseException) -> str:

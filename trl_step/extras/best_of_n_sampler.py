@@ -106,9 +106,7 @@ class BestOfNSampler:
             limits = [length for _ in queries for length in [int(self.length_sampler())] * self.sample_size]
         sampler = LocalSampler(self.model, self.tokenizer, device=device)
         samples = sampler.sample(queries, self.sample_size, max_new_tokens=limits, return_logprobs=False, **options)
-        if sampler.is_encoder_decoder:
-            return samples.responses
-        return [torch.cat((q.to(r), r)) for q, r in zip(samples.queries, samples.responses, strict=True)]
+        return samples.responses if sampler.is_encoder_decoder else samples.with_queries()
 
 
 def _as_list(queries: Any) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from trl_step.head.products import add_product, product
 from trl_step.head.tiles import (
     ChunkBuffers,
     OutputHead,
@@ -53,39 +54,19 @@ class _Errors(NamedTuple):
         """e @ weight [V, D] -> [n, D], in the dtype of the softmax."""
         total = self.of_labels * weight[self.labels]
         for k, (columns, tile) in enumerate(self.tiles):
-            total.addcmul_(torch.mm(tile, weight[columns]), self.softmax.factors[:, k : k + 1])
+            total.addcmul_(product(tile, weight[columns]), self.softmax.factors[:, k : k + 1])
         return total
 
     def add_outer(self, total: torch.Tensor, rows: torch.Tensor, first: bool) -> None:
         """total [V, D] += e.T @ rows [n, D]; over what was there if it is the `first`."""
         for k, (columns, tile) in enumerate(self.tiles):
             scaled = rows * self.softmax.factors[:, k : k + 1]
-            place = total[columns]
-            if tile.dtype == total.dtype:
-                place.addmm_(tile.t(), scaled, beta=0 if first else 1)
-                continue
-            half = tile.dtype == torch.float16
-            addend = _half_product(tile.t(), scaled) if half else torch.mm(tile.t(), scaled.to(tile.dtype))
-            if first:
-                place.copy_(addend)
-            else:
-                place.add_(addend)
+            add_product(total[columns], tile.t(), scaled, first)
         of_labels = rows * self.of_labels
         if total.device.type == "cpu":  # on either device, the one that adds in a fixed order
             total.index_add_(0, self.labels, of_labels)
         else:
             total.index_put_((self.labels,), of_labels, accumulate=True)
-
-
-def _half_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left [V, n] of float16 numbers in 0..1 times `right` [n, D] in float32 -> [V, D] float32.
-
-    Slopes divided by the size of the vocabulary lie below the smallest float16. A power of two, which loses nothing,
-    brings the largest of `right` to a size at which n of them can be summed up.
-    """
-    highest = right.abs().amax().clamp(min=torch.finfo(right.dtype).tiny)
-    exponent = torch.floor(torch.log2(2.0**15 / len(right) / highest)).clamp(max=100)
-    return torch.mm(left, (right * torch.exp2(exponent)).to(left.dtype)).to(right.dtype) * torch.exp2(-exponent)
 
 
 def _errors(

@@ -119,9 +119,18 @@ class PolicyWithCritic(nn.Module):
                 "that was loaded separately, or leave value_model out to use a value head on the policy"
             )
 
-    def forward(self, *args: Any, rows: torch.Tensor | None = None, head: Any = None, **kwargs: Any) -> tuple[Any, ...]:
-        """As `LanguageModelWrapper.forward`, with the critic's values."""
+    def forward(
+        self,
+        *args: Any,
+        rows: torch.Tensor | None = None,
+        head: Any = None,
+        with_values: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """As `LanguageModelWrapper.forward`, with the critic's values, or `with_values=False` without any."""
         result = self.policy(*args, rows=rows, head=head, **kwargs)
+        if not with_values:
+            return (*result[:2], None, *result[3:])
         given = dict(zip(("input_ids",), args, strict=False)) | kwargs
         values = self.critic(rows=rows, **given)
         if result[2] is not None:  # processes wait for the gradient of every parameter, those of an unused head too

@@ -144,3 +144,6 @@ class AutoModelForSeq2SeqLMWithValueHead(_ValueHeadModel):
 
     transformers_parent_class = AutoModelForSeq2SeqLM
     is_encoder_decoder = True
+
+
+SUPPORTED_ARCHITECTURES = (AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead)

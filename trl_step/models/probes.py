@@ -88,7 +88,7 @@ def change_by_length(model: nn.Module) -> float | None:
     longer, shorter = (_logits_of(model, rows) for rows in (ids, ids[:, :-1]))
     if longer is None or shorter is None:
         return None
-    return _beyond_rounding(longer[0, :-1], shorter[0])
+    return beyond_rounding(longer[0, :-1], shorter[0])
 
 
 def _change_before_the_last(model: nn.Module) -> float | None:
@@ -98,7 +98,7 @@ def _change_before_the_last(model: nn.Module) -> float | None:
     ids = ordinary_ids(model, PROBE_LENGTH + 1)
     rows = torch.stack((ids[:-1], torch.cat((ids[: PROBE_LENGTH - 1], ids[-1:]))))  # they differ in the last token
     logits = _logits_of(model, rows)
-    return None if logits is None else _beyond_rounding(logits[0, :-1], logits[1, :-1])
+    return None if logits is None else beyond_rounding(logits[0, :-1], logits[1, :-1])
 
 
 def _last_token_has_a_slope(model: nn.Module) -> bool:
@@ -153,7 +153,7 @@ def _probe_inputs(model: nn.Module, rows: torch.Tensor) -> dict[str, Any]:
     return inputs
 
 
-def _beyond_rounding(one: torch.Tensor, other: torch.Tensor) -> float | None:
+def beyond_rounding(one: torch.Tensor, other: torch.Tensor) -> float | None:
     """The largest difference of logits, if it is more than rounding."""
     change = float((one.float() - other.float()).abs().max())
     limit = max(LEAK, ROUNDING_STEPS * torch.finfo(one.dtype).eps) * float(one.float().abs().max())

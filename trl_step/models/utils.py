@@ -40,7 +40,7 @@ class ChatMlSpecialTokens:
         )  # fmt: skip
 
 
-CHAT_FORMATS = {"chatml": ChatMlSpecialTokens}
+FORMAT_MAPPING = {"chatml": ChatMlSpecialTokens}
 
 
 def setup_chat_format(
@@ -60,9 +60,9 @@ def setup_chat_format(
     Raises:
         ValueError: the format is unknown.
     """
-    if format not in CHAT_FORMATS:
-        raise ValueError(f"the chat format {format!r} is unknown: use one of {', '.join(CHAT_FORMATS)}")
-    tokens = CHAT_FORMATS[format]()
+    if format not in FORMAT_MAPPING:
+        raise ValueError(f"the chat format {format!r} is unknown: use one of {', '.join(FORMAT_MAPPING)}")
+    tokens = FORMAT_MAPPING[format]()
     tokenizer.add_special_tokens(
         {"bos_token": tokens.bos_token, "eos_token": tokens.eos_token, "pad_token": tokens.pad_token}
     )

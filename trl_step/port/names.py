@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.util
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from trl_step.absent import INSTEAD
 from trl_step.port.aliases import new_name
+from trl_step.port.lookup import has_name, module_exists
 from trl_step.port.rules import MOVED
 
-PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate")
+PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate", "diffusers")
 
 
 class Missing(NamedTuple):
@@ -31,18 +31,17 @@ def _missing(tree: ast.AST) -> Iterator[Missing]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if _is_ours(alias.name) and _module(new_name(alias.name)) is None:
+                if _is_ours(alias.name) and not module_exists(new_name(alias.name)):
                     yield Missing(node.lineno, f"there is no module {new_name(alias.name)}")
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level and _is_ours(node.module):
             name = new_name(node.module)
-            module = _module(name)
-            if module is None:
+            if not module_exists(name):
                 yield Missing(node.lineno, f"there is no module {name}")
                 continue
             for alias in node.names:
                 if (node.module, alias.name) in MOVED or alias.name == "*":
                     continue
-                if not _has(module, alias.name) and _module(f"{name}.{alias.name}") is None:
+                if not has_name(name, alias.name):
                     instead = f"; use {INSTEAD[alias.name]}" if alias.name in INSTEAD and _is_trl_step(name) else ""
                     yield Missing(alias.lineno, f"{name} has no {alias.name}{instead}")
 
@@ -54,17 +53,3 @@ def _is_ours(module: str) -> bool:
 
 def _is_trl_step(module: str) -> bool:
     return module.partition(".")[0] == "trl_step"
-
-
-def _has(module: object, name: str) -> bool:
-    try:
-        return hasattr(module, name)
-    except ImportError:  # of a name for which there is something else
-        return False
-
-
-def _module(name: str) -> object | None:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None

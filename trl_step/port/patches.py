@@ -22,6 +22,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer
 from trl_step.models.notices import PACKAGE
 from trl_step.port.aliases import OLD
 from trl_step.port.old_flags import with_old_flags
+from trl_step.port.old_reads import keep_given, old_reads
 from trl_step.port.releases import ASKED, UNKNOWN_ORIGIN, Origin
 from trl_step.port.replacing import replaced
 from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, TEXT_CLASSIFICATION
@@ -84,6 +85,7 @@ def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN, means_train: boo
         stack.enter_context(replaced(HfArgumentParser, "parse_known_args", parse))
         stack.enter_context(replaced(PPOConfig, "__init__", translator.with_defaults(PPOConfig.__init__, origin)))
         stack.enter_context(replaced(PPOConfig, "__dataclass_fields__", _fields_with(origin.defaults or {})))
+        stack.enter_context(old_reads(translator.report_once))
         if means_train:
             stack.enter_context(with_train(translator))
         stack.enter_context(replaced(Trainer, "__init_subclass__", classmethod(translator.adapt_overrides)))
@@ -128,7 +130,10 @@ class Translator:
         def call(*args: Any, **keywords: Any) -> Any:
             if kind == "pipeline":
                 _take_all_scores(args, keywords)
-            return function(*args, **self.translate(kind, keywords, name))
+            found = function(*args, **self.translate(kind, keywords, name))
+            if kind == "TrainingArguments":
+                keep_given(args[0], keywords)
+            return found
 
         return call
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from trl_step.trainer.text.training_arguments import RENAMED, WHAT_TO_DO, WITHOUT_EFFECT
+from trl_step.trainer.text.old_arguments import RENAMED, WHAT_TO_DO, WITHOUT_EFFECT
 
 UNKNOWN: Any = object()
 """The value of an expression that is not a literal."""
@@ -110,6 +110,28 @@ class Unset:
 
     def sources(self, given: Mapping[str, Source]) -> dict[str, str] | None:
         return None if given[self.name].value is UNKNOWN or given[self.name].value else {}
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """Other values under the same name."""
+
+    name: str
+    new: Mapping[str, str]
+    why: str
+    imports: str = ""
+
+    @property
+    def old(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        value = given[self.name]
+        return {self.name: self.new[value]} if isinstance(value, str) and value in self.new else None
+
+    def sources(self, given: Mapping[str, Source]) -> dict[str, str] | None:
+        new = None if given[self.name].value is UNKNOWN else self.values({self.name: given[self.name].value})
+        return new and {name: as_source(value) for name, value in new.items()}
 
 
 @dataclass(frozen=True)
@@ -251,6 +273,8 @@ def as_source(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
+OPTIMIZERS = {"adamw_hf": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"}
+"""Old values of `optim`, and the same optimizer today."""
 TOKEN = Rename("use_auth_token", "token")
 LOADING: tuple[Rule, ...] = (
     TOKEN,
@@ -274,6 +298,7 @@ TRAINING: tuple[Rule, ...] = (
          {"train_sampling_strategy": "random"}),
     Flag("include_inputs_for_metrics", {"include_for_metrics": ["inputs"]}, {}, "several inputs can be chosen",
          {"include_for_metrics": []}),
+    Values("optim", OPTIMIZERS, "transformers 5 has torch's own"),
     Group(("dispatch_batches", "split_batches"), "accelerator_config", "accelerate's settings are in one dictionary"),
     *(Drop(name, WHAT_TO_DO.get(name, "transformers 5 has no such setting")) for name in WITHOUT_EFFECT),
 )  # fmt: skip
@@ -300,7 +325,7 @@ CALLS: Mapping[str, tuple[Rule, ...]] = {
         *TRAINING,
         Drop("base_model", "the script loads the models, as it did"),
         Drop("num_updates", "the trainer computes it"),
-        Unset("non_eos_penalty", "TRL 0.11 replaced it"),
+        Unset("non_eos_penalty", "where it is off; where it is on, see missing_eos_penalty"),
     ),
     "experimental.PPOTrainer": (
         Rename("tokenizer", "processing_class", "TRL 0.12 renamed it"),

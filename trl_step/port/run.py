@@ -13,7 +13,6 @@ from pathlib import Path
 from trl_step.port.aliases import trl_is_trl_step
 from trl_step.port.edits import read_source
 from trl_step.port.notebooks import Notebook, is_notebook
-from trl_step.port.patches import translated
 from trl_step.port.releases import origin_of
 from trl_step.port.rewrite import is_of_train_api
 
@@ -28,6 +27,8 @@ def run_script(script: str, arguments: Sequence[str] = (), release: str | None =
         FileNotFoundError: there is no such file.
         SyntaxError: it is not valid in the running Python version.
     """
+    from trl_step.port.patches import translated  # with torch and transformers, which --check does not need
+
     if not Path(script).is_file():
         raise FileNotFoundError(f"there is no script {script}")
     text = read_source(Path(script))[0].decode()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from functools import cache
+from importlib import resources
 
 from trl_step.port.releases import Origin
-from trl_step.trainer.ppo_config import PPOConfig
 
 NAMES = ("PPOConfig", "PPOTrainer")
 PACKAGES = ("trl_step", "trl_step.trainer")
@@ -38,7 +38,15 @@ LATER_RLOO = {
     "normalize_advantages": "normalize_advantage or normalize_reward",
 }
 """Settings of `RLOOConfig` from TRL 0.22 on, and what does the same here."""
-STEP_FIELDS = frozenset(field.name for field in fields(PPOConfig))
+
+
+@cache
+def step_fields() -> frozenset[str]:
+    """The settings of the step API's `PPOConfig`, read from its source: importing it takes torch."""
+    source = resources.files("trl_step.trainer").joinpath("ppo_config.py").read_text(encoding="utf-8")
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "PPOConfig")
+    return frozenset(ast.unparse(item.target) for item in next(classes).body if isinstance(item, ast.AnnAssign))
+
 
 NameOf = Callable[[ast.expr], str | None]
 """Which of `NAMES` of `PLACES` an expression denotes; None if another thing."""
@@ -57,7 +65,7 @@ def means_train(nodes: Sequence[ast.AST], name_of: NameOf, origin: Origin) -> bo
     if given.intersection(STEP_ARGUMENTS) or methods.intersection(STEP_METHODS):
         return False
     settings = {keyword for call in _calls(nodes, name_of, "PPOConfig") for keyword in _keywords(call)}
-    return "train" in methods or not settings <= STEP_FIELDS or origin.has_only_train
+    return "train" in methods or not settings <= step_fields() or origin.has_only_train
 
 
 def _calls(nodes: Sequence[ast.AST], name_of: NameOf, name: str) -> Iterator[ast.Call]:

@@ -34,6 +34,11 @@ class Samples(NamedTuple):
     group_ids: list[int]
     """for each answer the number of its query, from 0"""
 
+    def with_queries(self) -> list[torch.Tensor]:
+        """Each answer after its query, N tensors [Q_i + R_i] int64."""
+        pairs = zip(self.queries, self.responses, strict=True)
+        return [torch.cat((query.to(answer), answer)) for query, answer in pairs]
+
 
 class Weights(ABC):
     """The trainable policy, as a sampler elsewhere needs it. Every process calls each method."""

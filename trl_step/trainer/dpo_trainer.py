@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,6 +19,7 @@ from trl_step.data.pairs import (
     tokenize_preference,
     tokenize_preference_for_encoder,
 )
+from trl_step.data.special_tokens import tokenizer_of
 from trl_step.import_utils import is_wandb_available
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
@@ -33,7 +34,6 @@ from trl_step.trainer.text.text_trainer import (
     mapped,
     model_of,
     prepared,
-    tokenizer_of,
 )
 
 ROWS = "rows"
@@ -82,7 +82,7 @@ class DPOTrainer(ReferenceTrainer):
         ImportError: `generate_during_eval` without wandb.
     """
 
-    _tag_names = ("trl", "dpo")
+    _tag_names: ClassVar[list[str]] = ["trl", "dpo"]
     _token_column = "prompt_input_ids"
     loss_is_scaled_for_ga = False
 

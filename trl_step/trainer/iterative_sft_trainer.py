@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -11,12 +11,11 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from trl_step import core
 from trl_step.data.collators import DataCollatorForTexts, padding_on_the_right
-from trl_step.data.special_tokens import tokens_of
+from trl_step.data.special_tokens import tokenizer_of, tokens_of
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
 from trl_step.trainer.text.target_mean import TargetMeanTrainer
-from trl_step.trainer.text.text_trainer import tokenizer_of
 
 IGNORED = -100
 TRUNCATION_SIDES = {"keep_end": "left", "keep_start": "right"}
@@ -46,7 +45,7 @@ class IterativeSFTTrainer(TargetMeanTrainer):
         ValueError: there is no tokenizer or model, the schedule has no length, or the mode is unknown.
     """
 
-    _tag_names = ("trl", "iterative-sft")
+    _tag_names: ClassVar[list[str]] = ["trl", "iterative-sft"]
     model: Any
     optimizer: Any
 
@@ -204,9 +203,9 @@ class IterativeSFTTrainer(TargetMeanTrainer):
         return slice(-self.max_length, None) if self.truncation_mode == "keep_end" else slice(self.max_length)
 
     def _tokenize(self, texts: list[str], name: str) -> dict[str, list[torch.Tensor]]:
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        if not core.is_list(texts) or not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{name} must be a list of texts with at least one")
-        tokens = tokens_of(self.tokenizer, texts, self.max_length)
+        tokens = tokens_of(self.tokenizer, list(texts), self.max_length)
         return {
             part: [torch.tensor(row, dtype=torch.long) for row in tokens[part]]
             for part in ("input_ids", "attention_mask")
@@ -247,7 +246,7 @@ def _check_rows(rows: Any, name: str, beside: list[torch.Tensor] | None = None, 
     """Raise ValueError unless `rows` is None or a list of non-empty tensors [T], one per entry of `beside`, as long."""
     if rows is None:
         return
-    if not isinstance(rows, list) or not rows:
+    if not core.is_list(rows) or not rows:
         raise ValueError(f"{name} must be a list of tensors with at least one, not {rows!r:.80}")
     if beside is not None and len(rows) != len(beside):
         raise ValueError(f"{name} has {len(rows)} rows for {len(beside)} texts")

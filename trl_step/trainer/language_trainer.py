@@ -9,14 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
-import datasets
 import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from trl_step.algorithms.diagnosis import Checkup, Circumstances
 from trl_step.core import PPODecorators
+from trl_step.import_utils import is_hub_dataset
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
 from trl_step.models.critic import PolicyWithCritic, wrappers_of
 from trl_step.models.inner_model import plain_model
@@ -37,12 +37,12 @@ from trl_step.trainer.engine.engine import FusedEngine
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.engine.models import Models, check_reference, prepare, reference_context
-from trl_step.trainer.processes.accelerate_state import detach
+from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.reports.hub import write_model_card
 from trl_step.trainer.reports.watch import active_dropout, padded_by_hand, repeats_query
 from trl_step.trainer.runs.data_loader import positioned
-from trl_step.trainer.runs.identity import identity
+from trl_step.trainer.runs.identity import identity, settings_of
 from trl_step.trainer.sampling_trainer import SamplingTrainer
 from trl_step.trainer.updates.deepspeed import uses_deepspeed
 from trl_step.trainer.updates.optimizers import (
@@ -53,6 +53,9 @@ from trl_step.trainer.updates.optimizers import (
     make_updater,
     shapes_of,
 )
+
+if TYPE_CHECKING:
+    import datasets
 
 LOGGED_COLUMNS = frozenset(("label", "label_ids", "labels", "query", "response"))
 """Columns of a data set that the model may not read, but scripts, collators and logs do."""
@@ -117,6 +120,9 @@ class LanguageTrainer(SamplingTrainer):
             self._consider_length(known.pretrained_model)
             fuse_activations(known)
             self._forward.register(known)
+        self._shares_prompts = (
+            config.share_prompts and not config.exact_v07 and all(self._forward.can_share(known) for known in models)
+        )
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
         self._custom_collator = training_data_collator is not None
         self.dataset = dataset
@@ -130,10 +136,14 @@ class LanguageTrainer(SamplingTrainer):
             self.accelerator, config, policy, ref_model, optimizer, dataloader, lr_scheduler, self._forward
         )
         self.model, self.ref_model = prepared.model, prepared.ref_model
+        if prepared.offloaded is not None and not self._reference_is_adapter:
+            self.optional_peft_ctx = prepared.offloaded.on_device
         self.optimizer: Any = prepared.optimizer
         self.lr_scheduler: Any = prepared.lr_scheduler
         self.model_params = prepared.parameters
         self._shapes_at_start = shapes_of(self.model)
+        if not uses_deepspeed(self.accelerator):
+            own_accumulation(self.accelerator, config.gradient_accumulation_steps)
         detach(self.accelerator, self.optimizer, self.lr_scheduler, prepared.dataloader)
         self.dataloader: Any = positioned(prepared.dataloader, self.accelerator.non_blocking)
         self._updater = make_updater(self._processes, self.model, self.optimizer, self.model_params, config)
@@ -169,7 +179,7 @@ class LanguageTrainer(SamplingTrainer):
         parts = self._parts()
         return identity(
             processes=self._processes,
-            settings=vars(self.config),
+            settings=settings_of(self.config),
             policy=parts["policy"],
             reference=None if self.ref_model is None else self.ref_model.pretrained_model,
             optimizer=self.optimizer,
@@ -189,7 +199,7 @@ class LanguageTrainer(SamplingTrainer):
             ValueError: the data set is smaller than one batch on each process.
         """
         check_size(dataset, self.config.batch_size, self.accelerator.num_processes)
-        if isinstance(dataset, datasets.Dataset) and self.config.remove_unused_columns:
+        if is_hub_dataset(dataset) and self.config.remove_unused_columns:
             policy = self.accelerator.unwrap_model(self.model)
             forwards = (policy.forward, plain_model(policy.pretrained_model).forward)
             used = LOGGED_COLUMNS.union(*(inspect.signature(forward).parameters for forward in forwards))
@@ -245,6 +255,8 @@ class LanguageTrainer(SamplingTrainer):
         """Lists become a batch, once."""
         inputs = self.prepare_model_inputs(given.queries, given.responses)
         rollout = self._layout.batch(given.queries, given.responses, inputs, given.response_masks)
+        if self._shares_prompts:
+            rollout = self._layout.share_queries(rollout)
         return self._layout.with_numbers(rollout, given.scores, given.precomputed, given.advantages)
 
     def prepare_model_inputs(
@@ -296,13 +308,34 @@ class LanguageTrainer(SamplingTrainer):
             [B, T] int64 of the positions that predict a counted response token.
         """
         batch, engine = self._layout.batch(queries, responses, model_inputs, response_masks), self._fused_engine()
-        with eval_mode(model), self.accelerator.autocast():
+        with self.model_lock, eval_mode(model), self.accelerator.autocast():
             if return_logits or torch.is_grad_enabled():
                 left_padded, size = batch.positions.left_padded, engine.size
                 logprobs, logits, values = self._forward.everything(model, model_inputs, left_padded, size)
                 return logprobs, logits if return_logits else None, values, batch.mask
             logprobs, values = engine.sweep(model, batch)
             return logprobs, None, values, batch.mask
+
+    @PPODecorators.empty_device_cache()
+    def values_after(self, queries: list[torch.Tensor], responses: list[torch.Tensor]) -> torch.Tensor:
+        """The value of the state after the last token of each sample, by value head or critic, dropout off.
+
+        `step` takes it for the episodes that `truncated` names; every process calls it.
+
+        Args:
+            queries, responses: token ids, each [Q_i] and [R_i] int64; none at all is allowed
+
+        Returns:
+            [B] float32
+
+        Raises:
+            ValueError: the policy has no values.
+        """
+        if not queries:  # sharded weights are gathered by all processes together, so this one takes part
+            queries = responses = [torch.full((1,), self._layout.pad_token_id, device=self.current_device)]
+            return self.values_after(queries, responses)[:0]
+        batch = self._layout.batch(queries, responses, self.prepare_model_inputs(queries, responses))
+        return self._fused_engine().values_after(batch)
 
     # --- reports -------------------------------------------------------------------------------------------------
 

@@ -9,18 +9,16 @@ import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal, Optional, Union, get_args
-
-import tyro
+from typing import Any, Literal, Optional, Union, get_args
 
 from trl_step.algorithms.importance import ImportanceCorrection
 from trl_step.algorithms.kl import KL_PENALTIES
 from trl_step.algorithms.losses.policy import COUPLED, PolicyLoss
 from trl_step.algorithms.losses.tokens import LossNormalization
+from trl_step.command_line_types import JSON, Suppress
 from trl_step.core import flatten_dict
 from trl_step.import_utils import is_rich_available, is_tensorboard_available, is_wandb_available
 
-JSONDict = Annotated[Union[dict, str, None], tyro.conf.arg(metavar="JSON", constructor=json.loads)]
 AdvantageEstimator = Literal["gae", "grpo", "rloo", "reinforce_plus_plus", "remax"]
 GROUP_ESTIMATORS = ("grpo", "rloo")
 """Those that compare the answers to one prompt."""
@@ -110,10 +108,12 @@ _FLAGS = (
     "whiten_rewards",
     "gradient_checkpointing",
     "exact_v07",
+    "share_prompts",
     "pad_for_acceleration",
     "use_habana",
     "log_arrays",
     "progress_bar",
+    "offload_reference",
 )
 _WHOLE_NUMBERS = (
     "steps",
@@ -165,15 +165,15 @@ class PPOConfig:
     """name of the reward model, for scripts and the tracker"""
     remove_unused_columns: bool = True
     """drop the columns of a `datasets.Dataset` that neither the model nor the logs use"""
-    tracker_kwargs: JSONDict = field(default_factory=dict)
+    tracker_kwargs: JSON[Union[dict, str, None]] = field(default_factory=dict)
     """passed to the tracker's init, e.g. {"wandb": {"entity": "me"}}"""
-    accelerator_kwargs: JSONDict = field(default_factory=dict)
+    accelerator_kwargs: JSON[Union[dict, str, None]] = field(default_factory=dict)
     """passed to `accelerate.Accelerator`, e.g. {"mixed_precision": "bf16"}"""
-    project_kwargs: JSONDict = field(default_factory=dict)
+    project_kwargs: JSON[Union[dict, str, None]] = field(default_factory=dict)
     """passed to `accelerate.utils.ProjectConfiguration`, e.g. {"logging_dir": "runs"}"""
     tracker_project_name: str = "trl"
     """project name in the tracker"""
-    push_to_hub_if_best_kwargs: JSONDict = field(default_factory=dict)
+    push_to_hub_if_best_kwargs: JSON[Union[dict, str, None]] = field(default_factory=dict)
     """when not empty, passed to `push_to_hub` each time the mean score is the best so far; needs "repo_id" """
 
     steps: int = 20000
@@ -210,7 +210,7 @@ class PPOConfig:
     default to batch_size / gradient_accumulation_steps"""
     gradient_accumulation_steps: int = 1
     """mini-batches per optimizer step"""
-    world_size: tyro.conf.Suppress[Optional[int]] = None
+    world_size: Suppress[Optional[int]] = None
     """number of processes; set by the trainer"""
     ppo_epochs: int = 4
     """passes over the batch per step"""
@@ -237,15 +237,15 @@ class PPOConfig:
     whiten_rewards: bool = False
     """scale the per-token rewards to unit variance before the advantages"""
 
-    is_encoder_decoder: Optional[tyro.conf.Suppress[bool]] = None
+    is_encoder_decoder: Optional[Suppress[bool]] = None
     """set by the trainer"""
-    is_peft_model: Optional[tyro.conf.Suppress[bool]] = None
+    is_peft_model: Optional[Suppress[bool]] = None
     """set by the trainer"""
-    backward_batch_size: tyro.conf.Suppress[Optional[int]] = None
+    backward_batch_size: Suppress[Optional[int]] = None
     """samples per optimizer step: mini_batch_size * gradient_accumulation_steps; computed"""
-    global_backward_batch_size: tyro.conf.Suppress[Optional[int]] = None
+    global_backward_batch_size: Suppress[Optional[int]] = None
     """the same over all processes; set by the trainer"""
-    global_batch_size: tyro.conf.Suppress[Optional[int]] = None
+    global_batch_size: Suppress[Optional[int]] = None
     """samples per step over all processes; set by the trainer"""
 
     gradient_checkpointing: bool = False
@@ -262,6 +262,9 @@ class PPOConfig:
     """sampling temperature; every log-prob is taken under it"""
     forward_tokens: Optional[int] = None
     """maximum tokens per forward pass, with padding; larger mini-batches run in parts, with the same gradients"""
+    share_prompts: bool = True
+    """run a query once for all samples of a mini-batch that have it, if the model says the same then and it saves
+    tokens; not with `exact_v07` or `pad_for_acceleration`"""
     generation_tokens: int = 16384
     """`generate` batches prompts together up to this many tokens, including padding and new tokens"""
     pad_for_acceleration: bool = False
@@ -332,6 +335,8 @@ class PPOConfig:
     """what is one time step of the advantages: a token, or a turn, which is a run of tokens that count"""
     positive_nll_coef: float = 0.0
     """weight of the mean negative log-prob of samples whose score is above 0"""
+    offload_reference: bool = False
+    """keep the weights of a separate reference in host memory, and on the device only while it is asked"""
 
     def __post_init__(self) -> None:
         self._take_json()

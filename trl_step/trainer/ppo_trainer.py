@@ -17,9 +17,8 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Optional, Union
 
-import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -36,9 +35,10 @@ from trl_step.algorithms.objective import Minibatch, Objective
 from trl_step.algorithms.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
 from trl_step.algorithms.stats import LOGGED_ARRAYS, readable, rollout_statistics
 from trl_step.core import PPODecorators, entropy_from_logits, masked_whiten
+from trl_step.data.special_tokens import tokenizer_of
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.notices import warn_user
-from trl_step.models.shortcuts.modes import training_without_dropout
+from trl_step.models.shortcuts.modes import kept_modes, training_without_dropout
 from trl_step.trainer.batches.checks import Extras, StepInputs, check_arguments
 from trl_step.trainer.batches.given import (
     compares_groups,
@@ -58,10 +58,15 @@ from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.reports.callbacks import StepReport, call_all
 from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
-from trl_step.trainer.text.text_trainer import tokenizer_of
+from trl_step.trainer.reports.hub import MODEL_CARD_TEMPLATE
 from trl_step.trainer.updates.epochs import Trained, run_epochs
 from trl_step.trainer.updates.optimizers import trained_now
 from trl_step.trainer.updates.updater import without_losses
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["MODEL_CARD_TEMPLATE", "PPOTrainer"]
 
 
 class PPOTrainer(LanguageTrainer):
@@ -85,6 +90,8 @@ class PPOTrainer(LanguageTrainer):
 
     config: PPOConfig
     couples_tokens: Optional[bool] = None
+
+    _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
 
     def __init__(
         self,
@@ -142,6 +149,7 @@ class PPOTrainer(LanguageTrainer):
             value_model,
         )
         self._comparison = Comparison()
+        self._final_values: Optional[torch.Tensor] = None  # of this step's truncated episodes, [B]
         self._minibatch: Optional[Minibatch] = None  # for methods with release 0.7's arguments, which lack some of it
         self._losses_checked = False
         if not config.needs_values and model.value_parameters():
@@ -177,6 +185,7 @@ class PPOTrainer(LanguageTrainer):
         group_ids: Optional[Sequence[Any]] = None,
         advantages: Optional[Sequence[Any]] = None,
         baseline_scores: Optional[Sequence[Any]] = None,
+        truncated: Optional[Sequence[bool]] = None,
     ) -> dict[str, Any]:
         """One update from a batch of scored responses (Schulman et al. 2017, algorithm 1, the update part).
 
@@ -198,6 +207,8 @@ class PPOTrainer(LanguageTrainer):
             advantages: for each sample one finite number, or a vector [R_i]; nothing is estimated then, values do not
                 train, and scores are only logged. It needs `kl_in="loss"` or no KL penalty
             baseline_scores: for `remax`, the score of the greedy answer to each sample's query
+            truncated: whether each episode was cut off by a limit instead of coming to its end; the value of the state
+                after its last token (see `values_after`) then counts as the return that it would still have got
 
         Returns:
             statistics: scalars as floats, small arrays as NumPy arrays, arrays with a value per token as tensors.
@@ -208,11 +219,12 @@ class PPOTrainer(LanguageTrainer):
                 too large for a loss in float32. The message names the list and the sample; weights, optimizer, KL
                 coefficient and random streams are untouched.
         """
-        with self._autosave:  # which saves the run if it is time, and holds Ctrl-C until the step is done
+        # the second saves the run if it is time, and holds Ctrl-C until the step is done
+        with self.model_lock, self._autosave:
             clock, config = Clock(), self.config
             # 1. check and place the inputs
             precomputed = Precomputed(old_logprobs, ref_logprobs, values, sampling_logprobs)
-            extras = Extras(group_ids, advantages, baseline_scores)
+            extras = Extras(group_ids, advantages, baseline_scores, truncated)
             given = self._checked(queries, responses, scores, response_masks, precomputed, extras)
             self._prepare_algorithm(given)
             rollout, engine = self._batch(given), self._engine(given)
@@ -223,11 +235,13 @@ class PPOTrainer(LanguageTrainer):
             # 3. roll forward: log-probs and values of policy and reference on the response tokens
             with clock("forward_pass"):
                 rollout = engine.evaluate(rollout)
+                self._final_values = self._values_of_truncated(given)
             # 4. per-token rewards, then advantages and returns
             with torch.no_grad(), clock("compute_rewards"):
                 rollout = self._with_rewards(rollout)
             with torch.no_grad(), clock("compute_advantages"):
                 rollout, found = self._with_advantages(rollout)
+                self._final_values = None
                 rollout, mismatch = with_factors(rollout, raw_scores, config, self._processes)
             self._accept(rollout, moments)
             # 5. ppo_epochs x mini-batches: forward, loss, backward, clip, update, skip, early stop
@@ -255,7 +269,7 @@ class PPOTrainer(LanguageTrainer):
         """Check what was given for the algorithm, and find out what the rewards are compared with; all processes raise
         if one of them finds an error."""
         config, processes = self.config, self._processes
-        self._minibatch = None
+        self._minibatch = self._final_values = None
         processes.raise_together(what_is_missing(given, config, self.kl_ctl.value))
         if processes.count > 1:
             processes.raise_together(given_on_some(processes.together(lambda: names_given(given))))
@@ -283,7 +297,8 @@ class PPOTrainer(LanguageTrainer):
 
             def train(batch: Rollout) -> dict[str, torch.Tensor]:
                 self._minibatch = batch.as_minibatch()
-                return hooks.train(batch)
+                with kept_modes(self.model):  # release 0.7's method calls `model.train()`, and dropout stayed on
+                    return hooks.train(batch)
 
         return Engine(evaluate, train)
 
@@ -302,6 +317,17 @@ class PPOTrainer(LanguageTrainer):
             baselines = shape_scores(baselines, moments, *settings, update=False)
             self._comparison = self._comparison._replace(baseline_scores=baselines)
         return rollout._replace(scores=shaped)
+
+    # --- stage 3: what policy and reference say ------------------------------------------------------------------
+
+    def _values_of_truncated(self, given: StepInputs) -> Optional[torch.Tensor]:
+        """The value of the state after each truncated sample, 0 for the others, [B]; None if values are not needed."""
+        if given.truncated is None or not needs_values(given, self.config):
+            return None
+        cut = [i for i, truncated in enumerate(given.truncated) if truncated]
+        values = torch.zeros(len(given.queries), device=self.current_device)
+        values[cut] = self.values_after([given.queries[i] for i in cut], [given.responses[i] for i in cut])
+        return values
 
     # --- stage 4: rewards and advantages -------------------------------------------------------------------------
 
@@ -364,6 +390,7 @@ class PPOTrainer(LanguageTrainer):
                 whiten=config.whitens,
                 value_lam=config.value_lam,
                 of_turns=config.gae_level == "turn",
+                final_values=self._final_values,
             )
         if config.whiten_rewards:
             rewards = masked_whiten(rewards, mask, shift_mean=False, reduce_sum=reduce_sum)

@@ -10,6 +10,7 @@ import torch
 from trl_step.algorithms.advantages.gae import advantages_and_returns
 from trl_step.algorithms.rewards import last_counted
 from trl_step.core import masked_whiten
+from trl_step.data.special_tokens import tokenizer_of
 from trl_step.models import AutoModelForCausalLMWithValueHead
 from trl_step.models.adapters import active_adapter
 from trl_step.models.inner_model import is_peft_model
@@ -20,7 +21,6 @@ from trl_step.trainer.engine.engine import Engine
 from trl_step.trainer.loop import LoopStep, OnPolicyTrainer
 from trl_step.trainer.ppov2_config import PPOv2Config
 from trl_step.trainer.text.peft_setup import prepare_for_training
-from trl_step.trainer.text.text_trainer import tokenizer_of
 
 
 class PPOStep(LoopStep):

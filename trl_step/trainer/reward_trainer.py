@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ import torch.nn.functional as F
 
 from trl_step.data.collators import PAIR_COLUMNS, RewardDataCollatorWithPadding
 from trl_step.data.pairs import tokenize_pair_for_rewards
+from trl_step.data.special_tokens import tokenizer_of
 from trl_step.models.notices import warn_user
 from trl_step.trainer.reward_config import RewardConfig
 from trl_step.trainer.text.peft_setup import for_scores, prepare_for_training, warn_of_a_frozen_head
-from trl_step.trainer.text.text_trainer import TextTrainer, arguments_of, length_or_default, prepared, tokenizer_of
+from trl_step.trainer.text.text_trainer import TextTrainer, arguments_of, length_or_default, prepared
 
 DEFAULT_LENGTH = 512
 
@@ -63,7 +64,7 @@ class RewardTrainer(TextTrainer):
         ValueError: two lengths are given; there is no tokenizer for the default collator.
     """
 
-    _tag_names = ("trl", "reward-trainer")
+    _tag_names: ClassVar[list[str]] = ["trl", "reward-trainer"]
     _token_column = "input_ids_chosen"
     loss_is_scaled_for_ga = False
 

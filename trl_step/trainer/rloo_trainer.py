@@ -9,9 +9,9 @@ import torch
 from trl_step.algorithms.advantages.group import normalized_advantages
 from trl_step.algorithms.rewards import normalized_scores
 from trl_step.core import keep
+from trl_step.data.special_tokens import tokenizer_of
 from trl_step.trainer.loop import LoopStep, OnPolicyTrainer
 from trl_step.trainer.rloo_config import RLOOConfig
-from trl_step.trainer.text.text_trainer import tokenizer_of
 
 
 class RLOOStep(LoopStep):

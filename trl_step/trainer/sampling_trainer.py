@@ -34,6 +34,15 @@ class SamplingTrainer(StepTrainer):
         self._sampling = SamplingWatch(config.temperature)
         self._sampler: Optional[Sampler] = None
 
+    @property
+    def processing_class(self) -> Any:
+        """The newer name of `tokenizer`."""
+        return self.tokenizer
+
+    @processing_class.setter
+    def processing_class(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
     @overload
     def generate(
         self,
@@ -113,7 +122,7 @@ class SamplingTrainer(StepTrainer):
             ValueError: a query that is not one-dimensional or empty, one that with its new tokens is longer than the
                 model's positions, or a setting that asks for more than tokens, such as `output_scores`.
         """
-        queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
+        queries = [query_tensor] if isinstance(query_tensor, torch.Tensor) else query_tensor
         for i, query in enumerate(queries):
             if not isinstance(query, torch.Tensor) or query.dim() != 1 or len(query) == 0:
                 shape = tuple(query.shape) if isinstance(query, torch.Tensor) else type(query).__name__
@@ -125,24 +134,52 @@ class SamplingTrainer(StepTrainer):
         settings = {"batch_size": batch_size, "return_logprobs": return_logprobs, **generation_kwargs}
 
         def sample(sampler: Sampler) -> Any:
-            samples = sampler.sample(queries, n, **settings)
-            responses: Any = samples.responses
-            if return_prompt and not self.is_encoder_decoder:
-                responses = [torch.cat((q.to(r), r)) for q, r in zip(samples.queries, responses, strict=True)]
-            if not isinstance(query_tensor, (list, tuple)):
+            with self.model_lock:
+                samples = sampler.sample(queries, n, **settings)
+                self._sampling.saw_samples(samples.version, self.weights.version)
+            with_prompt = return_prompt and not self.is_encoder_decoder
+            responses: Any = samples.with_queries() if with_prompt else samples.responses
+            if isinstance(query_tensor, torch.Tensor):
                 responses = pad_sequence(responses, batch_first=True, padding_value=self._layout.pad_token_id)
             return (responses, samples.logprobs) if return_logprobs else responses
 
         response = sample(self.sampler)
         if not generate_ref_response:
             return response
-        with self.optional_peft_ctx():
+        with self.model_lock, self.optional_peft_ctx():
             return response, sample(self._local_sampler(self._reference))
+
+    def _generate_batched(
+        self,
+        model: Any,
+        query_tensors: Sequence[torch.Tensor],
+        length_sampler: Optional[Callable[[], int]] = None,
+        batch_size: int = 4,
+        return_prompt: bool = True,
+        pad_to_multiple_of: Optional[int] = None,
+        remove_padding: bool = True,
+        **generation_kwargs: Any,
+    ) -> list[torch.Tensor]:
+        """What a subclass with a `generate` of its own calls in release 0.7: one response of `model` per query."""
+        if length_sampler is not None:
+            generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in query_tensors]
+        samples = (self.sampler if model is self.model else self._local_sampler(model)).sample(
+            query_tensors,
+            batch_size=batch_size,
+            pad_to_multiple_of=pad_to_multiple_of,
+            remove_padding=remove_padding,
+            return_logprobs=False,
+            **generation_kwargs,
+        )
+        return samples.responses if self.is_encoder_decoder or not return_prompt else samples.with_queries()
 
     def sample(self, queries: Sequence[torch.Tensor], n: int = 1, **settings: Any) -> Samples:
         """Draw `n` responses to each query with `self.sampler`; see `Sampler.sample`."""
         self._sampling.saw_generate(self.accelerator.unwrap_model(self.model), settings)
-        return self.sampler.sample(queries, n, **settings)
+        with self.model_lock:
+            samples = self.sampler.sample(queries, n, **settings)
+            self._sampling.saw_samples(samples.version, self.weights.version)
+        return samples
 
     @property
     def sampler(self) -> Sampler:

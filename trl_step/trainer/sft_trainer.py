@@ -6,15 +6,16 @@ import random
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
+from trl_step.core import is_list
 from trl_step.data.collators import DataCollatorForCompletionOnlyLM, DataCollatorForTexts, padding_on_the_right
 from trl_step.data.formatting import features_of, get_formatting_func_from_dataset
 from trl_step.data.packing import ConstantLengthDataset
-from trl_step.data.special_tokens import tokens_of
+from trl_step.data.special_tokens import tokenizer_of, tokens_of
 from trl_step.models.notices import warn_user
 from trl_step.trainer.text.configs import takes_settings
 from trl_step.trainer.text.peft_setup import prepare_for_training
@@ -25,7 +26,6 @@ from trl_step.trainer.text.text_trainer import (
     model_of,
     positions_of,
     prepared,
-    tokenizer_of,
 )
 
 
@@ -64,7 +64,7 @@ class SFTTrainer(TargetMeanTrainer):
             is neither tokenizer nor model.
     """
 
-    _tag_names = ("trl", "sft")
+    _tag_names: ClassVar[list[str]] = ["trl", "sft"]
 
     @takes_settings
     def __init__(
@@ -188,12 +188,12 @@ def prepare_texts(
     def tokenize(rows: Any) -> dict[str, Any]:
         # the column takes precedence if both are given
         texts = rows[dataset_text_field] if formatting_func is None or dataset_text_field else formatting_func(rows)
-        if not isinstance(texts, list):
+        if not is_list(texts):
             raise ValueError(
                 "formatting_func gets a batch of rows, each column a list, and must return a list of texts, not "
                 f"{type(texts).__name__}"
             )
-        return tokens_of(tokenizer, texts, max_seq_length, add_special_tokens)
+        return tokens_of(tokenizer, list(texts), max_seq_length, add_special_tokens)
 
     return mapped(
         dataset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -9,16 +10,19 @@ from typing import Any, Optional, Union
 import numpy as np
 import torch
 
+from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, STATS, Stat
 from trl_step.core import set_seed
 from trl_step.trainer.base import BaseTrainer
+from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.accelerate_state import start_accelerator
 from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.reports import hub
 from trl_step.trainer.reports.callbacks import Callback, configured_callbacks
 from trl_step.trainer.reports.hub import BestScore
-from trl_step.trainer.reports.trackers import Trackers
+from trl_step.trainer.reports.trackers import Described, Trackers
 from trl_step.trainer.runs.autosave import AutoSave
 from trl_step.trainer.runs.counters import Counters
+from trl_step.trainer.runs.identity import default_settings
 from trl_step.trainer.runs.state import RunState
 
 
@@ -28,26 +32,39 @@ class StepTrainer(BaseTrainer):
     A subclass builds what it trains, has `step`, and writes its policy in `_save_pretrained`.
 
     Args:
-        config: settings; its run-time fields (`world_size`, ...) are filled in
+        config: settings
+        settings: the same as the parts of a trainer read them, if `config` is of another class than `PPOConfig`. Their
+            run-time fields (`world_size`, ...) are filled in
+
+    Attributes:
+        model_lock: held while a method trains or samples; hold it where another thread uses the model
     """
 
-    def __init__(self, config: Any) -> None:
+    _tracked_as = "trl_ppo_trainer_config"
+    """name of the settings in trackers with nested ones"""
+    _tracked_keys: tuple[Stat, ...] = (*STATS, *LOGGED_BY_LOG_STATS)
+    """what is logged, for trackers that can explain it"""
+
+    def __init__(self, config: Any, settings: Optional[PPOConfig] = None) -> None:
         super().__init__(config)
+        self._settings: Any = config if settings is None else settings
+        self.model_lock = threading.RLock()
         if config.seed is not None:
             set_seed(config.seed)
-        self.accelerator = start_accelerator(config)
+        self.accelerator = start_accelerator(self._settings)
         self.current_device = self.accelerator.device
         self.is_distributed = self.accelerator.num_processes > 1
         self._processes = Processes(self.accelerator)
         self._counters = Counters()
-        self._trackers = Trackers(self._processes, config, self._counters)
-        self._callbacks = configured_callbacks(config)
+        described = Described(self._tracked_as, config.to_dict(), self._tracked_keys)
+        self._trackers = Trackers(self._processes, self._settings, self._counters, described)
+        self._callbacks = configured_callbacks(self._settings)
         self._failed_callbacks: set[int] = set()
         self._best = BestScore()
 
     def _parts(self) -> dict[str, Any]:
         """What the next step depends on, by name, as it is now; see `runs.state.RunState`."""
-        best = self._best if self.config.push_to_hub_if_best_kwargs else None
+        best = self._best if self._settings.push_to_hub_if_best_kwargs else None
         return {"counters": self._counters, "best": best, "scaler": self.accelerator.scaler}
 
     def _identity(self) -> dict[str, Any]:
@@ -56,8 +73,9 @@ class StepTrainer(BaseTrainer):
 
     def _start_run(self) -> None:
         """The last act of a subclass's constructor: from here on the run can be saved."""
-        self._run_state = RunState(self._processes, self._parts, self._identity, self.config)
-        self._autosave = AutoSave(self._run_state, self._processes, self._counters, self.config)
+        settings, defaults = self._settings, default_settings(self.config)
+        self._run_state = RunState(self._processes, self._parts, self._identity, settings, defaults)
+        self._autosave = AutoSave(self._run_state, self._processes, self._counters, settings)
 
     @property
     def steps_done(self) -> int:
@@ -132,12 +150,15 @@ class StepTrainer(BaseTrainer):
     def _push_if_best(self, scores: torch.Tensor) -> None:
         """With `push_to_hub_if_best_kwargs`, push the policy if the mean of `scores` [B] over all processes is the best
         so far."""
-        wanted = self.config.push_to_hub_if_best_kwargs
-        if wanted and self._best.sees(scores, self._processes, self.config.compare_steps):
+        wanted = self._settings.push_to_hub_if_best_kwargs
+        if wanted and self._best.sees(scores, self._processes, self._settings.compare_steps):
             hub.push_without_failing(self.push_to_hub, **wanted)
 
-    def save_state(self, folder: Union[str, Path]) -> None:
+    def save_state(self, folder: Optional[Union[str, Path]] = None) -> None:
         """Write all that the next step depends on into `folder`, for `load_state`; every process calls it.
+
+        Without a folder, a class that is a `transformers.Trainer` as well saves that trainer's state, as its own
+        `save_state()` does.
 
         Policy and value head (of a PEFT model all but the frozen base weights), optimizer, scheduler, KL coefficient,
         running score moments, random streams, counters, the place in `trainer.dataloader`, and the best score so far.
@@ -145,10 +166,17 @@ class StepTrainer(BaseTrainer):
         until the new one is complete on the disk.
 
         Raises:
+            ValueError: there is no folder.
             TypeError: the optimizer or scheduler keeps something that these formats do not hold.
             OSError: the files could not be written; `folder` is as it was.
         """
-        self._run_state.save(Path(folder))
+        if folder is not None:
+            self._run_state.save(Path(folder))
+            return
+        of_other_base = getattr(super(), "save_state", None)
+        if of_other_base is None:
+            raise ValueError("save_state needs a folder; with config.save_dir and save_every, step saves by itself")
+        of_other_base()
 
     def load_state(self, folder: Union[str, Path], *, may_differ: Sequence[str] = ()) -> int:
         """Go on, bit for bit on a CPU, from what `save_state` wrote; every process calls it.

@@ -39,6 +39,20 @@ def test_a_separate_critic_is_counted():
     assert ours.step_cost().flops == alone.step_cost().flops + critic_flops(model, lengths, epochs=4)
 
 
+def test_a_query_that_runs_once_is_counted_once():
+    query = 24 * L * D * D * 4 + 2 * L * D * 4 * 4
+    assert flops(tiny.with_value_head("gpt2"), repeated=[4]) == (2 + 3 * 4) * (TRUNK - query + HEAD)
+    queries, responses, scores = tiny.batch()
+    queries[3] = queries[5] = queries[0]
+    lengths = [len(query) + len(response) for query, response in zip(queries, responses, strict=True)]
+    for share, repeated in ((True, 2 * [len(queries[0])]), (False, [])):
+        trainer = tiny.trainer("gpt2", share_prompts=share)
+        trainer.step(queries, responses, scores)
+        model = trainer.model.pretrained_model
+        expected = step_flops(model, lengths, sum(map(len, responses)), 4, False, repeated=repeated)
+        assert trainer.step_cost().flops == expected
+
+
 def test_ratio_by_hand():
     cost = StepCost(flops=6e9, seconds=3.0, tokens=600, machine_flops_per_second=4e9)
     assert (cost.tokens_per_second, cost.limit_seconds, cost.ratio_to_limit) == (200.0, 1.5, 2.0)

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from tests import tiny
+from trl_step.sampling import LocalSampler
 from trl_step.trainer.reports.watch import padded_by_hand
 
 SAMPLED = {"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": 4, "return_prompt": False}
@@ -100,3 +101,23 @@ def test_one_special_token_at_an_edge_is_no_padding_but_two_are():
 
 def test_a_few_queries_that_begin_with_the_padding_token_are_left_alone():
     assert padded_by_hand(ids([0, 5], [5], [6, 7]), ids([8], [8], [8]), 0, [1], is_special=False) == ()
+
+
+class Stale(LocalSampler):
+    """Says that its answers are one update old."""
+
+    def draw(self, queries, n, settings):
+        drawn = super().draw(queries, n, settings)
+        return drawn._replace(version=drawn.version - 1)
+
+
+@pytest.mark.parametrize("method", ["sample", "generate"])
+def test_answers_of_older_weights_are_warned_of(method):
+    trainer = tiny.trainer()
+    queries, responses, scores = tiny.batch()
+    trainer.sampler = Stale(trainer.model, trainer.tokenizer)
+    settings = {"do_sample": True, "top_k": 0, "max_new_tokens": 2}
+    getattr(trainer, method)(queries, **settings)
+    said = heard(lambda: trainer.step(queries, responses, scores))
+    assert "with weights that are 1 update(s) older than the policy's" in said
+    assert [finding.diagnosis.name for finding in trainer.checkup.findings][:1] == ["old weights"]

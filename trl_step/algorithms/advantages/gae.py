@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from trl_step.algorithms.rewards import last_counted
 from trl_step.core import ReduceSum, keep, masked_whiten
 
 
@@ -101,6 +102,7 @@ def advantages_and_returns(
     whiten: bool = True,
     value_lam: float | None = None,
     of_turns: bool = False,
+    final_values: torch.Tensor | None = None,
 ) -> Advantages:
     """Masked values, whitened advantages, and returns = unwhitened advantages + values.
 
@@ -114,12 +116,17 @@ def advantages_and_returns(
         whiten: give the advantages mean 0 and variance 1 over all counted tokens
         value_lam: lambda of the returns; None: that of the advantages
         of_turns: a turn is a step, see `gae_of_turns`
+        final_values: value of the state after each sample that was cut off, 0 for one that came to its end, [B]; None:
+            all came to their end
     """
     values, rewards = values * mask, rewards * mask
     if whiten_rewards:
         rewards = masked_whiten(rewards, mask, shift_mean=False, reduce_sum=reduce_sum)
         if not masked_steps_take_time:
             rewards = rewards * mask
+    if final_values is not None:  # V_{t+1} of the last counted token; values are those of whitened rewards already
+        last = last_counted(mask).unsqueeze(1)
+        rewards = rewards.scatter_add(1, last, gamma * final_values.to(rewards.dtype).unsqueeze(1))
 
     def estimate(lam: float | torch.Tensor) -> Advantages:
         if of_turns:

@@ -36,16 +36,17 @@ def clipped_policy_losses(
         cliprange_high: high (Yu et al. 2025, DAPO, https://arxiv.org/abs/2503.14476); None: as low
         dual_clip: for A < 0 the loss is at most -A times this (Ye et al. 2019, https://arxiv.org/abs/1912.09729)
     """
-    return _clipped(torch.exp(logprobs - old_logprobs), advantages, cliprange, cliprange_high, dual_clip)
+    return clipped_ratio_losses(torch.exp(logprobs - old_logprobs), advantages, cliprange, cliprange_high, dual_clip)
 
 
-def _clipped(
+def clipped_ratio_losses(
     ratio: torch.Tensor,
     advantages: torch.Tensor,
     cliprange: float,
-    cliprange_high: float | None,
-    dual_clip: float | None,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> TokenLosses:
+    """`clipped_policy_losses` from the ratio r itself."""
     high = cliprange if cliprange_high is None else cliprange_high
     free = -advantages * ratio
     near = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + high)
@@ -70,7 +71,7 @@ def gspo_losses(
     al. 2025, https://arxiv.org/abs/2507.18071); its clip ranges are near 3e-4."""
     total = _sum_over_sample(logprobs - old_logprobs, mask)
     ratio = (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).exp().expand_as(logprobs)
-    return _clipped(ratio, advantages, cliprange, cliprange_high, dual_clip)
+    return clipped_ratio_losses(ratio, advantages, cliprange, cliprange_high, dual_clip)
 
 
 def sequence_clip_losses(
@@ -88,7 +89,7 @@ def sequence_clip_losses(
     """
     total = _sum_over_sample(logprobs - old_logprobs, mask)
     ratio = total.clamp(max=LARGEST_EXPONENT).exp().expand_as(logprobs)
-    return _clipped(ratio, advantages, cliprange, cliprange_high, dual_clip)
+    return clipped_ratio_losses(ratio, advantages, cliprange, cliprange_high, dual_clip)
 
 
 def _sum_over_sample(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

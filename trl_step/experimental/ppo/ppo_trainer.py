@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from trl_step.data.special_tokens import tokenizer_of
 from trl_step.experimental.ppo.ppo_config import PPOConfig
 from trl_step.trainer.ppov2_trainer import PPOv2Trainer
-from trl_step.trainer.text.text_trainer import tokenizer_of
 
 
 class PPOTrainer(PPOv2Trainer):

@@ -22,6 +22,7 @@ from torch import nn
 from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
 from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import replaced_forward
+from trl_step.models.shortcuts.packed_row import PackedRow
 
 logger = logging.getLogger(__name__)
 
@@ -215,34 +216,36 @@ class FrozenTrunk:
         return self._reference_cut is not None
 
     @contextmanager
-    def policy(self, samples: torch.Tensor, columns: slice) -> Iterator[None]:
+    def policy(self, samples: torch.Tensor, columns: slice, row: PackedRow | None = None) -> Iterator[None]:
         """A pass of the policy over some samples [b], recorded.
 
         Args:
             samples: int64 [b], their indices in the batch
             columns: of S, the positions that they were cut down to
+            row: how the model runs on them, if not as [b, S]
         """
         seen: list[torch.Tensor] = []
         with recording(self._cut, seen):
             yield
         if self.states is None:
             self.states = seen[0].new_zeros(*self._size, seen[0].shape[-1])
-        self.states[samples, columns] = seen[0]
+        self.states[samples, columns] = seen[0] if row is None else row.unpack(seen[0])
 
     @contextmanager
-    def reference(self, samples: torch.Tensor, columns: slice) -> Iterator[None]:
+    def reference(self, samples: torch.Tensor, columns: slice, row: PackedRow | None = None) -> Iterator[None]:
         """A pass of the reference over the same samples, after the policy's; on its states if they are the same."""
         if self._reference_cut is None or self.states is None:
             yield
         else:
-            with resuming(self._reference_cut, self.states[samples][:, columns]):
+            states = self.states[samples][:, columns]
+            with resuming(self._reference_cut, states if row is None else row.pack(states)):
                 yield
 
     @contextmanager
-    def training(self, states: torch.Tensor | None) -> Iterator[None]:
+    def training(self, states: torch.Tensor | None, row: PackedRow | None = None) -> Iterator[None]:
         """Forward and backward of the policy on the recorded `states` [b, S, D] of a mini-batch."""
         if states is None:
             yield
         else:
-            with resuming(self._cut, states):
+            with resuming(self._cut, states if row is None else row.pack(states)):
                 yield

@@ -16,18 +16,25 @@ _TRAINING: WeakSet[torch.nn.Module] = WeakSet()
 
 
 @contextmanager
-def eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off; every module's former mode is restored, also after an error."""
-    if model in _TRAINING:
-        yield
-        return
+def kept_modes(model: torch.nn.Module) -> Iterator[None]:
+    """Afterwards every module is in the mode that it is in now, also after an error."""
     before = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off; every module's former mode is restored, also after an error."""
+    if model in _TRAINING:
+        yield
+        return
+    with kept_modes(model):
+        model.eval()
+        yield
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_step.core import is_list
+from trl_step.import_utils import is_hub_dataset
 from trl_step.models import SUPPORTED_ARCHITECTURES
 from trl_step.models.inner_model import is_peft_model, vocabulary_size
 from trl_step.models.modeling_language import PlainPolicy
@@ -60,7 +61,7 @@ def check_arguments(
         raise ValueError(f"ref_model must be None or an {supported}, got {type(ref_model).__name__}")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}")
-    if dataset is not None and not isinstance(dataset, (torch.utils.data.Dataset, datasets.Dataset)):
+    if dataset is not None and not (isinstance(dataset, torch.utils.data.Dataset) or is_hub_dataset(dataset)):
         raise ValueError(f"dataset must be a torch or datasets Dataset, got {type(dataset).__name__}")
     if lr_scheduler is not None and not isinstance(lr_scheduler, torch.optim.lr_scheduler.LRScheduler):
         raise ValueError(f"lr_scheduler must be a torch.optim.lr_scheduler, got {type(lr_scheduler).__name__}")
@@ -123,6 +124,8 @@ class StepInputs(NamedTuple):
     """[B] float32"""
     group_ids: list[Hashable] | None = None
     """what tells groups of answers apart; None unless they were given"""
+    truncated: list[bool] | None = None
+    """whether each sample was cut off; None unless it was given"""
 
 
 class Extras(NamedTuple):
@@ -131,6 +134,7 @@ class Extras(NamedTuple):
     group_ids: Any = None
     advantages: Any = None
     baseline_scores: Any = None
+    truncated: Any = None
 
 
 NO_EXTRAS = Extras()
@@ -203,14 +207,29 @@ def with_extras(inputs: StepInputs, extras: Extras) -> StepInputs:
         if items is not None:
             as_list = isinstance(items, (torch.Tensor, np.ndarray)) and items.ndim == 1
             _check_lists({"responses": responses, name: list(items) if as_list else items})
-    advantages = baseline_scores = group_ids = None
+    advantages = baseline_scores = group_ids = truncated = None
     if extras.advantages is not None:
         advantages = check_advantages(list(extras.advantages), responses, masks)
     if extras.baseline_scores is not None:
         baseline_scores = check_numbers("baseline_scores", list(extras.baseline_scores), responses[0].device)
     if extras.group_ids is not None:
         group_ids = [_group_id(i, given) for i, given in enumerate(extras.group_ids)]
-    return inputs._replace(advantages=advantages, baseline_scores=baseline_scores, group_ids=group_ids)
+    if extras.truncated is not None:
+        truncated = [_flag("truncated", i, given) for i, given in enumerate(extras.truncated)]
+    return inputs._replace(
+        advantages=advantages, baseline_scores=baseline_scores, group_ids=group_ids, truncated=truncated
+    )
+
+
+def _flag(name: str, i: int, given: Any) -> bool:
+    """True or False; a number or a one-element tensor may be 1 or 0."""
+    try:
+        number = float(given)
+    except (TypeError, ValueError, RuntimeError):
+        number = -1.0
+    if number not in (0.0, 1.0):
+        raise ValueError(f"{name}[{i}] must be True or False, got {given!r:.80}")
+    return bool(number)
 
 
 def _group_id(i: int, given: Any) -> Hashable:
@@ -232,7 +251,7 @@ def _group_id(i: int, given: Any) -> Hashable:
 
 def _check_lists(lists: dict[str, Any]) -> None:
     for name, items in lists.items():
-        if not isinstance(items, (list, tuple)):
+        if not is_list(items):
             raise ValueError(f"{name} must be a list with one entry per sample, got {type(items).__name__}")
     lengths = {name: len(items) for name, items in lists.items()}
     if len(set(lengths.values())) > 1:

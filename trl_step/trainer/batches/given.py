@@ -43,6 +43,7 @@ def names_given(given: StepInputs) -> list[str]:
         "advantages": given.advantages,
         "baseline_scores": given.baseline_scores,
         "group_ids": given.group_ids,
+        "truncated": given.truncated,
     }
     return sorted(name for name, items in lists.items() if items is not None)
 
@@ -81,6 +82,7 @@ def warn_of_what_is_ignored(given: StepInputs, config: PPOConfig) -> None:
         "baseline_scores": given.baseline_scores is not None and config.advantage_estimator != "remax",
         "group_ids": given.group_ids is not None and not compares_groups(given, config),
         "values": given.precomputed.old_values is not None and not needs_values(given, config),
+        "truncated": any(given.truncated or ()) and not needs_values(given, config),
     }
     for name, is_unused in unused.items():
         if is_unused:

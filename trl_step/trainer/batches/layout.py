@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from trl_step.models.shortcuts.packed_row import PackedRow
+from trl_step.models.shortcuts.shared_prompts import EncodedOnce, Shared
 from trl_step.sampling.options import padding_id
 from trl_step.trainer.batches.padding import Padded, counted_positions, pad_sequences, spread
 from trl_step.trainer.batches.rollout import (
@@ -21,6 +23,7 @@ from trl_step.trainer.batches.rollout import (
     upload,
 )
 from trl_step.trainer.batches.scores import Scores
+from trl_step.trainer.batches.sharing import Line, PassSize, line_up, number_queries
 from trl_step.trainer.ppo_config import PPOConfig
 
 Inputs = Mapping[str, torch.Tensor]
@@ -163,7 +166,37 @@ class Layout:
         counted = CountedPositions.of(positions.counted[:, predicted], device)
         labels = self.predicted_ids(inputs).flatten().index_select(0, counted.in_inputs + 1)
         index = slice(None) if samples is None else upload(samples, device)
-        return Piece(batch.narrow(inputs, predicted), counted, labels, index, predicted, columns)
+        shared = self._shared(batch, columns)
+        return Piece(batch.narrow(inputs, predicted), counted, labels, index, predicted, columns, shared)
+
+    def share_queries(self, batch: Rollout) -> Rollout:
+        """The batch with the numbers of its queries, if any repeats and the model gets nothing but ids and masks."""
+        known = {f"{prefix}{name}" for prefix in self._prefixes for name in Padded._fields}
+        if set(batch.inputs) != known or self.fixed_length is not None:
+            return batch
+        return batch._replace(query_numbers=number_queries(batch.queries))
+
+    def line(self, batch: Rollout) -> Line:
+        """The samples of a batch in an order in which little is padding, and equal queries follow each other."""
+        run_once = batch.query_numbers is not None and not self.is_encoder_decoder
+        query_lengths = np.array([len(query) for query in batch.queries]) if run_once else None
+        return line_up(batch.positions.lengths, batch.query_numbers, query_lengths)
+
+    def _shared(self, batch: Rollout, columns: slice) -> Shared | None:
+        """How the queries of a mini-batch in these columns run once; None if none repeats, or if it would not pay."""
+        numbers, place = batch.query_numbers, partial(upload, device=batch.mask.device)
+        if numbers is None or len(np.unique(numbers)) == len(numbers):
+            return None
+        if self.is_encoder_decoder:
+            return EncodedOnce.of(numbers, place)
+        size, line = PassSize(), self.line(batch)
+        for length, repeated in zip(line.lengths.tolist(), line.repeated.tolist(), strict=True):
+            size = size.plus(length, repeated)
+        if not size.is_packed:
+            return None
+        query_lengths = np.array([len(query) for query in batch.queries])
+        occupied = batch.positions.occupied[-1] - columns.start
+        return PackedRow.of(numbers, query_lengths, occupied, columns.stop - columns.start, place)
 
 
 def make_layout(

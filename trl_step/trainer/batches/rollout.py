@@ -14,6 +14,8 @@ import torch
 
 from trl_step.algorithms.objective import Minibatch
 from trl_step.models.shortcuts.frozen_trunk import FrozenTrunk
+from trl_step.models.shortcuts.packed_row import PackedRow
+from trl_step.models.shortcuts.shared_prompts import Shared
 
 Later: TypeAlias = Any
 """a tensor, None until it is known"""
@@ -103,6 +105,8 @@ class Rollout(NamedTuple):
     """which positions hold tokens, and which count, known on the host"""
     mask: torch.Tensor
     """int64, 1 where a position predicts a counted response token"""
+    query_numbers: np.ndarray | None = None
+    """int64 [B], equal for equal queries, if those may run once"""
     scores: Later = None
     """[B], or [B, T] if any sample was given a score per token"""
     old_logprobs: Later = None
@@ -157,6 +161,7 @@ class Rollout(NamedTuple):
             responses=[self.responses[i] for i in samples],
             inputs={key: value[index] for key, value in self.inputs.items()},
             positions=positions,
+            query_numbers=None if self.query_numbers is None else self.query_numbers[samples],
         )
 
     def narrow(self, inputs: dict[str, torch.Tensor], predicted: slice) -> Rollout:
@@ -220,6 +225,13 @@ class Piece(NamedTuple):
     """their columns of the whole batch's T"""
     columns: slice
     """their columns of the whole batch's S: one more"""
+    shared: Shared | None
+    """how their queries run once, if they do"""
+
+    @property
+    def row(self) -> PackedRow | None:
+        """The row that the model runs on, if that is not [b, S]."""
+        return self.shared if isinstance(self.shared, PackedRow) else None
 
     def put(self, whole: torch.Tensor, own: torch.Tensor) -> None:
         """Write `own` [b, t] to its place in `whole` [B, T]."""

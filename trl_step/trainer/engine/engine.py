@@ -21,15 +21,15 @@ from trl_step.models.sharding import gathered
 from trl_step.models.shortcuts.frozen_trunk import FrozenTrunk
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.trainer.batches.layout import Inputs
-from trl_step.trainer.batches.rollout import Piece, Rollout, TokenPositions
+from trl_step.trainer.batches.rollout import Piece, Rollout, TokenPositions, upload
 from trl_step.trainer.engine.forward import Slopes, TokenForward, TokenOutputs
 from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.engine.models import Models
 from trl_step.trainer.updates.updater import Updater
 
 Stats = dict[str, torch.Tensor]
-Around = Callable[[torch.Tensor, slice], AbstractContextManager[None]]
-"""(samples of a piece, its columns of S) -> what surrounds its forward pass"""
+Around = Callable[[Piece], AbstractContextManager[None]]
+"""what surrounds the forward pass of a piece"""
 
 
 class Engine(NamedTuple):
@@ -39,8 +39,12 @@ class Engine(NamedTuple):
     train: Callable[[Rollout], Stats]
 
 
-def _nothing_around(*_: Any) -> AbstractContextManager[None]:
+def _nothing_around(_: Piece) -> AbstractContextManager[None]:
     return nullcontext()
+
+
+def _of_trunk(pass_of: Callable[..., AbstractContextManager[None]], piece: Piece) -> AbstractContextManager[None]:
+    return pass_of(piece.samples, piece.columns, piece.row)
 
 
 class FusedEngine(NamedTuple):
@@ -68,31 +72,37 @@ class FusedEngine(NamedTuple):
         policy, reference = models.unwrap(models.policy), models.unwrap(models.reference)
         size = self.forward.layout.predicted_ids(rollout.inputs).shape
         trunk = FrozenTrunk.of(policy.pretrained_model, reference.pretrained_model, models.as_reference, size)
-        record, resume = (_nothing_around, _nothing_around) if trunk is None else (trunk.policy, trunk.reference)
+        record, resume = _nothing_around, _nothing_around
+        if trunk is not None:
+            record, resume = (partial(_of_trunk, pass_of) for pass_of in (trunk.policy, trunk.reference))
         gather: Callable[[Any], AbstractContextManager[Any]] = gathered if models.sharded else nullcontext
         found: dict[str, Any] = {}
         with torch.no_grad(), eval_mode(models.policy), self.autocast(), self.forward.buffers.kept():
             if exact_divergence:
                 with gather(policy), gather(reference):
-                    found = self._side_by_side(rollout, record, resume)
+                    found = self._side_by_side(rollout, record, resume, with_values)
             else:
                 if rollout.old_logprobs is None or (with_values and rollout.old_values is None):
                     with gather(policy):
-                        found["old_logprobs"], found["old_values"] = self.sweep(models.policy, rollout, record)
+                        known = self.sweep(models.policy, rollout, record, with_values)
+                        found["old_logprobs"], found["old_values"] = known
                 if rollout.ref_logprobs is None:
                     with gather(reference), models.as_reference():
                         found["ref_logprobs"], _ = self.sweep(models.reference, rollout, resume)
         states = None if trunk is None else trunk.states
-        known = rollout.known(rollout.mask, **found)._replace(trunk=trunk, trunk_states=states)
-        return known if with_values else known._replace(old_values=None)
+        rollout = rollout.known(rollout.mask, **found)._replace(trunk=trunk, trunk_states=states)
+        return rollout if with_values else rollout._replace(old_values=None)
 
     @torch.no_grad()
-    def sweep(self, model: Any, rollout: Rollout, around: Around = _nothing_around) -> tuple[torch.Tensor, Any]:
+    def sweep(
+        self, model: Any, rollout: Rollout, around: Around = _nothing_around, with_values: bool = True
+    ) -> tuple[torch.Tensor, Any]:
         """Log-probs and values of the counted tokens by `model`, both [B, T] float32, 0 elsewhere; None in place of the
         values of a model without them.
 
         Args:
             around: surrounds each pass, see `FrozenTrunk.policy`
+            with_values: run a separate critic
         """
         logprobs = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
         values = torch.zeros_like(logprobs)
@@ -100,8 +110,8 @@ class FusedEngine(NamedTuple):
 
         def visit(piece: Piece) -> None:
             nonlocal has_values
-            with around(piece.samples, piece.columns):
-                outputs = self.forward.counted(model, piece)
+            with around(piece), self.forward.sharing(model, piece):
+                outputs = self.forward.counted(model, piece, with_values=with_values)
             piece.put(logprobs, outputs.logprobs)
             has_values = outputs.values is not None
             if has_values:
@@ -110,16 +120,43 @@ class FusedEngine(NamedTuple):
         self._visit(rollout, visit)
         return logprobs, values if has_values else None
 
-    def _side_by_side(self, rollout: Rollout, record: Around, resume: Around) -> dict[str, torch.Tensor]:
+    @torch.no_grad()
+    def values_after(self, rollout: Rollout) -> torch.Tensor:
+        """The policy's value of the state after the last token of each sample, [B] float32.
+
+        Raises:
+            ValueError: the policy has no values.
+        """
+        models, found = self.models, torch.zeros(len(rollout.mask), device=rollout.mask.device)
+        policy = models.unwrap(models.policy)
+
+        def visit(piece: Piece) -> None:
+            width = piece.columns.stop - piece.columns.start
+            last = piece.batch.positions.occupied[-1][:, 1] - 1 - piece.columns.start
+            rows = upload(np.arange(len(last)) * width + last, found.device)
+            at_the_end = piece.counted._replace(in_inputs=rows)
+            values = self.forward.states(policy, piece._replace(counted=at_the_end)).values
+            if values is None:
+                raise ValueError("the policy has no values: give it a value head, or the trainer a value_model")
+            found[piece.samples] = values.float()
+
+        gather: Callable[[Any], AbstractContextManager[Any]] = gathered if models.sharded else nullcontext
+        with eval_mode(models.policy), self.autocast(), gather(policy):
+            self._visit(rollout, visit)
+        return found
+
+    def _side_by_side(
+        self, rollout: Rollout, record: Around, resume: Around, with_values: bool
+    ) -> dict[str, torch.Tensor]:
         """Policy and reference piece by piece, for the exact divergence."""
         names = ("old_logprobs", "old_values", "ref_logprobs", "divergence")
         found = {name: torch.zeros(rollout.mask.shape, device=rollout.mask.device) for name in names}
         forward, models = self.forward, self.models
 
         def visit(piece: Piece) -> None:
-            with record(piece.samples, piece.columns):
-                ours = forward.states(models.policy, piece)
-            with models.as_reference(), resume(piece.samples, piece.columns):
+            with record(piece), forward.sharing(models.policy, piece):
+                ours = forward.states(models.policy, piece, with_values)
+            with models.as_reference(), resume(piece), forward.sharing(models.reference, piece):
                 theirs = forward.states(models.reference, piece)
             both = forward.divergence(ours, theirs, piece.labels)
             for name, flat in zip(names, (both.logprobs, ours.values, both.ref_logprobs, both.divergence), strict=True):
@@ -130,26 +167,32 @@ class FusedEngine(NamedTuple):
         return found
 
     def _visit(self, rollout: Rollout, visit: Callable[[Piece], None]) -> None:
-        """`visit` all samples in pieces; long samples go together, so that little of a piece is padding."""
-        lengths = rollout.positions.lengths
-        by_length = np.argsort(-lengths, kind="stable")
-        for start in range(0, len(by_length), self.size):
-            group = by_length[start : start + self.size]
+        """`visit` all samples in pieces; long samples go together, so that little of a piece is padding, and so do
+        samples of one query."""
+        for line in self.forward.layout.line(rollout).passes(self.size):
 
-            def work(parts: list[np.ndarray], group: np.ndarray = group) -> None:
+            def work(parts: list[np.ndarray], samples: np.ndarray = line.samples) -> None:
                 for part in parts:
-                    visit(self.forward.layout.piece(rollout, group[part]))
+                    visit(self.forward.layout.piece(rollout, samples[part]))
 
-            self.budget.run(lengths[group].tolist(), work)
+            self.budget.run(line.lengths.tolist(), work, line.repeated.tolist())
 
     # --- train ---------------------------------------------------------------------------------------------------
 
     def train(self, batch: Rollout, objective: Objective, updater: Updater) -> Stats:
         """Forward and backward of one mini-batch; its statistics."""
-        lengths, work = batch.positions.lengths.tolist(), partial(self._train_parts, batch, objective, updater)
+        count = len(batch.queries)
+        line = self.forward.layout.line(batch) if batch.query_numbers is not None else None
+        order = np.arange(count) if line is None else line.samples
+        lengths = batch.positions.lengths[order].tolist()
+        repeated = [0] * count if line is None else line.repeated.tolist()
+
+        def work(parts: list[np.ndarray]) -> Stats:
+            return self._train_parts(batch, objective, updater, [order[part] for part in parts])
+
         if updater.sharded:  # every part is exchanged between processes, so all make equally many
-            return work(self.budget.split_alike(lengths, updater.processes.max))
-        return self.budget.run(lengths, work)
+            return work(self.budget.split_alike(lengths, updater.processes.max, repeated))
+        return self.budget.run(lengths, work, repeated)
 
     def _train_parts(self, batch: Rollout, objective: Objective, updater: Updater, parts: list[np.ndarray]) -> Stats:
         """The parts forward and backward one by one; the last backward waits for the verdict on all."""
@@ -161,7 +204,7 @@ class FusedEngine(NamedTuple):
                 last = i == len(parts) - 1
                 piece = self.forward.layout.piece(batch, part if len(parts) > 1 else None)
                 # the backward pass runs inside as well: a checkpointed layer asks for the same hidden states again
-                with nullcontext() if batch.trunk is None else batch.trunk.training(piece.batch.trunk_states):
+                with self._resumed(piece), self.forward.sharing(self.models.policy, piece):
                     # processes exchange gradients in the last backward pass
                     with nullcontext() if last else updater.without_exchange():
                         outputs, loss = self._forward(piece, objective, updater)
@@ -183,6 +226,11 @@ class FusedEngine(NamedTuple):
                     return updater.update(loss + losses.policy, losses.statistics, mask)
         raise AssertionError("a mini-batch has at least one part")
 
+    @staticmethod
+    def _resumed(piece: Piece) -> AbstractContextManager[None]:
+        batch = piece.batch
+        return nullcontext() if batch.trunk is None else batch.trunk.training(batch.trunk_states, piece.row)
+
     def _forward(self, piece: Piece, objective: Objective, updater: Updater) -> tuple[TokenOutputs, torch.Tensor]:
         """A forward pass, and a 0-d loss with the gradients of all losses; it is as large as the value loss."""
         counted, batch, loss_scale = piece.counted, piece.batch.as_minibatch(), updater.loss_scale
@@ -198,15 +246,16 @@ class FusedEngine(NamedTuple):
         entropy_slope = None
         if objective.entropy_coef:
             entropy_slope = counted.take(batch.weights) * -(objective.policy_coef * objective.entropy_coef * loss_scale)
+        # processes wait for the gradient of every parameter; the updater leaves those of unused values as they are
+        with_values = objective.value_losses is not None or updater.processes.count > 1
         with self.autocast():
             slopes = Slopes(gradient_of, entropy_slope, objective.couples_tokens)
-            outputs = self.forward.counted(self.models.policy, piece, slopes)
+            outputs = self.forward.counted(self.models.policy, piece, slopes, with_values)
         loss = outputs.anchor / loss_scale
         if objective.value_losses is not None:
             losses = objective.value_losses(outputs.values, batch.old_values, batch.returns).losses
             loss = loss + objective.vf_coef * weighted_sum(losses, batch.weights)
         elif outputs.values is not None and updater.processes.count > 1:
-            # processes wait for the gradient of every parameter; the updater leaves these parameters as they are
             loss = loss + (outputs.values * 0.0).sum()
         return outputs, loss
 

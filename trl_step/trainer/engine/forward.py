@@ -7,8 +7,8 @@ the vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +19,10 @@ from trl_step.head.logprobs import Divergence, exact_divergence, logprobs_of_log
 from trl_step.head.policy_gradient import LogprobGradient, policy_gradient_rows
 from trl_step.head.tiles import ChunkBuffers, OutputHead
 from trl_step.models import PreTrainedModelWrapper
+from trl_step.models.critic import PolicyWithCritic, wrappers_of
 from trl_step.models.inner_model import takes_argument
 from trl_step.models.output_head import describe_output_head
+from trl_step.models.shortcuts.shared_prompts import can_share_prompts, sharing
 from trl_step.models.shortcuts.tied_embedding import JoinedGradient, joined_where_tied
 from trl_step.trainer.batches.layout import Inputs, Layout
 from trl_step.trainer.batches.rollout import Piece
@@ -94,12 +96,19 @@ class TokenForward:
         self._heads[id(model)] = _HeadAccess(takes_rows, head)
         return self._heads[id(model)]
 
+    def can_share(self, model: Any) -> bool:
+        """Whether `model`, not wrapped yet, may run a query once for several samples."""
+        placed = getattr(model, "is_sequential_parallel", False)  # tensors of a packed row lie on one device
+        takes_rows = (self._heads.get(id(model)) or self.register(model)).takes_rows
+        parts = [part.pretrained_model for part in wrappers_of(model)]
+        return takes_rows and not placed and all(can_share_prompts(part) for part in parts)
+
     def forget_head(self, model: PreTrainedModelWrapper) -> None:
         """Let the model's own code compute the logits: the head's weights are whole only while the head runs."""
         self._heads[id(model)] = self._heads[id(model)]._replace(head=None)
 
     def run(self, model: Any, inputs: Inputs, left_padded: bool, **options: Any) -> Any:
-        """The model's forward.
+        """The model's forward on padded samples.
 
         A causal model never looks ahead, so padding on the right cannot reach a real token: with nothing masked the
         attention takes its fast causal path. Padding on the left needs the mask, and positions that skip it.
@@ -115,6 +124,25 @@ class TokenForward:
         elif not looks_ahead and not self.layout.exact_v07 and takes_argument(inner, "position_ids"):
             arguments["position_ids"] = (arguments["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         return model(**arguments, **options)
+
+    def run_piece(self, model: Any, piece: Piece, with_values: bool, **options: Any) -> Any:
+        """The model's forward for the counted positions of a piece, its queries once if the piece says so; inside of
+        `sharing`."""
+        if isinstance(self.unwrap(model), PolicyWithCritic):
+            options["with_values"] = with_values
+        rows, row = piece.counted.in_inputs, piece.row
+        if row is not None:
+            inputs = row.arguments(self.layout.predicted_ids(piece.batch.inputs))
+            return model(**inputs, rows=row.of_samples.flatten().index_select(0, rows), **options)
+        return self.run(model, piece.batch.inputs, piece.batch.positions.left_padded, rows=rows, **options)
+
+    @contextmanager
+    def sharing(self, model: Any, piece: Piece) -> Iterator[None]:
+        """Around the passes of a model over a piece, and around their backward pass."""
+        with ExitStack() as stack:
+            for part in wrappers_of(self.unwrap(model)):
+                stack.enter_context(sharing(part.pretrained_model, piece.shared))
+            yield
 
     def everything(
         self, model: Any, inputs: Inputs, left_padded: bool, size: int
@@ -132,10 +160,11 @@ class TokenForward:
         logprobs, logits, *rest = (torch.cat(pieces) for pieces in zip(*found, strict=True))
         return logprobs, logits, rest[0] if rest else None
 
-    def counted(self, model: Any, piece: Piece, slopes: Slopes | None = None) -> TokenOutputs:
+    def counted(self, model: Any, piece: Piece, slopes: Slopes | None = None, with_values: bool = True) -> TokenOutputs:
         """Log-probs, values and entropy at the N counted positions of a piece.
 
         Args:
+            with_values: run a separate critic
             slopes: of the loss; with them the result has an `anchor` that carries the gradient. Without them the
                 log-probs have none.
         """
@@ -143,7 +172,7 @@ class TokenForward:
         described = (self._heads.get(id(inner)) or self.register(inner)).head
         entropy = anchor = None
         if described is None:
-            logits, _, values = self.states(model, piece)
+            logits, _, values = self.states(model, piece, with_values)
             logprobs = logprobs_of_logits(logits, labels, self.temperature)
             if slopes is not None:
                 anchor, entropy = _plain_anchor(logprobs, logits, slopes, self.temperature)
@@ -163,8 +192,7 @@ class TokenForward:
                 return found.logprobs, found.entropy, found.anchor
 
             with joined_where_tied(inner.pretrained_model, joined) if trains else nullcontext():
-                inputs, left_padded = piece.batch.inputs, piece.batch.positions.left_padded
-                found, _, values = self.run(model, inputs, left_padded, rows=piece.counted.in_inputs, head=head)
+                found, _, values = self.run_piece(model, piece, with_values, head=head)
             logprobs, entropy, anchor = found
         return TokenOutputs(
             piece.counted.spread(logprobs.detach()),
@@ -173,25 +201,28 @@ class TokenForward:
             anchor,
         )
 
-    def states(self, model: Any, piece: Piece) -> CountedStates:
+    def states(self, model: Any, piece: Piece, with_values: bool = True) -> CountedStates:
         """Hidden states, or logits if the head is no plain product, and values at the counted positions, with
-        gradients if they are on."""
+        gradients if they are on; the head has none."""
         inner, rows = self.unwrap(model), piece.counted.in_inputs
         access = self._heads.get(id(inner)) or self.register(inner)
-        inputs, left_padded = piece.batch.inputs, piece.batch.positions.left_padded
         if access.head is not None:
-            (hidden, *parameters), _, values = self.run(
+            (hidden, *parameters), _, values = self.run_piece(
                 model,
-                inputs,
-                left_padded,
-                rows=rows,
-                head=lambda hidden, embedding: (hidden, embedding.weight, embedding.bias),
+                piece,
+                with_values,
+                # detached, the weights outlive a reference's time on the device
+                head=lambda hidden, embedding: (
+                    hidden,
+                    embedding.weight.detach(),
+                    None if embedding.bias is None else embedding.bias.detach(),
+                ),
             )
             return CountedStates(hidden, _with_parameters(access.head, *parameters), values)
         if access.takes_rows:
-            logits, _, values = self.run(model, inputs, left_padded, rows=rows)
+            logits, _, values = self.run_piece(model, piece, with_values)
             return CountedStates(logits, None, values)
-        everywhere = self.run(model, inputs, left_padded)
+        everywhere = self.run(model, piece.batch.inputs, piece.batch.positions.left_padded)
         logits, values = (
             None if x is None else x.flatten(0, 1).index_select(0, rows) for x in (everywhere[0], everywhere[2])
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from trl_step.core import free_device_cache, is_out_of_memory
 from trl_step.models.notices import warn_user
+from trl_step.trainer.batches.sharing import PassSize
 
 Result = TypeVar("Result")
 
@@ -17,7 +18,8 @@ class MemoryBudget:
     """Cuts mini-batches for the forward pass; their numbers do not depend on the cut.
 
     Args:
-        token_budget: most tokens of one forward pass, padding included; None leaves mini-batches whole
+        token_budget: most tokens of one forward pass, with padding, and a shared query once; None leaves mini-batches
+            whole
     """
 
     def __init__(self, token_budget: int | None = None) -> None:
@@ -35,35 +37,45 @@ class MemoryBudget:
         """Take over what `state_dict` gave."""
         self.most_samples = state["most_samples"]
 
-    def split(self, lengths: Sequence[int]) -> list[np.ndarray]:
-        """Cut samples of these lengths, in their order, into parts that fit; a sample by itself always fits."""
+    def split(self, lengths: Sequence[int], repeated: Sequence[int] | None = None) -> list[np.ndarray]:
+        """Cut samples of these lengths, in their order, into parts that fit; a sample by itself always fits.
+
+        Args:
+            repeated: how many tokens of each sample the one before has run; None: of none
+        """
         parts: list[list[int]] = []
-        longest = 0
-        for i, length in enumerate(lengths):
-            longest = max(longest, length)
-            count = len(parts[-1]) + 1 if parts else 1
-            too_many = self.most_samples is not None and count > self.most_samples
-            too_long = self.token_budget is not None and count * longest > self.token_budget
+        size = PassSize()
+        for i, (length, again) in enumerate(zip(lengths, repeated or [0] * len(lengths), strict=True)):
+            size = size.plus(length, again)
+            too_many = self.most_samples is not None and size.samples > self.most_samples
+            too_long = self.token_budget is not None and size.tokens > self.token_budget
             other_length = self.one_length and i > 0 and length != lengths[i - 1]
             if not parts or too_many or too_long or other_length:
                 parts.append([])
-                longest = length
+                size = PassSize().plus(length, again)
             parts[-1].append(i)
         return [np.array(part, dtype=np.int64) for part in parts]
 
-    def split_alike(self, lengths: Sequence[int], reduce_max: Callable[[int], int]) -> list[np.ndarray]:
+    def split_alike(
+        self, lengths: Sequence[int], reduce_max: Callable[[int], int], repeated: Sequence[int] | None = None
+    ) -> list[np.ndarray]:
         """`split` into as many parts as the process with the most of them has; the last ones may be empty."""
-        parts = self.split(lengths)
+        parts = self.split(lengths, repeated)
         missing = reduce_max(len(parts)) - len(parts)
         return parts + [np.zeros(0, dtype=np.int64) for _ in range(missing)]
 
-    def run(self, lengths: Sequence[int], work: Callable[[list[np.ndarray]], Result]) -> Result:
+    def run(
+        self,
+        lengths: Sequence[int],
+        work: Callable[[list[np.ndarray]], Result],
+        repeated: Sequence[int] | None = None,
+    ) -> Result:
         """`work(parts)`; when memory runs out, `work` again with half as many samples together.
 
         `work` must have no side effects on failure. The first failure warns; with a single sample the error is raised.
         """
         while True:
-            parts = self.split(lengths)
+            parts = self.split(lengths, repeated)
             largest = max(len(part) for part in parts)
             try:
                 return work(parts)

@@ -13,8 +13,10 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.adapters import replaced_values, trained_base_parameters, without_adapter
+from trl_step.models.notices import warn_user
 from trl_step.models.sharding import embeddings_in_the_root, start_fsdp
 from trl_step.trainer.engine.forward import TokenForward
+from trl_step.trainer.engine.offload import OffloadedWeights, needs_no_copy
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.updates import deepspeed
 
@@ -43,6 +45,8 @@ class Prepared(NamedTuple):
     lr_scheduler: Any
     parameters: list[torch.nn.Parameter]
     """those of the policy that train"""
+    offloaded: OffloadedWeights | None
+    """the reference's, if they lie on the host"""
 
 
 def check_reference(model: torch.nn.Module, reference: torch.nn.Module) -> None:
@@ -108,14 +112,22 @@ def prepare(
     forward: TokenForward,
 ) -> Prepared:
     """Place everything on the device and let accelerate wrap what is trained. The reference is never wrapped, but
-    sharded if the policy is; `forward` learns whose head it cannot use any more."""
+    sharded if the policy is, or kept on the host; `forward` learns whose head it cannot use any more.
+
+    Raises:
+        ValueError: `offload_reference` with a reference whose weights are spread over processes or devices.
+    """
+    offloads = config.offload_reference and _may_offload(accelerator, ref_model)
     if deepspeed.uses_deepspeed(accelerator):
         deepspeed.configure(accelerator, config)
         ref_model = None if ref_model is None else deepspeed.unshared(ref_model, model)
     is_encoder_decoder = getattr(model, "is_encoder_decoder", False)
     with embeddings_in_the_root(model) if accelerator.is_fsdp2 else nullcontext():
         model, optimizer, dataloader, lr_scheduler = accelerator.prepare(model, optimizer, dataloader, lr_scheduler)
-    if ref_model is not None:
+    offloaded = None
+    if offloads:
+        offloaded = OffloadedWeights(ref_model.eval(), accelerator.unwrap_model(model), accelerator.device)
+    elif ref_model is not None:
         ref_model = place_reference(ref_model, accelerator.device)
     if deepspeed.uses_deepspeed(accelerator) and deepspeed.begin(model):
         forward.forget_head(model.module)
@@ -127,11 +139,31 @@ def prepare(
             if sharded is not None:
                 start_fsdp(sharded, is_encoder_decoder, accelerator.device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return Prepared(model, ref_model, optimizer, dataloader, lr_scheduler, parameters)
+    return Prepared(model, ref_model, optimizer, dataloader, lr_scheduler, parameters, offloaded)
+
+
+def _may_offload(accelerator: Accelerator, reference: Any) -> bool:
+    """Whether there is a reference that can lie on the host, and a device that is not the host.
+
+    Raises:
+        ValueError: its weights are spread over processes or devices.
+    """
+    if reference is None:
+        warn_user("offload_reference has no effect: the reference is the policy with another adapter or with none")
+        return False
+    if accelerator.is_fsdp2 or deepspeed.uses_deepspeed(accelerator) or _is_placed(reference):
+        raise ValueError(
+            "offload_reference=True: the weights of the reference are sharded, quantized or placed by device_map, so "
+            "they stay where they are; leave the setting out"
+        )
+    return not needs_no_copy(accelerator.device)
 
 
 def place_reference(reference: Any, device: torch.device) -> Any:
     """The reference in eval mode on `device`, unless its layers were placed when it was loaded."""
+    return (reference if _is_placed(reference) else reference.to(device)).eval()
+
+
+def _is_placed(reference: Any) -> bool:
     placed = getattr(reference, "is_sequential_parallel", False)
-    quantized = getattr(reference.pretrained_model, "quantization_method", None)
-    return (reference if placed or quantized else reference.to(device)).eval()
+    return bool(placed or getattr(reference.pretrained_model, "quantization_method", None))

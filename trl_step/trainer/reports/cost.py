@@ -3,7 +3,8 @@
 A multiply-add counts 2. With S tokens of a sample, R response tokens of the batch and P weights in products of the
 layers, a forward pass takes 2 P S + 2 L D S² per sample (causal attention counted half), and the head 2 D V R. A
 backward pass takes the same for the hidden states, and once more for the attention and the weights that train
-(Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
+(Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1). Where a query runs once for several samples, each
+query of the batch is counted once, as if all samples were one mini-batch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from trl_step.models.critic import PolicyWithCritic
@@ -54,6 +56,8 @@ class StepFacts(NamedTuple):
 
     lengths: list[int]
     """tokens of each sample"""
+    repeated: list[int]
+    """tokens of each query that an earlier sample has, and that need not run again"""
     response_tokens: int
     epochs: int
     seconds: float
@@ -65,9 +69,13 @@ class StepFacts(NamedTuple):
         lengths = [
             len(query) + len(response) for query, response in zip(rollout.queries, rollout.responses, strict=True)
         ]
-        trunk = rollout.trunk
+        trunk, repeated = rollout.trunk, []
+        if rollout.query_numbers is not None:
+            first = set(np.unique(rollout.query_numbers, return_index=True)[1].tolist())
+            repeated = [len(query) for i, query in enumerate(rollout.queries) if i not in first]
         return cls(
             lengths,
+            repeated,
             sum(len(response) for response in rollout.responses),
             epochs,
             seconds,
@@ -82,10 +90,16 @@ def cost_of(facts: StepFacts, policy: Any, mini_batch_size: int) -> StepCost:
     weight: Any = output_embedding(model).weight
     rows = max(mini_batch_size * sum(facts.lengths) // len(facts.lengths), 1)
     flops = step_flops(
-        model, facts.lengths, facts.response_tokens, facts.epochs, facts.reference_shares, facts.frozen_layers
+        model,
+        facts.lengths,
+        facts.response_tokens,
+        facts.epochs,
+        facts.reference_shares,
+        facts.frozen_layers,
+        facts.repeated,
     )
     if isinstance(policy, PolicyWithCritic):
-        flops += critic_flops(policy.critic.pretrained_model, facts.lengths, facts.epochs)
+        flops += critic_flops(policy.critic.pretrained_model, facts.lengths, facts.epochs, facts.repeated)
     rate = matrix_rate(weight.device, weight.dtype, rows, weight.shape[1])
     return StepCost(flops, facts.seconds, sum(facts.lengths), rate)
 
@@ -103,7 +117,13 @@ class _Products(NamedTuple):
 
 
 def step_flops(
-    model: Any, lengths: Sequence[int], response_tokens: int, epochs: int, reference_shares: bool, depth: int = 0
+    model: Any,
+    lengths: Sequence[int],
+    response_tokens: int,
+    epochs: int,
+    reference_shares: bool,
+    depth: int = 0,
+    repeated: Sequence[int] = (),
 ) -> float:
     """Operations of one step.
 
@@ -114,11 +134,10 @@ def step_flops(
         epochs: PPO epochs that ran
         reference_shares: the reference takes the frozen bottom's hidden states from the policy
         depth: layers of the frozen bottom that ran once
+        repeated: tokens of queries that do not run again
     """
     products = _count(model, depth)
-    config = plain_model(model).config.get_text_config(decoder=True)
-    attention = 2 * config.num_hidden_layers * config.hidden_size * sum(n * n for n in lengths)
-    tokens = sum(lengths)
+    tokens, attention = sum(lengths) - sum(repeated), _attention(model, lengths, repeated)
     share = products.frozen / max(products.frozen + products.above, 1)
     below = 2 * products.frozen * tokens + share * attention
     above, above_attention = 2 * products.above * tokens, (1 - share) * attention
@@ -129,19 +148,24 @@ def step_flops(
     return rollout + epochs * (epoch + (3 if products.head_trained else 2) * head)
 
 
-def critic_flops(model: Any, lengths: Sequence[int], epochs: int) -> float:
+def critic_flops(model: Any, lengths: Sequence[int], epochs: int, repeated: Sequence[int] = ()) -> float:
     """Operations of a separate critic in one step: it runs once before the updates, and has no output embedding.
 
     Args:
         model: a transformers model or a PeftModel around one
-        lengths, epochs: as in `step_flops`
+        lengths, epochs, repeated: as in `step_flops`
     """
-    base = plain_model(model)
-    products = _products(base.base_model, 0, set())
-    config = base.config.get_text_config(decoder=True)
-    attention = 2 * config.num_hidden_layers * config.hidden_size * sum(n * n for n in lengths)
-    forward = 2 * products.above * sum(lengths)
-    return forward + attention + epochs * (2 * forward + 2 * products.trained * sum(lengths) + 3 * attention)
+    products = _products(plain_model(model).base_model, 0, set())
+    tokens, attention = sum(lengths) - sum(repeated), _attention(model, lengths, repeated)
+    forward = 2 * products.above * tokens
+    return forward + attention + epochs * (2 * forward + 2 * products.trained * tokens + 3 * attention)
+
+
+def _attention(model: Any, lengths: Sequence[int], repeated: Sequence[int]) -> int:
+    """Of a forward pass."""
+    config = plain_model(model).config.get_text_config(decoder=True)
+    squares = sum(n * n for n in lengths) - sum(n * n for n in repeated)
+    return 2 * config.num_hidden_layers * config.hidden_size * squares
 
 
 def _count(model: Any, depth: int) -> _Products:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +30,6 @@ tags:
 ```python
 {code}
 ```
-
-## Settings
-
-| field | value |
-|---|---|
-{settings}
 """
 
 _SHOWN = """
@@ -63,6 +57,14 @@ model = {plain}WithValueHead.from_pretrained("{place}")  # with the value head, 
 model = {plain}.from_pretrained("{place}")  # without it, to generate"""
 
 
+MODEL_CARD_TEMPLATE = _CARD.format(
+    name="{model_name}",
+    what=_WHAT["head"],
+    code=_HEAD_CODE.format(plain="AutoModelForCausalLM", place="{model_id}"),
+)
+"""A card for scripts that write their own: its `format` takes `model_name` and `model_id`, as release 0.7's did."""
+
+
 def write_model_card(
     path: str, model_name: str, config: PPOConfig, values: Literal["head", "critic", "none"] = "head"
 ) -> None:
@@ -71,13 +73,27 @@ def write_model_card(
     Args:
         values: where those of the saved policy come from
     """
+    plain = f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}"
+
+    def text(place: str) -> str:
+        code = (_HEAD_CODE if values == "head" else _PLAIN_CODE).format(plain=plain, place=place)
+        card = _CARD.format(name=model_name, what=_WHAT[values], code=code)
+        return f"{card}\n{settings_table(config, _SHOWN.split())}"
+
+    write_readme(path, text)
+
+
+def write_readme(path: str, text: Callable[[str], str]) -> None:
+    """Write `path`/README.md, whose text is made from the folder's name; the folder is made if need be."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    plain = f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}"
-    settings = "\n".join(f"| {name} | {_public(getattr(config, name))} |" for name in _SHOWN.split())
-    code = (_HEAD_CODE if values == "head" else _PLAIN_CODE).format(plain=plain, place=folder.name)
-    card = _CARD.format(name=model_name, what=_WHAT[values], code=code, settings=settings)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(text(folder.name), encoding="utf-8")
+
+
+def settings_table(config: Any, names: Iterable[str]) -> str:
+    """Markdown: the fields `names` of `config` under a title."""
+    rows = "\n".join(f"| {name} | {_public(getattr(config, name))} |" for name in names)
+    return f"## Settings\n\n| field | value |\n|---|---|\n{rows}\n"
 
 
 def _public(value: Any) -> Any:

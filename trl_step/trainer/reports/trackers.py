@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, PER_TOKEN, STATS, mean_and_std
+from trl_step.algorithms.stats import PER_TOKEN, Stat, mean_and_std
 from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
@@ -19,22 +19,39 @@ from trl_step.trainer.runs.counters import Counters
 _PLAIN = (int, float, str, bool)
 
 
+class Described(NamedTuple):
+    """What a tracker is told when it is opened."""
+
+    name: str
+    """of the settings, for trackers that take nested ones"""
+    settings: dict[str, Any]
+    """the run's hyperparameters"""
+    keys: Sequence[Stat]
+    """what will be logged"""
+
+
 class Trackers:
-    """The trackers named in `config.log_with`, opened with the settings as the run's hyperparameters.
+    """The trackers named in `config.log_with`, opened with the run's hyperparameters.
 
     Args:
         processes: the main one writes; their accelerator holds the trackers
         config: read at every call, so that a script may change `log_arrays` on the way
         counters: `current_step` is the number under which a step is logged
+        described: see there
     """
 
-    def __init__(self, processes: Processes, config: PPOConfig, counters: Counters) -> None:
+    def __init__(self, processes: Processes, config: PPOConfig, counters: Counters, described: Described) -> None:
         self.processes = processes
         self.config = config
         self.counters = counters
         self._failed: set[str] = set()
         if config.trackers:
-            _open(processes.accelerator, config)
+            _open(processes.accelerator, config, described)
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Log numbers under the number `step`, on the main process; wandb gets arrays, too."""
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        self._to_each(lambda tracker: tracker.log(values if tracker.name == "wandb" else numbers, step=step), step)
 
     def log_step(self, stats: dict[str, Any], batch: dict[str, Any], rewards: Any, columns: tuple[str, ...]) -> None:
         """Log `stats`, the rewards of all processes, and a table of samples; see `PPOTrainer.log_stats`."""
@@ -60,14 +77,19 @@ class Trackers:
             "env/reward_std": float(std),
             "env/reward_dist": everyone.numpy(),
         }
+        self._to_each(lambda tracker: _write(tracker, logs, table, gathered, step), step)
+
+    def _to_each(self, write: Callable[[Any], None], step: int) -> None:
+        if not self.processes.is_main:
+            return
         for tracker in self.processes.accelerator.trackers:
             try:
-                _write(tracker, logs, table, gathered, step)
+                write(tracker)
             except Exception as error:  # the step is done; a server that is down must not end the run
                 if tracker.name not in self._failed:
                     self._failed.add(tracker.name)
                     warn_user(
-                        f"log_stats could not write to {tracker.name} at step {step} and goes on; this is said once: "
+                        f"step {step} could not be logged to {tracker.name}, and the run goes on; this is said once: "
                         f"{type(error).__name__}: {error}"
                     )
 
@@ -76,17 +98,17 @@ class Trackers:
         return gather_object(items) if self.processes.count > 1 else items
 
 
-def _open(accelerator: Accelerator, config: PPOConfig) -> None:
+def _open(accelerator: Accelerator, config: PPOConfig, described: Described) -> None:
     accelerator.init_trackers(config.tracker_project_name, init_kwargs=config.tracker_kwargs)
-    settings = config.to_dict()
+    settings = described.settings
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":  # takes scalars and texts only
             tracker.store_init_configuration({k: v for k, v in settings.items() if isinstance(v, _PLAIN)})
             if accelerator.is_main_process:
-                keys = [(stat.key, stat.formula) for stat in (*STATS, *LOGGED_BY_LOG_STATS)]
+                keys = [(stat.key, stat.formula) for stat in described.keys]
                 tracker.writer.add_text("keys", _markdown_table(("key", "formula"), keys))
         else:
-            tracker.store_init_configuration({"trl_ppo_trainer_config": settings})
+            tracker.store_init_configuration({described.name: settings})
 
 
 def _write(tracker: Any, logs: dict[str, Any], table: dict[str, list[Any]], rewards: list[float], step: int) -> None:

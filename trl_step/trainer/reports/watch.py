@@ -123,6 +123,7 @@ class SamplingWatch:
         self._sampled = False
         self._likeliest: tuple[str, ...] | None = None
         """why no answer since the last step was drawn; None: there was no call of `generate`"""
+        self._updates_behind = 0
 
     def saw_generate(self, model: Any, generation_kwargs: Mapping[str, Any]) -> None:
         """Remember the settings of a call of `generate`; warn of those that change the distribution of samples."""
@@ -140,6 +141,10 @@ class SamplingWatch:
                 "top_k=0, top_p=1.0, the temperature of PPOConfig, and nothing ruled out"
             )
 
+    def saw_samples(self, version: int, latest: int) -> None:
+        """Remember that weights of `version` drew responses, where the policy's was `latest`."""
+        self._updates_behind = max(self._updates_behind, latest - version)
+
     def saw_step(self, stats: Mapping[str, Any], circumstances: Circumstances, aloud: bool) -> None:
         """Diagnose a step; if `aloud`, each finding warns."""
         seen = circumstances._replace(
@@ -147,8 +152,9 @@ class SamplingWatch:
             sampled_by_trainer=self._sampled,
             sampling_settings=self._settings if self._sampled else (),
             likeliest=self._likeliest or (),
+            updates_behind=self._updates_behind,
         )
-        self._sampled, self._likeliest = False, None
+        self._sampled, self._likeliest, self._updates_behind = False, None, 0
         for diagnosis in self.checkup.look(stats, seen):
             if aloud and diagnosis.name != SAMPLING_SETTINGS:
                 warn_user(str(diagnosis))

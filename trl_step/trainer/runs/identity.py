@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from trl_step.models.sharding import is_sharded
-from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
 from trl_step.trainer.processes.shards import own_part
 
@@ -22,7 +21,9 @@ _FREE = """
     forward_batch_size world_size optimize_cuda_cache optimize_device_cache backward_batch_size
     global_backward_batch_size global_batch_size is_encoder_decoder is_peft_model gradient_checkpointing
     dataset_num_proc forward_tokens generation_tokens use_habana log_arrays progress_bar num_sample_generations
-    save_every save_dir keep_last
+    share_prompts save_every save_dir keep_last offload_reference
+    run_name logdir num_epochs save_freq num_checkpoint_limit mixed_precision resume_from async_reward_computation
+    max_workers
 """
 FREE_SETTINGS = frozenset(_FREE.split())
 """May differ: names, places, how long, and how the arithmetic is cut. The others change what is learnt, or are in
@@ -36,6 +37,16 @@ MOST_LINES = 5
 
 SAMPLED = 64
 """Elements of a frozen tensor that its fingerprint looks at."""
+
+
+def default_settings(config: Any) -> dict[str, Any]:
+    """The default of each field of a configuration, by name."""
+    return {f.name: f.default for f in fields(config)}
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Those fields of a configuration that change what is learnt, by name."""
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in FREE_SETTINGS}
 
 
 def identity(
@@ -54,7 +65,7 @@ def identity(
 
     Args:
         processes: all that call this
-        settings: the fields of `PPOConfig`, by name
+        settings: see `settings_of`
         policy: with its value head, not wrapped
         reference: without value head, which is drawn at random and never asked; None if the policy has it inside
         optimizer: torch's own, or accelerate's around it
@@ -76,7 +87,7 @@ def identity(
         "processes": processes.count,
         "sharded": sharded,
         "mixed_precision": mixed_precision,
-        "settings": {f.name: settings[f.name] for f in fields(PPOConfig) if f.name not in FREE_SETTINGS},
+        "settings": dict(settings),
         "policy": {name: _describe(tensor) for name, tensor in policy.state_dict().items()},
         "frozen weights": joined(fingerprint((name, p) for name, p in parameters.items() if not p.requires_grad)),
         "reference": None if reference is None else joined(fingerprint(reference.named_parameters())),
@@ -97,9 +108,14 @@ def packages() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def differences(saved: Mapping[str, Any], here: Mapping[str, Any], may_differ: Sequence[str]) -> list[str]:
-    """In what the identity of a state differs from that of a trainer: one line each; settings in `may_differ` may."""
-    defaults = {f.name: f.default for f in fields(PPOConfig)}
+def differences(
+    saved: Mapping[str, Any], here: Mapping[str, Any], may_differ: Sequence[str], defaults: Mapping[str, Any]
+) -> list[str]:
+    """In what the identity of a state differs from that of a trainer: one line each; settings in `may_differ` may.
+
+    Args:
+        defaults: of all settings, see `default_settings`
+    """
     # a setting that came later had its default's effect
     saved = {**saved, "KL controller": saved["KL controller"].rpartition(".")[2]}  # older states say the module too
     saved = {**saved, "settings": {key: saved["settings"].get(key, defaults[key]) for key in here["settings"]}}

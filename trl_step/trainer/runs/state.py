@@ -26,6 +26,8 @@ SHARED = ("policy", "optimizer", "run", "identity")
 """Trees that all processes have in common, and one of them writes; the others are of each process."""
 ENTRIES = ("scheduler", "scaler", "running", "best", "checkup")
 """Parts that are one entry of the tree `run`, under their own names; null if the run has no such part."""
+OF_SOME = ("prompt_statistics",)
+"""Parts that are one entry of that tree, too, in runs of a trainer that has them."""
 SPREAD = ("counters", "kl_controller")
 """Parts whose entries are entries of the tree `run`."""
 
@@ -47,10 +49,12 @@ class RunState:
     Args:
         processes: that train together; every one calls `save` and `load`
         parts: gives, as they are at the moment (a script may put another one in place), by name: `policy`, with its
-            value head and not wrapped, `optimizer`, `counters` and `kl_controller`; those of `ENTRIES`; `loader`, of
-            which the position is kept; `memory`, with `most_samples`. None, or left out, is what the run does not have
+            value head and not wrapped, `optimizer` and `counters`; if the run has them, `kl_controller`; those of
+            `ENTRIES` and `OF_SOME`; `loader`, of which the position is kept; `memory`, with `most_samples`. None, or
+            left out, is what the run does not have
         identity: gives what must be the same if the state is loaded, see `identity.identity`
         settings: `save_dir` is where "latest" is looked for
+        defaults: of all settings that an identity may name, see `identity.default_settings`
     """
 
     def __init__(
@@ -59,8 +63,10 @@ class RunState:
         parts: Callable[[], Mapping[str, Part | None]],
         identity: Callable[[], dict[str, Any]],
         settings: PPOConfig,
+        defaults: Mapping[str, Any],
     ) -> None:
         self.processes, self.identity, self.settings, self._all_parts = processes, identity, settings, parts
+        self.defaults = defaults
         policy: Any = self.parts["policy"]
         own = f"-{processes.index}" if is_sharded(policy) else ""
         self._policy, self._optimizer, self._process = f"policy{own}", f"optimizer{own}", f"process-{processes.index}"
@@ -100,15 +106,16 @@ class RunState:
             self._policy: own_part(parts["policy"].state_dict()),
             self._optimizer: own_part(parts["optimizer"].state_dict()),
             "run": {
-                **{key: value for name in SPREAD for key, value in parts[name].state_dict().items()},
+                **{key: value for name in SPREAD if name in parts for key, value in parts[name].state_dict().items()},
                 **{name: parts[name].state_dict() if name in parts else None for name in ENTRIES},
+                **{name: parts[name].state_dict() for name in OF_SOME if name in parts},
                 "packages": packages(),
                 "device": self.processes.device.type,
             },
             self._process: {
                 "streams": random_streams.capture(),
                 "data": self._position(),
-                **parts["memory"].state_dict(),
+                **(parts["memory"].state_dict() if "memory" in parts else {}),
             },
         }
 
@@ -148,7 +155,7 @@ class RunState:
 
     def _read(self, data: Path, here: Mapping[str, Any], may_differ: Sequence[str]) -> dict[str, Any]:
         """All trees of this process, of a state that fits; nothing is changed."""
-        lines = differences(read_tree(data, "identity"), here, may_differ)
+        lines = differences(read_tree(data, "identity"), here, may_differ, self.defaults)
         if lines:
             raise ValueError(
                 f"the state in {data.parent} is not one of this run, and nothing was changed:\n  " + "\n  ".join(lines)
@@ -163,11 +170,13 @@ class RunState:
         optimizer: Any = parts["optimizer"]
         optimizer.load_state_dict(spread_state(cloned(trees[self._optimizer]), optimizer))
         for name in SPREAD:
-            parts[name].load_state_dict(run)
-        for name in ENTRIES:
+            if name in parts:
+                parts[name].load_state_dict(run)
+        for name in (*ENTRIES, *OF_SOME):
             if name in parts and run[name] is not None:
                 parts[name].load_state_dict(run[name])
-        parts["memory"].load_state_dict(process)
+        if "memory" in parts:
+            parts["memory"].load_state_dict(process)
         if process["data"] is not None:
             parts["loader"].load_state_dict(process["data"])
         random_streams.restore(process["streams"])

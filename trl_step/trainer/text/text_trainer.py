@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from accelerate import PartialState
@@ -25,7 +25,7 @@ class TextTrainer(transformers.Trainer):
         arguments: the other arguments of `transformers.Trainer`.
     """
 
-    _tag_names: tuple[str, ...] = ("trl",)
+    _tag_names: ClassVar[list[str]] = ["trl"]
     _prepare_rows: Callable[[Any], Any] | None = None
     """From rows of texts to rows of tokens."""
     _token_column = "input_ids"
@@ -35,7 +35,7 @@ class TextTrainer(transformers.Trainer):
         self._prepare_model = prepare_model
         super().__init__(processing_class=tokenizer, **arguments)
         if hasattr(self.model, "add_model_tags"):
-            self.model.add_model_tags(list(self._tag_names))
+            self.model.add_model_tags(self._tag_names)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The model that `model_init` builds, prepared like one that is given as `model`."""
@@ -80,12 +80,16 @@ class TextTrainer(transformers.Trainer):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer that the trainer was built with."""
+        """The older name of `processing_class`."""
         return self.processing_class
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.processing_class = tokenizer
 
     def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`, with the tags of this trainer."""
-        tagged = trl_sanitze_kwargs_for_tagging(self.model, list(self._tag_names), kwargs) or {}
+        tagged = trl_sanitze_kwargs_for_tagging(self.model, self._tag_names, kwargs) or {}
         return super().push_to_hub(commit_message=commit_message, blocking=blocking, **tagged)
 
 
@@ -120,17 +124,6 @@ def model_of(model: Any, init_kwargs: Mapping[str, Any] | None, name: str = "mod
     if init_kwargs is not None:
         raise ValueError(f"{name}_init_kwargs is for a {name} given by name; this one is built already")
     return model
-
-
-def tokenizer_of(tokenizer: Any, processing_class: Any) -> Any:
-    """The tokenizer, given under its name of transformers 4 or 5.
-
-    Raises:
-        TypeError: both are given, and are not the same.
-    """
-    if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
-        raise TypeError("tokenizer and processing_class are two names of one argument: give one of them")
-    return processing_class if tokenizer is None else tokenizer
 
 
 def arguments_of(args: Any, **changes: Any) -> Any:

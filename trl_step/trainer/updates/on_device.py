@@ -91,7 +91,7 @@ class OnDeviceUpdater(Updater):
         self.skipped = int(skips)
         if broken:
             self._forget_gradients()
-            raise loss_error("not finite")
+            raise loss_error("not finite", self.remedy)
         if skips:
             warn_user(
                 f"the mean ratio of {self.skipped} mini-batches exceeds ratio_threshold="

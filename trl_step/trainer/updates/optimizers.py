@@ -36,10 +36,15 @@ def make_optimizer(model: Any, learning_rate: float, value_learning_rate: float 
             {"params": [p for p in parameters if id(p) not in of_values]},
             {"params": [p for p in parameters if id(p) in of_values], "lr": value_learning_rate},
         ]
+    return fused_if_possible(torch.optim.Adam, parameters, lr=learning_rate)
+
+
+def fused_if_possible(kind: type[torch.optim.Adam], parameters: Any, **options: Any) -> torch.optim.Optimizer:
+    """Adam or AdamW of torch, fused if the device and the dtype have such a kernel."""
     try:
-        return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+        return kind(parameters, fused=True, **options)
     except RuntimeError:
-        return torch.optim.Adam(parameters, lr=learning_rate)
+        return kind(parameters, **options)
 
 
 def check_optimizer(optimizer: Any, scheduler: Any, model: Any, config: PPOConfig) -> None:

@@ -37,6 +37,9 @@ class Updater:
             `exact_v07`: do what release 0.7 did: a skipped mini-batch has a zero loss, and the optimizer steps on it
     """
 
+    remedy = "the scores, values or returns are too large for float32: scale the scores (use_score_scaling, score_clip)"
+    """what to do about a loss that is no finite number, for its message"""
+
     def __init__(
         self,
         processes: Processes,
@@ -87,12 +90,15 @@ class Updater:
             last: the optimizer steps after this one
         """
         self._weight, self._last = weight, last
+        # a subclass's `train_minibatch` may step by itself: accelerate lets the optimizer do so after the last one
+        self.accelerator.gradient_state.sync_gradients = last
         # processes exchange gradients only after the last mini-batch
         with nullcontext() if last else self.without_exchange():
             try:
                 yield
             finally:
                 self._weight, self._last = 1.0, True
+                self.accelerator.gradient_state.sync_gradients = True
 
     def without_exchange(self) -> AbstractContextManager[None]:
         """Inside, gradients stay on their process, to be exchanged after the last mini-batch.
@@ -185,7 +191,7 @@ class Updater:
         some_skip, some_broken = (bool(flag) for flag in self._flags(loss, mean_ratio).tolist())
         if some_broken and not some_skip:
             self._forget_gradients()
-            raise loss_error(float(loss))
+            raise loss_error(float(loss), self.remedy)
         return some_skip
 
     def _flags(self, loss: torch.Tensor, mean_ratio: torch.Tensor) -> torch.Tensor:
@@ -291,9 +297,6 @@ def without_losses(statistics: dict[str, torch.Tensor], skipped: torch.Tensor) -
     }
 
 
-def loss_error(loss: float | str) -> ValueError:
+def loss_error(loss: float | str, remedy: str) -> ValueError:
     """What is raised for a `loss` that is no finite number."""
-    return ValueError(
-        f"the loss of a mini-batch is {loss}, before it could reach the weights; the scores, values or returns are too "
-        "large for float32: scale the scores (use_score_scaling, score_clip)"
-    )
+    return ValueError(f"the loss of a mini-batch is {loss}, before it could reach the weights; {remedy}")

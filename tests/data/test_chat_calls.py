@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trl_step.environment import ParsedCall, parse_tool_calls
+from trl_step.data.chat_calls import ParsedCall, before_calls, parse_tool_calls
 
 ADD = ParsedCall("add", {"first": 3})
 
@@ -73,3 +73,18 @@ def test_what_is_wrong_is_said(text: str, problems: list[str | None]) -> None:
     for call, problem in zip(calls, problems, strict=True):
         assert (call.problem is None) == (problem is None)
         assert problem is None or problem in str(call.problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        ('Let me see. <tool_call>{"name": "add"}</tool_call> Wait.', "Let me see. "),
+        ('hm <tool_call></think>\nSo: <tool_call>{"name": "add"}</tool_call>', "hm <tool_call></think>\nSo: "),
+        ('<think>[TOOL_CALLS]</think>Yes [TOOL_CALLS][{"name": "add"}]', "<think>[TOOL_CALLS]</think>Yes "),
+        ('<think>so</think>\n{"name": "add", "parameters": {}}', "<think>so</think>\n"),
+        ('<|python_tag|>{"name": "add"}', ""),
+    ],
+)
+def test_what_is_said_before_the_calls(text: str, before: str) -> None:
+    assert parse_tool_calls(text)
+    assert before_calls(text) == before

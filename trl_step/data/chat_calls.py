@@ -33,9 +33,7 @@ def parse_tool_calls(text: str) -> list[ParsedCall]:
 
     Invalid JSON, a call that is never closed and a call inside a call give a `ParsedCall` that says so.
     """
-    spoken = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
-    if "</think>" in spoken:  # for templates that open the thoughts themselves
-        spoken = spoken.rpartition("</think>")[2]
+    spoken = _spoken(text)
     if OPEN in spoken:
         return [call for body in spoken.split(OPEN)[1:] for call in _tagged(body)]
     if LIST_MARK in spoken:
@@ -43,6 +41,23 @@ def parse_tool_calls(text: str) -> list[ParsedCall]:
     if BARE_MARK in spoken:
         return _objects(spoken.partition(BARE_MARK)[2])
     return _objects(spoken) if _BARE_CALL.match(spoken) else []
+
+
+def before_calls(text: str) -> str:
+    """What a turn with calls says before the first of them, thoughts included."""
+    spoken = _spoken(text)
+    mark = next((mark for mark in (OPEN, LIST_MARK, BARE_MARK) if mark in spoken), None)
+    begin = len(spoken) - len(spoken.lstrip()) if mark is None else spoken.index(mark)
+    return text[:begin]
+
+
+def _spoken(text: str) -> str:
+    """`text` with a space for each character of the thoughts, so that places stay the same."""
+    spoken = re.sub(r"<think>.*?(</think>|\Z)", lambda thoughts: " " * len(thoughts[0]), text, flags=re.DOTALL)
+    if "</think>" in spoken:  # for templates that open the thoughts themselves
+        _, _, after = spoken.rpartition("</think>")
+        spoken = " " * (len(spoken) - len(after)) + after
+    return spoken
 
 
 def _tagged(body: str) -> list[ParsedCall]:

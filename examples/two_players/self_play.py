@@ -1,0 +1,151 @@
+"""Teach a language model a game of two players by letting it play against itself.
+
+Without a network, in about two minutes on two cores; the first run builds a small model that plays at random:
+
+    python examples/two_players/self_play.py
+
+Both players are the policy, and each has an episode of its own. What it is worth is measured against the best player's
+moves, and against a player who moves at random. Every setting of PPOConfig and every field of `Arguments` below is an
+option; `--help` lists them.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from nim import LARGEST, Nim, best_moves, random_move, write_game
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_step import PPOConfig, PPOTrainer, set_seed
+from trl_step.environment import Episodes, GameRunner
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from sentiment.building import one_line_if_interrupted
+from small_model import CACHE, SmallModelSettings, build_once, train_small_model, word_tokenizer
+from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
+
+BUILT_IN_SETTINGS: dict[str, Any] = {
+    "steps": 60 * 256,  # episodes, so 60 calls of `trainer.step`
+    "batch_size": 256,
+    "mini_batch_size": 64,
+    "ppo_epochs": 2,
+    "learning_rate": 1e-3,
+    "advantage_estimator": "grpo",
+    "kl_in": "loss",
+    "kl_penalty": "k3",
+    "init_kl_coef": 0.001,
+    "adap_kl_ctrl": False,
+    "loss_normalization": "tokens",
+}
+SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "batch_size": 256}
+"""`batch_size` episodes are sampled together, as the built-in model is small"""
+WORDS_AND_NUMBERS = r"\d+| ?[^\W\d]+|\s|[^\w\s]"
+
+
+@dataclass
+class Arguments:
+    """Settings of the script."""
+
+    ppo: Annotated[PPOConfig, tyro.conf.arg(name="")]
+    small_model: SmallModelSettings = field(default_factory=lambda: SmallModelSettings(2, 64, 200, 32))
+    """what to build if the built-in model is used"""
+    cache_dir: Path = CACHE / "two_players"
+    """where it is stored"""
+    output_dir: Path = Path("runs/two_players")
+    """folder for summary.json, curves.png and the tuned model"""
+    max_new_tokens: int = 3
+    """longest turn of the model, in tokens"""
+    group: int = 32
+    """games with the same heap; the same player of each is compared with the others"""
+    games: int = 256
+    """games against the random player, to compare before and after"""
+
+
+def main() -> None:
+    arguments = read_arguments(Arguments, BUILT_IN_SETTINGS, sys.argv[1:], __doc__)
+    started = time.perf_counter()
+    config = arguments.ppo
+    if config.model_name == BUILT_IN:
+        config.model_name = str(build_model(arguments))
+    set_seed(config.seed)
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model_name)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    trainer = PPOTrainer(config, AutoModelForCausalLM.from_pretrained(config.model_name), None, tokenizer)
+    settings: dict[str, Any] = {
+        "stop_strings": ("\n",),
+        "generation_kwargs": {**SAMPLING, "max_new_tokens": arguments.max_new_tokens},
+    }
+    with_itself = GameRunner(trainer.model, tokenizer, Nim, **settings)
+    with_another = GameRunner(trainer.model, tokenizer, Nim, opponents={1: random_move}, **settings)
+
+    numbers = random.Random(config.seed)
+    before = won(with_another, arguments.games, numbers)
+    history = train(trainer, with_itself, arguments.group, numbers)
+    after = won(with_another, arguments.games, numbers)
+
+    summary = {
+        "won_first": before,
+        "won_last": after,
+        "best_moves_in_training": [step["best moves"] for step in history],
+    }
+    seconds = write_outcome(trainer, arguments.output_dir, history, summary, started)["seconds"]
+    first, last = history[0]["best moves"], history[-1]["best moves"]
+    print(
+        f"games won against a random player: {before:.2f} -> {after:.2f}; best moves where there is one: {first:.2f} "
+        f"-> {last:.2f} ({seconds:.0f} s)"
+    )
+
+
+def train(trainer: PPOTrainer, runner: GameRunner, group: int, numbers: random.Random) -> list[dict[str, float]]:
+    """Games of the policy with itself, then a step; the values to plot, and the share of best moves."""
+    history = []
+    progress = tqdm(range(trainer.config.total_ppo_epochs), desc="self-play")
+    for _ in progress:
+        seeds = [numbers.random() for _ in range(trainer.config.batch_size // (runner.players * group))]
+        games = runner.run(seeds, n=group)  # an episode for each player of each game
+        stats = trainer.step(games.queries, games.responses, games.rewards, games.masks, group_ids=games.group_ids)
+        columns = {"query": games.group_ids, "response": [history.text for history in games.histories]}
+        trainer.log_stats(stats, columns, games.rewards)
+        history.append({"best moves": share_of_best_moves(games), **numbers_of(stats)})
+        progress.set_postfix(best=f"{history[-1]['best moves']:.2f}", KL=f"{history[-1]['KL']:.2f}")
+    return history
+
+
+def share_of_best_moves(games: Episodes) -> float:
+    """Of the moves at heaps that can be won, the share that keeps them so."""
+    moves = [info["best"] for infos in games.infos for info in infos if best_moves(info["heap"])]
+    return sum(moves) / max(len(moves), 1)
+
+
+def won(runner: GameRunner, games: int, numbers: random.Random) -> float:
+    """The share of games that the policy wins, with the first move, against the other player."""
+    totals = [sum(rewards) for rewards in runner.run([numbers.random() for _ in range(games)]).turn_rewards]
+    return sum(total > 0 for total in totals) / games
+
+
+def build_model(arguments: Arguments) -> Path:
+    """The folder of a small model that imitates `write_game`."""
+
+    def write(folder: Path) -> None:
+        random_numbers = random.Random(arguments.small_model.seed)
+        words = [f"heap {number}\n" for number in range(LARGEST + 1)]
+        tokenizer = word_tokenizer(words, WORDS_AND_NUMBERS)
+        tokenizer.save_pretrained(folder)
+        model = train_small_model(tokenizer, lambda: write_game(random_numbers), arguments.small_model, context=128)
+        model.save_pretrained(folder)
+
+    here = Path(__file__)
+    return build_once(arguments.cache_dir, arguments.small_model, [here, here.with_name("nim.py")], write)
+
+
+if __name__ == "__main__":
+    with one_line_if_interrupted():
+        main()

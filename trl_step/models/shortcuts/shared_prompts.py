@@ -1,0 +1,239 @@
+"""A prompt that several samples begin with runs once, in one row with their answers; gradients add up in it.
+
+The model runs on a `PackedRow` as on a batch of one. Only attention has to know: it is handed to the model through
+transformers' interface for attention functions, and lets stems attend to themselves, and branches to their stem and to
+themselves, with torch's kernel and the model's own mask (causal, sliding window, chunks) at the tokens' positions in
+their samples. An encoder has no answers to tell apart: it runs on one sample of each prompt.
+
+Whether a model says the same in that way is asked of the model, by `can_share_prompts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.utils import logging
+
+from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
+from trl_step.models.probes import beyond_rounding, can_be_asked, ordinary_ids, probing
+from trl_step.models.shortcuts.modes import replaced_forward
+from trl_step.models.shortcuts.packed_row import PackedRow, Upload
+
+KERNEL = "sdpa"
+"""transformers' name of the attention function that is called for stems and for branches"""
+SHARED = "sdpa_with_shared_prompts"
+"""the name of the one here"""
+HARMLESS = frozenset(("position_ids", "s_aux"))
+"""Tensors that a layer hands to its attention function, and that are not by pairs of tokens."""
+
+_ROW: ContextVar[PackedRow] = ContextVar("row")
+"""what the models inside of `sharing` run on"""
+
+
+class EncodedOnce(NamedTuple):
+    """B samples of an encoder-decoder model, whose G different queries are encoded."""
+
+    first: torch.Tensor
+    """int64 [G], a sample of each query"""
+    query_of: torch.Tensor
+    """int64 [B], the query of each sample"""
+
+    @classmethod
+    def of(cls, prompts: np.ndarray, upload: Upload) -> EncodedOnce:
+        """Of samples with these numbers [B], equal for equal queries."""
+        _, first, query_of = np.unique(prompts, return_index=True, return_inverse=True)
+        return cls(upload(first), upload(query_of))
+
+
+Shared = PackedRow | EncodedOnce
+
+
+def sharing(model: nn.Module, shared: Shared | None) -> AbstractContextManager[None]:
+    """Inside, `model` takes what `shared` describes. Surround the backward pass as well: checkpointed layers run again.
+
+    Args:
+        model: a transformers model, or a PeftModel around one, that `can_share_prompts`
+        shared: None: samples as they are
+    """
+    if shared is None:
+        return nullcontext()
+    if isinstance(shared, PackedRow):
+        return _packed(decoder_backbone(model), shared)
+    encoder = plain_model(model).get_encoder()
+    return replaced_forward(encoder, partial(_encode_once, encoder.forward, shared))
+
+
+@contextmanager
+def _packed(backbone: Any, row: PackedRow) -> Iterator[None]:
+    before, token = backbone.config._attn_implementation, _ROW.set(row)
+    try:
+        backbone.set_attn_implementation(SHARED)
+        yield
+    finally:
+        backbone.set_attn_implementation(before)
+        _ROW.reset(token)
+
+
+def _encode_once(encode: Callable[..., Any], shared: EncodedOnce, *args: Any, **kwargs: Any) -> Any:
+    def once(value: Any) -> Any:
+        of_samples = isinstance(value, torch.Tensor) and value.shape[:1] == shared.query_of.shape
+        return value.index_select(0, shared.first) if of_samples else value
+
+    output = encode(*map(once, args), **{name: once(value) for name, value in kwargs.items()})
+    output["last_hidden_state"] = output["last_hidden_state"].index_select(0, shared.query_of)
+    return output
+
+
+# --- attention over a row -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """What layers of one kind get in place of a mask. True where a token attends."""
+
+    row: PackedRow
+    stems: torch.Tensor | None
+    """bool [1, 1, P, P]; None: causal"""
+    branches: torch.Tensor
+    """bool [M, 1, R, P + R]"""
+
+
+def _mask(
+    *,
+    mask_function: Callable[..., torch.Tensor],
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    use_vmap: bool = False,
+    device: Any = "cpu",
+    **_: Any,
+) -> PackedMask:
+    """The mask of layers of one kind; transformers calls it.
+
+    Args:
+        mask_function: (batch, head, position of the query, position of the key) -> whether it attends
+        local_size: how many positions a query sees; None: all before it
+        allow_is_causal_skip: `mask_function` is causal, apart from `local_size`
+        use_vmap: `mask_function` takes single positions only
+    """
+    if use_vmap:
+        raise ValueError("a mask of the model's own may depend on more than positions")
+    row = _ROW.get()
+    prompt = torch.arange(row.stems.shape[1], device=device)
+    answer = torch.arange(row.branches.shape[1], device=device)
+    stems = None
+    if not allow_is_causal_skip or (local_size is not None and len(prompt) >= local_size):
+        stems = mask_function(0, 0, prompt.view(1, 1, -1, 1), prompt.view(1, 1, 1, -1))
+    begin = row.stem_lengths.index_select(0, row.stem_of).view(-1, 1, 1, 1)
+    queries = begin + answer.view(1, 1, -1, 1)
+    before = mask_function(0, 0, queries, prompt.view(1, 1, 1, -1)) & (prompt < begin)
+    own = mask_function(0, 0, queries, begin + answer.view(1, 1, 1, -1))
+    return PackedMask(row, stems, torch.cat((before, own), dim=-1))
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over a row: query [1, H, N, d], key and value [1, H', N, d or d'] -> [1, N, H, d']."""
+    unknown = [name for name, option in options.items() if isinstance(option, torch.Tensor) and name not in HARMLESS]
+    if unknown or not isinstance(attention_mask, PackedMask):
+        raise ValueError(f"attention depends on more than positions: {', '.join(unknown) or type(attention_mask)}")
+    row, kernel = attention_mask.row, AttentionInterface()[KERNEL]
+
+    def part(of_row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """[1, H, N, d], [n, m] -> [n, m, H, d]"""
+        return of_row.squeeze(0).transpose(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+
+    def attended(inputs: list[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
+        """[n, m, H, d] each -> [n * m, H, d']"""
+        return kernel(module, *(one.transpose(1, 2) for one in inputs), mask, **options)[0].flatten(0, 1)
+
+    stems, branches = ([part(one, index) for one in (query, key, value)] for index in (row.stems, row.branches))
+    # after the end of a part no token is attended to, and those there attend to themselves: they stay finite
+    seen = [
+        torch.cat((before.index_select(0, row.stem_of), own), dim=1)
+        for before, own in zip(stems[1:], branches[1:], strict=True)
+    ]
+    parts = attended(stems, attention_mask.stems), attended([branches[0], *seen], attention_mask.branches)
+    return torch.cat(parts).index_select(0, row.in_parts).unsqueeze(0), None
+
+
+AttentionInterface.register(SHARED, _attend)
+AttentionMaskInterface.register(SHARED, _mask)
+
+
+# --- whether a model can --------------------------------------------------------------------------------------------
+
+
+def can_share_prompts(model: nn.Module) -> bool:
+    """Whether a model says the same about samples whose prompts run once, up to rounding.
+
+    Recurrent models do not, as a state runs through the row; nor do those without position ids, without the interface
+    for attention functions or with another kernel than torch's. A model whose weights are not all here cannot be asked.
+
+    Args:
+        model: a transformers model, or a PeftModel around one
+    """
+    if not can_be_asked(model):
+        return False
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers says of a model that it has no interface
+    try:
+        with probing(model):
+            return _encodes_the_same(model) if plain_model(model).config.is_encoder_decoder else _packs(model)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return False
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+PROMPT, LENGTHS = 4, (7, 6)
+"""Tokens of the probe's prompt, and of the two samples that begin with it."""
+
+
+def _packs(model: nn.Module) -> bool:
+    backbone: Any = decoder_backbone(model)
+    if backbone is None or backbone.config._attn_implementation != KERNEL or not takes_argument(model, "position_ids"):
+        return False
+    lengths, same = np.array(LENGTHS), np.zeros(2, dtype=np.int64)
+    ids = _probe_ids(model, max(LENGTHS))
+    upload = partial(_upload, device=ids.device)
+    row = PackedRow.of(same, same + PROMPT, np.stack((same, lengths), axis=1), ids.shape[1], upload)
+    options = {"use_cache": False} if takes_argument(backbone, "use_cache") else {}
+    expected = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
+    with sharing(model, row):
+        found = row.unpack(backbone(**row.arguments(ids), **options)[0])
+    real = upload(np.arange(ids.shape[1]) < lengths[:, None])
+    return beyond_rounding(expected[real], found[real]) is None
+
+
+def _encodes_the_same(model: nn.Module) -> bool:
+    encoder, ids = plain_model(model).get_encoder(), _probe_ids(model, PROMPT)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = encoder(**inputs)[0]
+    with sharing(model, EncodedOnce.of(np.zeros(2, dtype=np.int64), partial(_upload, device=ids.device))):
+        return beyond_rounding(expected, encoder(**inputs)[0]) is None
+
+
+def _probe_ids(model: nn.Module, width: int) -> torch.Tensor:
+    """[2, width], equal on the prompt."""
+    ids = ordinary_ids(model, 2 * width).view(2, width)
+    ids[1, :PROMPT] = ids[0, :PROMPT].clone()
+    return ids
+
+
+def _upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(array).to(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 _SAMPLED = "PPOTrainer, for which your own loop samples and scores several responses to each query"
 _PAIRS = "DPOTrainer on pairs, with loss_type 'sigmoid', 'hinge', 'ipo' or 'kto_pair'"
-_ARGUMENTS = "transformers.TrainingArguments, and what is the method's own as arguments of {trainer}"
 INSTEAD = {
     "GRPOTrainer": f'{_SAMPLED}, with PPOConfig(advantage_estimator="grpo")',
     "GRPOConfig": 'PPOConfig(advantage_estimator="grpo"), with PPOTrainer',
@@ -15,8 +14,6 @@ INSTEAD = {
     "ORPOTrainer": _PAIRS,
     "CPOTrainer": _PAIRS,
     "BCOTrainer": _PAIRS,
-    "DPOConfig": _ARGUMENTS.format(trainer="DPOTrainer"),
-    "SFTConfig": _ARGUMENTS.format(trainer="SFTTrainer"),
     "AlignPropTrainer": "DDPOTrainer, which needs no gradient of the reward",
     "AlignPropConfig": "DDPOConfig, with DDPOTrainer",
 }

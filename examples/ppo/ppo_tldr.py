@@ -32,7 +32,7 @@ from votes import questions, rise_of
 
 DEFAULTS = {
     "output_dir": "runs/ppo_tldr", "sft_model_path": "", "reward_model_path": "", "learning_rate": 5e-4,
-    "per_device_train_batch_size": 64, "num_mini_batches": 2, "num_ppo_epochs": 2, "total_episodes": 1920,
+    "per_device_train_batch_size": 64, "num_mini_batches": 2, "num_ppo_epochs": 2, "total_episodes": 1280,
     "response_length": 48, "temperature": 1.0, "kl_coef": 0.05, "missing_eos_penalty": 1.0,
     "lr_scheduler_type": "constant", "report_to": "none", "save_strategy": "no", "num_sample_generations": 2,
     "per_device_eval_batch_size": 4, "seed": 0,
@@ -41,7 +41,7 @@ STAGE: dict[str, Any] = {
     "per_device_train_batch_size": 16, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "report_to": "none",
     "save_strategy": "no", "logging_steps": 20,
 }  # fmt: skip
-SFT_STEPS, REWARD_STEPS = 100, 100
+SFT_STEPS, REWARD_STEPS = 60, 80
 
 
 def tuned(source: str, tokenizer: Any, folder: Path, steps: int = SFT_STEPS) -> str:

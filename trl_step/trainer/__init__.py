@@ -23,6 +23,10 @@ HOMES = {
     "trl_step.trainer.rloo_config": ("RLOOConfig",),
     "trl_step.trainer.rloo_trainer": ("RLOOTrainer",),
     "trl_step.trainer.sft_trainer": ("SFTTrainer",),
+    "trl_step.trainer.text.configs": (
+        "DPOConfig",
+        "SFTConfig",
+    ),
     "trl_step.trainer.utils": (
         "AdaptiveKLController",
         "ConstantLengthDataset",
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from trl_step.trainer.rloo_config import RLOOConfig
     from trl_step.trainer.rloo_trainer import RLOOTrainer
     from trl_step.trainer.sft_trainer import SFTTrainer
+    from trl_step.trainer.text.configs import DPOConfig, SFTConfig
     from trl_step.trainer.utils import (
         AdaptiveKLController,
         ConstantLengthDataset,
@@ -76,6 +81,7 @@ __all__ = [
     "ConstantLengthDataset",
     "DDPOConfig",
     "DDPOTrainer",
+    "DPOConfig",
     "DPOTrainer",
     "DataCollatorForCompletionOnlyLM",
     "FixedKLController",
@@ -90,6 +96,7 @@ __all__ = [
     "RewardConfig",
     "RewardTrainer",
     "RunningMoments",
+    "SFTConfig",
     "SFTTrainer",
     "ScriptArguments",
     "compute_accuracy",

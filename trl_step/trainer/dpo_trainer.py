@@ -24,6 +24,7 @@ from trl_step.import_utils import is_wandb_available
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.notices import warn_user
 from trl_step.models.shortcuts.modes import disable_dropout_in_model
+from trl_step.trainer.text.configs import takes_settings
 from trl_step.trainer.text.dpo_answers import sampled_answers, table_of_answers
 from trl_step.trainer.text.dpo_reference import REFERENCE_COLUMNS, ReferenceTrainer
 from trl_step.trainer.text.peft_setup import prepare_for_training
@@ -51,7 +52,7 @@ class DPOTrainer(ReferenceTrainer):
         beta: strength of the regularization towards the reference; for "ipo" its tau.
         label_smoothing: fraction of labels assumed to be wrong (cDPO), 0 to 0.5; for "sigmoid".
         loss_type: "sigmoid", "hinge", "ipo" or "kto_pair", see `preference_losses`.
-        args: `transformers.TrainingArguments`.
+        args: `transformers.TrainingArguments`, or a `DPOConfig`, whose fields are the defaults of the others.
         data_collator: None: `DPODataCollatorWithPadding`.
         label_pad_token_id: the label that the loss ignores.
         padding_value: pads token ids; None: the tokenizer's padding token.
@@ -85,6 +86,7 @@ class DPOTrainer(ReferenceTrainer):
     _token_column = "prompt_input_ids"
     loss_is_scaled_for_ga = False
 
+    @takes_settings
     def __init__(
         self,
         model: Any = None,

@@ -17,6 +17,7 @@ from trl_step.data.formatting import features_of, get_formatting_func_from_datas
 from trl_step.data.packing import ConstantLengthDataset
 from trl_step.data.special_tokens import tokenizer_of, tokens_of
 from trl_step.models.notices import warn_user
+from trl_step.trainer.text.configs import takes_settings
 from trl_step.trainer.text.peft_setup import prepare_for_training
 from trl_step.trainer.text.target_mean import TargetMeanTrainer
 from trl_step.trainer.text.text_trainer import (
@@ -33,7 +34,7 @@ class SFTTrainer(TargetMeanTrainer):
 
     Args:
         model: a causal language model, a PeftModel, or a folder or hub name.
-        args: `transformers.TrainingArguments`.
+        args: `transformers.TrainingArguments`, or an `SFTConfig`, whose fields are the defaults of the others.
         data_collator: None: for language modeling, which pads on the right and ignores padding alone; see also
             `DataCollatorForCompletionOnlyLM`.
         train_dataset, eval_dataset: rows of text; rows of `messages`, `conversations`, or `prompt` and `completion`,
@@ -53,7 +54,8 @@ class SFTTrainer(TargetMeanTrainer):
         dataset_num_proc, dataset_batch_size: processes and batch size of the tokenization.
         neftune_noise_alpha: noise on the embeddings (Jain et al. 2023, arXiv:2310.05914); overrides that of `args`.
         model_init_kwargs: for a model given by name.
-        dataset_kwargs: `add_special_tokens`, and with packing `append_concat_token`, see `ConstantLengthDataset`.
+        dataset_kwargs: `add_special_tokens`, and with packing `append_concat_token`, see `ConstantLengthDataset`;
+            `skip_prepare_dataset`: use rows as they are, as those with `input_ids` are if no text is named.
         processing_class: the newer name of `tokenizer`.
 
     Raises:
@@ -64,6 +66,7 @@ class SFTTrainer(TargetMeanTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft"]
 
+    @takes_settings
     def __init__(
         self,
         model: Any = None,
@@ -118,13 +121,15 @@ class SFTTrainer(TargetMeanTrainer):
             # differs from v0.7: on the right whatever the tokenizer's side
             data_collator = DataCollatorForTexts(padding_on_the_right(tokenizer), mlm=False)
 
+        dataset_kwargs = dict(dataset_kwargs or {})
+        skips = dataset_kwargs.pop("skip_prepare_dataset", False)
         prepare = partial(
             prepare_packed if packing else prepare_texts,
             tokenizer=tokenizer,
             dataset_text_field=dataset_text_field,
             formatting_func=formatting_func,
             max_seq_length=max_seq_length,
-            **(dataset_kwargs or {}),
+            **dataset_kwargs,
         )
         if packing:
             prepare = partial(
@@ -140,7 +145,7 @@ class SFTTrainer(TargetMeanTrainer):
         text_is_named = dataset_text_field is not None or formatting_func is not None
 
         def prepare_rows(rows: Any) -> Any:
-            return prepare(rows) if _has_texts(rows, text_is_named) else rows
+            return prepare(rows) if not skips and _has_texts(rows, text_is_named) else rows
 
         train_dataset, eval_dataset = prepared(prepare_rows, train_dataset, eval_dataset)
         self._prepare_rows = prepare_rows
@@ -239,6 +244,8 @@ def _has_texts(dataset: Any, text_is_named: bool) -> bool:
 
     if isinstance(dataset, IterableDataset):  # datasets makes it a torch dataset as well
         return text_is_named
+    if not text_is_named and "input_ids" in (getattr(dataset, "column_names", None) or ()):
+        return False
     return not isinstance(dataset, torch.utils.data.Dataset)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 from trl_step.models.notices import warn_user
-from trl_step.trainer.text.training_arguments import TrainingArguments
+from trl_step.trainer.text.training_arguments import TrainingArguments, own_fields
 
 RUN_TIME = (
     "world_size", "num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "local_mini_batch_size",
@@ -174,13 +174,3 @@ class OnPolicyConfig(TrainingArguments):
             "remove_unused_columns": False,
             "accelerator_kwargs": {**({"cpu": True} if self.use_cpu else {}), **mixed},
         }
-
-
-def own_fields(kind: type) -> dict[str, Any]:
-    """Name -> default of each field that is not of `TrainingArguments`."""
-    known = {one.name for one in fields(TrainingArguments)}
-    return {
-        one.name: one.default_factory() if one.default_factory is not MISSING else one.default
-        for one in fields(kind)
-        if one.name not in known
-    }

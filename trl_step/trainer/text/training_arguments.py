@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Optional
 
 import transformers
@@ -112,3 +112,13 @@ class TrainingArguments(_OldNames, transformers.TrainingArguments):  # type: ign
     def to_dict(self) -> dict[str, Any]:
         """transformers' dictionary of all settings, under their present names."""
         return {name: value for name, value in super().to_dict().items() if name not in OLD_NAMES}
+
+
+def own_fields(kind: type) -> dict[str, Any]:
+    """Name -> default of each field of a dataclass that `TrainingArguments` does not have."""
+    known = {one.name for one in fields(TrainingArguments)}
+    return {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory()
+        for one in fields(kind)
+        if one.name not in known
+    }

@@ -203,6 +203,7 @@ def keep_differentiable(model: nn.Module) -> None:
     On CPUs with bfloat16 in AVX-512 such a pass makes bitsandbytes repack them for inference, for good: from then on no
     gradient goes through a layer, without an error.
     """
+    module: Any
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False

@@ -11,6 +11,7 @@ import torch
 
 from tests import tiny
 from tests.environment.chat_tools import chat_tokenizer
+from tests.limits import HANG
 from tests.sampling.endpoint.endpoint_tools import KIND, client
 from trl_step import AutoModelForCausalLMWithValueHead, PPOTrainer
 from trl_step.sampling import Endpoint, ServedEpisodes, serve
@@ -79,15 +80,40 @@ def test_steps_from_what_agents_did(trainer: PPOTrainer) -> None:
 
 
 @pytest.mark.filterwarnings("error")
+class WatchedLock:
+    """A lock that tells when a second thread asks for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._main = threading.get_ident()
+        self.asked = threading.Event()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if threading.get_ident() != self._main:
+            self.asked.set()
+        return self._lock.acquire(blocking, timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
 def test_a_call_waits_for_the_step(trainer: PPOTrainer) -> None:
     """Nothing is sampled between the beginning of `step` and the end of its callbacks."""
     queries, responses, scores = tiny.batch()
     seen: list[str] = []
+    lock = trainer.model_lock = WatchedLock()
 
     @trainer.on_step
     def ask(report: Any) -> None:
         agent.start()
-        agent.join(0.5)
+        assert lock.asked.wait(HANG), "the endpoint samples without asking for the lock"
+        agent.join(1.0)
         seen.append("end of step")
 
     with serve(trainer) as served:

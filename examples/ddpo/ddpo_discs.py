@@ -7,7 +7,7 @@ Without a network, in about two minutes on two cores; the first run builds a sma
 With Stable Diffusion from the hub (meant for a GPU):
 
     python examples/ddpo/ddpo_discs.py --model_name stable-diffusion-v1-5/stable-diffusion-v1-5 \
-        --reward compressibility --mixed_precision bf16 --num_epochs 100 --train_learning_rate 3e-4 \
+        --use_lora --reward compressibility --mixed_precision bf16 --num_epochs 100 --train_learning_rate 3e-4 \
         --sample_num_steps 50 --sample_guidance_scale 5 --sample_batch_size 8 --sample_num_batches_per_epoch 8
 
 Every setting of DDPOConfig and every field of `Arguments` below is an option; `--help` lists them.
@@ -40,13 +40,15 @@ BUILT_IN = "built-in"
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "num_epochs": 30,
     "save_freq": 10,
+    "per_prompt_stat_tracking": True,  # a large disc is brighter than a small one, whatever is learnt
+    "per_prompt_stat_tracking_min_count": 4,
     "mixed_precision": "no",
     "logdir": "runs/ddpo",
-    "sample_num_steps": 10,
+    "sample_num_steps": 5,
     "sample_guidance_scale": 2.0,
-    "sample_batch_size": 32,
+    "sample_batch_size": 64,
     "sample_num_batches_per_epoch": 1,
-    "train_batch_size": 16,
+    "train_batch_size": 64,
     "train_learning_rate": 1e-3,
 }
 
@@ -58,7 +60,7 @@ class Arguments:
     ddpo: Annotated[DDPOConfig, tyro.conf.arg(name="")]
     model_name: str = BUILT_IN
     """folder or hub repository of a Stable Diffusion pipeline"""
-    use_lora: bool = True
+    use_lora: bool = False
     """train an adapter, not the whole network"""
     reward: Literal["brightness", "compressibility"] = "brightness"
     """what pictures are rewarded for"""

@@ -16,7 +16,7 @@ import torch
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SHORT = ["--small_pipeline.autoencoder_updates=3", "--small_pipeline.updates=3", "--small_pipeline.batch=4",
          "--num_epochs=2", "--sample_num_steps=2", "--sample_batch_size=4", "--train_batch_size=2",
-         "--samples=6"]  # fmt: skip
+         "--samples=6", "--use_lora"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

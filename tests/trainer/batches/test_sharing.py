@@ -48,10 +48,10 @@ def test_without_equal_queries_long_samples_come_first() -> None:
 
 
 def test_samples_of_one_query_follow_each_other() -> None:
-    lengths, queries = np.array([6, 9, 8, 10, 7]), np.array([0, 1, 0, 2, 0])
+    lengths, queries = np.array([6, 7, 8, 10, 9]), np.array([0, 1, 0, 2, 0])
     line = line_up(lengths, queries, np.array([4, 5, 4, 6, 4]))
-    assert line.samples.tolist() == [3, 1, 2, 4, 0]
-    assert line.repeated.tolist() == [0, 0, 0, 4, 4]
+    assert line.samples.tolist() == [3, 4, 2, 0, 1]
+    assert line.repeated.tolist() == [0, 0, 4, 4, 0]
     assert line_up(lengths, queries, None).repeated.tolist() == [0] * 5
 
 

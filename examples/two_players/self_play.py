@@ -1,6 +1,6 @@
 """Teach a language model a game of two players by letting it play against itself.
 
-Without a network, in about two minutes on two cores; the first run builds a small model that plays at random:
+Without a network, in about a minute on two cores; the first run builds a small model that plays at random:
 
     python examples/two_players/self_play.py
 

@@ -1,6 +1,6 @@
 """Teach a language model to cross Gymnasium's frozen lake, by comparing the episodes of a group, without a value head.
 
-Without a network, in about three minutes on two cores; the first run builds a small model that walks at random:
+Without a network, in about two minutes on two cores; the first run builds a small model that walks at random:
 
     python examples/frozen_lake/group_frozen_lake.py
 

@@ -1,6 +1,6 @@
 """Teach a language model to cross Gymnasium's frozen lake, by comparing the episodes of a group, without a value head.
 
-Without a network, in about three minutes on two cores; the first run builds a small model that walks at random:
+Without a network, in about two minutes on two cores; the first run builds a small model that walks at random:
 
     python examples/frozen_lake/group_frozen_lake.py
 
@@ -64,7 +64,7 @@ class Arguments:
     output_dir: Path = Path("runs/frozen_lake")
     """folder for summary.json, curves.png and the tuned model"""
     chat: bool = False
-    """put the lake into messages, with the tokenizer's chat template, and begin with the rules"""
+    """put the lake into messages, each with the rules, by the tokenizer's chat template"""
     max_turns: int = 12
     """turns of an episode; the shortest way takes 6"""
     max_new_tokens: int = 3

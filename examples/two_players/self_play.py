@@ -1,6 +1,6 @@
 """Teach a language model a game of two players by letting it play against itself.
 
-Without a network, in about two minutes on two cores; the first run builds a small model that plays at random:
+Without a network, in about a minute on two cores; the first run builds a small model that plays at random:
 
     python examples/two_players/self_play.py
 
@@ -57,7 +57,7 @@ class Arguments:
     """Settings of the script."""
 
     ppo: Annotated[PPOConfig, tyro.conf.arg(name="")]
-    small_model: SmallModelSettings = field(default_factory=lambda: SmallModelSettings(2, 64, 200, 32))
+    small_model: SmallModelSettings = field(default_factory=lambda: SmallModelSettings(2, 64, 100, 32))
     """what to build if the built-in model is used"""
     cache_dir: Path = CACHE / "two_players"
     """where it is stored"""
@@ -66,7 +66,7 @@ class Arguments:
     max_new_tokens: int = 3
     """longest turn of the model, in tokens"""
     games: int = 256
-    """games against the random player, to compare before and after"""
+    """games against the random player for each of the two places, to compare before and after"""
 
 
 def main() -> None:
@@ -86,12 +86,14 @@ def main() -> None:
         "generation_kwargs": {**SAMPLING, "max_new_tokens": arguments.max_new_tokens},
     }
     with_itself = GameRunner(trainer.model, tokenizer, Nim, **settings)
-    with_another = GameRunner(trainer.model, tokenizer, Nim, opponents={1: random_move}, **settings)
+    with_others = [
+        GameRunner(trainer.model, tokenizer, Nim, opponents={player: random_move}, **settings) for player in (0, 1)
+    ]
 
     numbers = random.Random(config.seed)
-    before = won(with_another, arguments.games, numbers)
-    history = train(trainer, with_itself, numbers)
-    after = won(with_another, arguments.games, numbers)
+    before = won(with_others, arguments.games, numbers)
+    history = train(trainer, [with_itself, *with_others], numbers)
+    after = won(with_others, arguments.games, numbers)
 
     summary = {
         "won_first": before,
@@ -106,13 +108,16 @@ def main() -> None:
     )
 
 
-def train(trainer: PPOTrainer, runner: GameRunner, numbers: random.Random) -> list[dict[str, float]]:
-    """Games of the policy with itself, then a step; the values to plot, and the share of best moves."""
+def train(trainer: PPOTrainer, runners: list[GameRunner], numbers: random.Random) -> list[dict[str, float]]:
+    """Games of the policy with itself, and with a random player, who shows it heaps that good players never leave; then
+    a step. Returns the values to plot, and the share of best moves."""
     history = []
     progress = tqdm(range(trainer.config.total_ppo_epochs), desc="self-play")
     for _ in progress:
-        games = runner.run([numbers.random() for _ in range(trainer.config.batch_size // runner.players)])
-        # an episode for each player of each game; its reward is on the last token of its last move
+        each = trainer.config.batch_size // 4
+        played = [runner.run([numbers.random() for _ in range(each)]) for runner in runners]
+        # the policy's episodes: two of each game with itself; the reward is on the last token of the last move
+        games = Episodes.joined(played)
         stats = trainer.step(games.queries, games.responses, games.rewards, games.masks)
         columns = {"query": games.group_ids, "response": [history.text for history in games.histories]}
         trainer.log_stats(stats, columns, games.rewards)
@@ -127,10 +132,11 @@ def share_of_best_moves(games: Episodes) -> float:
     return sum(moves) / max(len(moves), 1)
 
 
-def won(runner: GameRunner, games: int, numbers: random.Random) -> float:
-    """The share of games that the policy wins, with the first move, against the other player."""
-    totals = [sum(rewards) for rewards in runner.run([numbers.random() for _ in range(games)]).turn_rewards]
-    return sum(total > 0 for total in totals) / games
+def won(runners: list[GameRunner], games: int, numbers: random.Random) -> float:
+    """The share of games that the policy wins, `games` with each of the runners."""
+    played = [runner.run([numbers.random() for _ in range(games)]).turn_rewards for runner in runners]
+    totals = [sum(rewards) for episodes in played for rewards in episodes]
+    return sum(total > 0 for total in totals) / len(totals)
 
 
 def build_model(arguments: Arguments) -> Path:

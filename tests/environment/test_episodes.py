@@ -10,7 +10,7 @@ import torch
 from tests.environment.test_runner import runner
 from tests.environment.worlds import Countdown
 from tests.tiny import tokenizer, trainer
-from trl_step.environment import EnvironmentRunner
+from trl_step.environment import EnvironmentRunner, Episodes
 
 
 def test_several_episodes_of_a_task_are_a_group() -> None:
@@ -21,6 +21,18 @@ def test_several_episodes_of_a_task_are_a_group() -> None:
     assert runner(Countdown, "a").run([1, 2]).group_ids == [0, 1]
     with pytest.raises(ValueError, match="n=0 episodes per task"):
         runner(Countdown, "a").run([1], n=0)
+
+
+def test_episodes_of_several_runs() -> None:
+    run = runner(Countdown, "a", "bcd")
+    first, second = run.run([1, 2], n=2), run.run([3])
+    both = Episodes.joined([first, second, first])
+    assert both.group_ids == [0, 0, 1, 1, 2, 3, 3, 4, 4]
+    assert all(
+        one is other for one, other in zip(both.queries, [*first.queries, *second.queries, *first.queries], strict=True)
+    )
+    assert both.turn_rewards == first.turn_rewards + second.turn_rewards + first.turn_rewards
+    assert Episodes.joined([]).queries == []
 
 
 def test_turns_and_their_rewards() -> None:

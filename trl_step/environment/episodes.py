@@ -79,6 +79,17 @@ class Episodes(NamedTuple):
             [[position - episode.query_length for position, _ in episode.rewards] for episode in episodes],
         )
 
+    @classmethod
+    def joined(cls, runs: Sequence[Episodes]) -> Episodes:
+        """The episodes of several runs one after the other; a task of one run and one of another are two groups."""
+        columns: dict[str, list[Any]] = {name: [] for name in cls._fields}
+        for run in runs:
+            first = max(columns["group_ids"], default=-1) + 1
+            moved = run._replace(group_ids=[first + group for group in run.group_ids])
+            for name, column in moved._asdict().items():
+                columns[name] += column
+        return cls(**columns)
+
     @property
     def truncated(self) -> list[bool]:
         """Whether each episode was cut off, by the environment, by `max_turns` or by `max_length`."""

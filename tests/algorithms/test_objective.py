@@ -115,6 +115,7 @@ def test_statistics_by_hand():
         "policy/policykl": 0.0,
         "policy/clipfrac": 1.0,
         "policy/advantages_mean": 0.0,
+        "policy/ratio_mean": (math.exp(0.5) + math.exp(-0.5)) / 2,
         "returns/mean": 3.0,
         "returns/var": 2.0,
         "val/vpred": 1.5,

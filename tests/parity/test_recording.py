@@ -70,4 +70,4 @@ def test_packed_moves_round_trip() -> None:
 
 
 def test_recording_stays_small() -> None:
-    assert sum(path.stat().st_size for path in DATA.iterdir()) < 6e6
+    assert sum(path.stat().st_size for path in DATA.iterdir()) < 7e6

@@ -14,13 +14,14 @@ EXTRAS = {
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
     "serve": ["starlette>=0.40", "uvicorn>=0.30"],
+    "quantized": ["bitsandbytes>=0.49"],
     "gymnasium": ["gymnasium>=1.0"],
     "pettingzoo": ["pettingzoo>=1.25"],
     "textarena": ["textarena>=0.7"],
     "demo": ["rich", "tqdm", "matplotlib", "tensorboard"],
     "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "diffusers>=0.42", "rich", "tqdm",
              "matplotlib", "tensorboard", "wandb", "starlette>=0.40", "uvicorn>=0.30", "openai>=2", "httpx",
-             "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7"],
+             "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7", "bitsandbytes>=0.49"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 EXTRAS["openenv"] = ["openenv>=0.10"]  # not in "all": it brings a web interface and some sixty packages

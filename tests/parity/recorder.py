@@ -53,6 +53,9 @@ LARGEST_SENSITIVITY = 0.2
 
 Arrays = Mapping[str, np.ndarray]
 
+OF_OTHERS = ("ddpo", "group_", "on_policy_")
+"""What the files of the other recorders begin with."""
+
 
 def main() -> None:
     """Record, or check, the cases named on the command line (all without a name)."""
@@ -78,7 +81,8 @@ def main() -> None:
         sys.exit(self_check(cases))
     if not arguments.case:
         for stale in DATA.glob("*"):
-            stale.unlink()
+            if not stale.name.startswith(OF_OTHERS):
+                stale.unlink()
         DATA.mkdir(exist_ok=True)
         _write_json("inputs.json", {name: [asdict(step) for step in steps] for name, steps in make_inputs().items()})
         record_weights()

@@ -38,7 +38,7 @@ from small_model import CACHE, build_once
 
 BUILT_IN = "built-in"
 BUILT_IN_SETTINGS: dict[str, Any] = {
-    "num_epochs": 30,
+    "num_epochs": 20,
     "save_freq": 10,
     "per_prompt_stat_tracking": True,  # a large disc is brighter than a small one, whatever is learnt
     "per_prompt_stat_tracking_min_count": 4,

@@ -120,7 +120,7 @@ CASES = {
     "warm-up": Case(
         (4, 3), {"mini_batch_size": 2, "value_warmup_steps": 1, "value_lam": 1.0, "gae_level": "turn"}, masks=True
     ),
-    "few queries": Case((4, 3), {"mini_batch_size": 3, "forward_tokens": 60}, few_queries=True),
+    "few queries": Case((4, 3), {"mini_batch_size": 4, "forward_tokens": 60}, few_queries=True),
     "few queries and a critic": Case((3, 4), {"mini_batch_size": 4}, model="critic", few_queries=True),
     "critic": Case((4, 3), {"mini_batch_size": 2, "max_grad_norm": 0.1}, model="critic"),
     "skip": Case((6, 5), {"mini_batch_size": 2, "gradient_accumulation_steps": 2}, far=True),

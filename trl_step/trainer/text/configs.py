@@ -6,9 +6,11 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, Optional, ParamSpec
 
 from trl_step.trainer.text.training_arguments import TrainingArguments, own_fields
+
+Parameters = ParamSpec("Parameters")
 
 
 class TrainerConfig(TrainingArguments):
@@ -161,16 +163,16 @@ class DPOConfig(TrainerConfig):
             self.max_target_length = self.max_completion_length
 
 
-def takes_settings(init: Callable[..., None]) -> Callable[..., None]:
+def takes_settings(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """A constructor that takes what it is not given from `args`, if that is a `TrainerConfig`."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def constructor(*given: Any, **named: Any) -> None:
+    def constructor(*given: Parameters.args, **named: Parameters.kwargs) -> None:
         bound = signature.bind_partial(*given, **named).arguments
         args = bound.get("args")
         settings = args.of_trainer() if isinstance(args, TrainerConfig) else {}
-        more = {name: settings[name] for name in settings if name in signature.parameters and name not in bound}
+        more: Any = {name: settings[name] for name in settings if name in signature.parameters and name not in bound}
         init(*given, **named, **more)
 
     return constructor

@@ -28,9 +28,9 @@ UNCONDITIONAL = 0.1
 class SmallPipelineSettings:
     """Training of the built-in pipeline."""
 
-    autoencoder_updates: int = 300
+    autoencoder_updates: int = 200
     """optimizer steps of the autoencoder"""
-    updates: int = 600
+    updates: int = 450
     """optimizer steps of the network that predicts the noise, and of the text encoder"""
     batch: int = 32
     """pictures in each of them"""

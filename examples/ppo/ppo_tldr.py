@@ -76,11 +76,12 @@ def judge(source: str, tokenizer: Any, folder: Path, steps: int = REWARD_STEPS) 
         )
 
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+    others = pairs("data/evaluation")
     trainer = RewardTrainer(
         model,
         RewardConfig(str(folder), max_length=160, max_steps=steps, **STAGE),
         train_dataset=pairs("data/reward"),
-        eval_dataset=pairs("data/evaluation").select(range(200)),
+        eval_dataset=others.select(range(min(200, len(others)))),
         processing_class=tokenizer,
     )
     trainer.train()

@@ -6,7 +6,7 @@ In this file `n` is the number of rows, `W` their padded width and `R` the numbe
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -40,11 +40,10 @@ def decode(
     options: Options,
     *,
     pad_token_id: int,
-    eos_ids: Collection[int],
     is_encoder_decoder: bool,
     owners: Sequence[int],
+    plan: Plan,
     keeps_tail: bool = False,
-    in_step: bool = False,
     temperature: float | None = None,
 ) -> Written:
     """Sample one answer per row.
@@ -55,22 +54,20 @@ def decode(
         limits: new tokens allowed for each row; None leaves it to the model.
         options: the caller's settings.
         pad_token_id: filler of the answers.
-        eos_ids: ids that end an answer.
         is_encoder_decoder: of the model.
         owners: for each row the number of its prompt among the different ones; new numbers come in order.
+        plan: which shortcuts the settings allow.
         keeps_tail: what the model writes after the end of a row is wanted.
-        in_step: other processes run the same passes.
         temperature: return log-probs at this temperature as well.
     """
     rows, width = len(batch.starts), batch.prompt_width
     base = plain_model(getattr(model, "pretrained_model", model))
-    plan = Plan(False, False) if in_step else Plan.of(model, options)
     shares = plan.shares and max(owners) + 1 < rows
     leaves = plan.leaves and not keeps_tail and limits is not None
     if (shares or leaves) and not selectable(base):
         shares = leaves = False
     recorder = None if temperature is None else TokenLogprobs(rows, temperature)
-    ends = RowEnds(limits, rows, width, options.criteria, batch.input_ids.device, eos_ids, leaves, recorder)
+    ends = RowEnds(limits, rows, width, options.criteria, batch.input_ids.device, options.eos_ids, leaves, recorder)
     given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if shares or (leaves and is_encoder_decoder):
         given |= read_once(model.generate, base, batch, owners, pad_token_id) or {}

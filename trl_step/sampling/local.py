@@ -173,6 +173,8 @@ class LocalSampler(Sampler):
         check_tokens(inner, queries)
         check_positions(inner, [len(query) for query in queries], limits)
         frame = Frame(pad_token_id, self.is_encoder_decoder, self.device, pad_to_multiple_of)
+        # processes in step run the same passes, whatever their rows
+        plan = Plan(False, False) if in_step else Plan.of(model, options)
         same = _numbered(tuple(query.tolist()) for query in queries)
 
         def sample(rows: list[int]) -> list[Answer]:
@@ -184,11 +186,10 @@ class LocalSampler(Sampler):
                 row_limits,
                 options,
                 pad_token_id=pad_token_id,
-                eos_ids=options.eos_ids,
                 is_encoder_decoder=self.is_encoder_decoder,
                 owners=_numbered(same[i] for i in rows),
                 keeps_tail=not remove_padding,
-                in_step=in_step,
+                plan=plan,
                 temperature=sampling_temperature(model, settings) if return_logprobs else None,
             )
             return _answers(written, row_limits, options.eos_ids, remove_padding)
@@ -197,7 +198,7 @@ class LocalSampler(Sampler):
         with self.autocast(), sampling_mode(model), ExitStack() if in_step else gathered(model):
             asked = (len(queries) > 1 or pad_to_multiple_of) and not in_step
             mates = batch_mates(inner, pad_token_id) if asked else BatchMates.ANY
-            if len(set(same)) < len(same) and not in_step and Plan.of(model, options).shares:
+            if plan.shares and len(set(same)) < len(same):
                 tell_if_not_selectable(plain_model(inner))
             if mates is not BatchMates.ANY:
                 frame = frame._replace(multiple=None)

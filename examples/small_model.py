@@ -20,6 +20,8 @@ CACHE = Path(__file__).resolve().parents[1] / ".cache"
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 WORDS = r"<\w+>|\d| ?[^\W\d]+|\s|[^\w\s]"
 """A token is a word in angle brackets, a digit, a word with the space before it, a space, or a punctuation mark."""
+WORDS_AND_NUMBERS = r"\d+| ?[^\W\d]+|\s|[^\w\s]"
+"""A token is a whole number, a word with the space before it, a space, or a punctuation mark."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,14 @@ from trl_step.environment import EnvironmentRunner
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from sentiment.building import one_line_if_interrupted
-from small_model import CACHE, SmallModelSettings, build_once, train_small_model, word_tokenizer
+from small_model import (
+    CACHE,
+    WORDS_AND_NUMBERS,
+    SmallModelSettings,
+    build_once,
+    train_small_model,
+    word_tokenizer,
+)
 from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
 
 BUILT_IN_SETTINGS: dict[str, Any] = {
@@ -49,7 +56,6 @@ BUILT_IN_SETTINGS: dict[str, Any] = {
     "init_kl_coef": 0.02,
     "adap_kl_ctrl": False,
 }
-WORDS_AND_NUMBERS = r"\d+| ?[^\W\d]+|\s|[^\w\s]"
 
 
 @dataclass

@@ -34,7 +34,14 @@ from trl_step.environment import Episodes, GameRunner
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from sentiment.building import one_line_if_interrupted
-from small_model import CACHE, SmallModelSettings, build_once, train_small_model, word_tokenizer
+from small_model import (
+    CACHE,
+    WORDS_AND_NUMBERS,
+    SmallModelSettings,
+    build_once,
+    train_small_model,
+    word_tokenizer,
+)
 from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
 
 BUILT_IN_SETTINGS: dict[str, Any] = {
@@ -49,7 +56,6 @@ BUILT_IN_SETTINGS: dict[str, Any] = {
 }
 SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "batch_size": 256}
 """`batch_size` episodes are sampled together, as the built-in model is small"""
-WORDS_AND_NUMBERS = r"\d+| ?[^\W\d]+|\s|[^\w\s]"
 
 
 @dataclass

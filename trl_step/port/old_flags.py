@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trl_step.port.rules import CALLS, Drop, Flag, Rename, Warmup
+from trl_step.port.rules import CALLS
 
 Report = Callable[[str, str], None]
 NO = ("false", "no", "f", "n", "0")
@@ -22,8 +22,7 @@ def translated_words(words: Sequence[str], known: set[str], report: Report) -> l
     another flag replaces becomes that flag, and a flag that today's packages no longer have is left out with its
     value.
     """
-    rules = {f"--{rule.old[0]}": rule for rule in CALLS["TrainingArguments"] if isinstance(rule, (Rename, Drop, Flag))}
-    rules["--warmup_ratio"] = Rename("warmup_ratio", "warmup_steps", Warmup().why)
+    rules = {f"--{rule.flag}": rule for rule in CALLS["TrainingArguments"] if rule.flag}
     are_of_training = "--eval_strategy" in known
     new_words: list[str] = []
     waiting = _without_zero_steps(words)[::-1]
@@ -31,13 +30,13 @@ def translated_words(words: Sequence[str], known: set[str], report: Report) -> l
         word = waiting.pop()
         flag, equals, value = word.partition("=")
         rule = rules.get(flag) if flag not in known else None
-        if isinstance(rule, Rename) and f"--{rule.new}" in known:
-            new_words.append(f"--{rule.new}{equals}{value}")
-            report(flag, f"--{rule.new} ({rule.why})")
-        elif isinstance(rule, (Drop, Flag)) and are_of_training:
+        if rule is not None and f"--{rule.new_flag}" in known:
+            new_words.append(f"--{rule.new_flag}{equals}{value}")
+            report(flag, f"--{rule.new_flag} ({rule.why})")
+        elif rule is not None and not rule.new_flag and are_of_training:
             if not equals and waiting and not waiting[-1].startswith("--"):
                 value = waiting.pop()
-            chosen = rule.values({rule.name: value.lower() not in NO})
+            chosen = rule.values({rule.flag: value.lower() not in NO}) or {}
             given = [
                 text
                 for name, new in chosen.items()

@@ -37,7 +37,9 @@ class Source(NamedTuple):
 class Rule(Protocol):
     """Keywords `old` of one call and the replacements of those `given`; None if they stay unchanged.
 
-    If a call has both the new keyword and the old one, the new one is kept and the old one left out.
+    If a call has both the new keyword and the old one, the new one is kept and the old one left out. `imports` is the
+    statement that the new source needs. On the command line of a script `flag` is the old flag, and `new_flag` the one
+    that takes its value; "" if there is none.
     """
 
     @property
@@ -49,23 +51,58 @@ class Rule(Protocol):
     @property
     def imports(self) -> str: ...
 
+    @property
+    def flag(self) -> str: ...
+
+    @property
+    def new_flag(self) -> str: ...
+
     def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None: ...
 
     def sources(self, given: Mapping[str, Source]) -> dict[str, str] | None: ...
 
 
+class NoFlag:
+    """Base of the rules: no statement is needed, no flag stands on a command line."""
+
+    @property
+    def imports(self) -> str:
+        return ""
+
+    @property
+    def flag(self) -> str:
+        return ""
+
+    @property
+    def new_flag(self) -> str:
+        return ""
+
+
 @dataclass(frozen=True)
-class Rename:
-    """Another name for the same value."""
+class OneKeyword(NoFlag):
+    """Base of the rules about the keyword `name`."""
 
     name: str
-    new: str
-    why: str = "it was renamed"
-    imports: str = ""
 
     @property
     def old(self) -> tuple[str, ...]:
         return (self.name,)
+
+    @property
+    def flag(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Rename(OneKeyword):
+    """Another name for the same value."""
+
+    new: str
+    why: str = "it was renamed"
+
+    @property
+    def new_flag(self) -> str:
+        return self.new
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {self.new: given[self.name]}
@@ -75,12 +112,13 @@ class Rename:
 
 
 @dataclass(frozen=True)
-class Warmup:
+class Warmup(NoFlag):
     """`warmup_ratio`, which counted if there were no `warmup_steps`, or 0 of them."""
 
     old: tuple[str, ...] = ("warmup_ratio", "warmup_steps")
     why: str = "a number of steps below 1 is a fraction of all"
-    imports: str = ""
+    flag: str = "warmup_ratio"
+    new_flag: str = "warmup_steps"
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
         if "warmup_ratio" not in given:
@@ -97,16 +135,10 @@ class Warmup:
 
 
 @dataclass(frozen=True)
-class Drop:
+class Drop(OneKeyword):
     """A keyword without a replacement."""
 
-    name: str
     why: str
-    imports: str = ""
-
-    @property
-    def old(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
@@ -116,16 +148,10 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Unset:
+class Unset(OneKeyword):
     """A switch without a replacement, which is left out where it is off."""
 
-    name: str
     why: str
-    imports: str = ""
-
-    @property
-    def old(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
         return None if given[self.name] else {}
@@ -135,17 +161,11 @@ class Unset:
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
+class Values(OneKeyword):
     """Other values under the same name."""
 
-    name: str
     new: Mapping[str, str]
     why: str
-    imports: str = ""
-
-    @property
-    def old(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
         value = given[self.name]
@@ -157,17 +177,11 @@ class Values:
 
 
 @dataclass(frozen=True)
-class WholeNumber:
+class WholeNumber(OneKeyword):
     """A number of tokens: an int, and not below `least`."""
 
-    name: str
     why: str
     least: int = 0
-    imports: str = ""
-
-    @property
-    def old(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
         value = given[self.name]
@@ -182,20 +196,14 @@ class WholeNumber:
 
 
 @dataclass(frozen=True, eq=False)
-class Flag:
+class Flag(OneKeyword):
     """A boolean that other keywords replace; with an empty `off`, false is left out."""
 
-    name: str
     on: Mapping[str, Any]
     off: Mapping[str, Any]
     why: str
     default: Mapping[str, Any] = field(default_factory=dict)
     """The values in a conditional expression if `off` is empty."""
-    imports: str = ""
-
-    @property
-    def old(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(self.on if given[self.name] else self.off)
@@ -209,13 +217,12 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(NoFlag):
     """Keywords that became entries of one dictionary."""
 
     old: tuple[str, ...]
     new: str
     why: str
-    imports: str = ""
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return {self.new: dict(given)}
@@ -226,7 +233,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class LoaderSettings:
+class LoaderSettings(NoFlag):
     """Settings of data loaders that became fields of a `DataLoaderConfiguration`."""
 
     old: tuple[str, ...] = ("dispatch_batches", "even_batches", "use_seedable_sampler")
@@ -244,7 +251,7 @@ class LoaderSettings:
 
 
 @dataclass(frozen=True)
-class Quantization:
+class Quantization(NoFlag):
     """`load_in_8bit`, `load_in_4bit` became a `quantization_config`."""
 
     old: tuple[str, ...] = ("load_in_8bit", "load_in_4bit")
@@ -268,7 +275,7 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class DeviceMap:
+class DeviceMap(NoFlag):
     """`device_map={"": 0}` names a GPU; without one the old packages continued, today's raise."""
 
     old: tuple[str, ...] = ("device_map",)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from openai import BadRequestError
 
 from tests.sampling.endpoint.endpoint_tools import END, Scripted, ask, client, endpoint
 from trl_step.sampling import Endpoint
@@ -159,6 +160,17 @@ def test_without_an_episode_each_conversation_is_one(served: Endpoint) -> None:
     assert len(episodes.ids) == 2
     assert episodes.ids[0] == first.id
     assert [int(mask.sum()) for mask in episodes.response_masks] == [3 * len("<b>1</b> ?")] * 2
+
+
+def test_a_header_names_the_episode_for_clients_with_one_url(served: Endpoint) -> None:
+    """Two conversations that begin with the same words; the URL's name goes before the header's."""
+    headers = {"a": {"X-Session-ID": "a"}, "b": {"X-Session-ID": "b"}}
+    for name in ("a", "b", "a"):
+        client(served).chat.completions.create(**ask("Hi"), extra_headers=headers[name])
+    client(served, "c").chat.completions.create(**ask("Hi"), extra_headers=headers["a"])
+    assert served.episodes().ids == ["a", "a", "b", "c"]
+    with pytest.raises(BadRequestError, match="the id of an episode has 1 to 128 characters, got 129"):
+        client(served).chat.completions.create(**ask("Hi"), extra_headers={"X-Session-ID": "a" * 129})
 
 
 def test_one_episode_with_several_conversations(served: Endpoint) -> None:

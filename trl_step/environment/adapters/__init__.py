@@ -3,5 +3,6 @@
 from trl_step.environment.adapters.openenv import OpenEnvironment
 from trl_step.environment.adapters.pettingzoo import PettingZooGame
 from trl_step.environment.adapters.textarena import TextArenaGame
+from trl_step.environment.adapters.verifiers import VerifiersEpisodes, VerifiersRunner
 
-__all__ = ["OpenEnvironment", "PettingZooGame", "TextArenaGame"]
+__all__ = ["OpenEnvironment", "PettingZooGame", "TextArenaGame", "VerifiersEpisodes", "VerifiersRunner"]

@@ -20,6 +20,7 @@ from trl_step.sampling.endpoint.batching import Batches, Drawn
 from trl_step.sampling.endpoint.calls import Call, Calls
 from trl_step.sampling.endpoint.errors import ApiError
 from trl_step.sampling.endpoint.replies import Reply, models
+from trl_step.sampling.endpoint.settings import EPISODE_HEADER
 
 BODY_SECONDS = 60.0
 """In which a request must have come."""
@@ -35,7 +36,7 @@ def make_app(calls: Calls, batches: Batches, token: str) -> ASGIApp:
 
     def answering(read: Callable[[dict[str, Any], Optional[str]], Call]) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
-            episode = request.path_params.get("episode")
+            episode = request.path_params.get("episode", request.headers.get(EPISODE_HEADER))
             if episode is not None and not 0 < len(episode) <= LONGEST_ID:
                 raise ApiError(400, f"the id of an episode has 1 to {LONGEST_ID} characters, got {len(episode)}")
             call = read(await _body(request, calls.settings.max_body), episode)

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+EPISODE_HEADER = "X-Session-ID"
+"""Header with the id of a request's episode, for clients with one URL for all of them."""
+
 
 @dataclass(frozen=True)
 class ServeSettings:

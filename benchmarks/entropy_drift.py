@@ -23,7 +23,7 @@ import torch
 from command_line import options, parse
 from report import save, show
 
-from trl_step.head import policy_gradient, products, tiles
+from trl_step.head import policy_gradient, products, tiles, weight_gradient
 from trl_step.head.tiles import OutputHead
 
 ROWS, WIDTH, VOCABULARY, CHUNK = 64, 16, 128, 4
@@ -47,11 +47,11 @@ def sums(in_float32: bool) -> Iterator[None]:
         total.addmm_(left.float(), right.to(left.dtype).float(), beta=0 if first else 1)
 
     chosen = (exact, add_exact) if in_float32 else (products.product, products.add_product)
-    policy_gradient.product, policy_gradient.add_product = chosen
+    policy_gradient.product, weight_gradient.add_product = chosen
     try:
         yield
     finally:
-        policy_gradient.product, policy_gradient.add_product = products.product, products.add_product
+        policy_gradient.product, weight_gradient.add_product = products.product, products.add_product
 
 
 def entropies(in_bf16: bool, in_float32: bool, updates: int, seed: int) -> list[float]:

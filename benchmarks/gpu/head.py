@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from records import Section, distance
 from wheels import from_wheel, synchronize
 
+from trl_step.head import compiled
 from trl_step.head.policy_gradient import policy_gradient_rows
 from trl_step.head.tiles import OutputHead
 
@@ -147,6 +148,18 @@ def products(section: Section, batch: Batch) -> float:
     return 3 * len(batch.hidden) / rate
 
 
+def check_compiled(section: Section, batch: Batch, expected: dict[str, torch.Tensor]) -> None:
+    """Whether tiles were compiled, and what they take if they are not."""
+    if not section.on_gpu:
+        section.absent("tiles in one kernel", "on a CPU the cache does the same")
+        return
+    section.check("tiles are compiled", float(section.device not in compiled.DEVICES), 0)
+    with section.attempt("trl_step without a compiler", "figure"):
+        compiled.DEVICES.clear()
+        measure(section, "trl_step without a compiler", ours, batch)
+        section.check("gradients without a compiler", distance(gradients(batch), expected), SAME)
+
+
 def main() -> None:
     section = Section()
     batch = draw(section)
@@ -156,6 +169,7 @@ def main() -> None:
         seconds = measure(section, "trl_step", ours, batch)
         expected = gradients(batch)
         section.goal("trl_step: time over three products", seconds / limit, GOAL)
+    check_compiled(section, batch, expected)
     if not section.on_gpu:
         section.absent("memory", "it is measured on a GPU")
 

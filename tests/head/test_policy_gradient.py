@@ -198,8 +198,8 @@ def test_nothing_of_vocabulary_size_is_kept_for_the_backward_pass():
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         anchor = policy_gradient_rows(hidden, labels, head, lambda rows, chunk: chunk).anchor
-    gradients = [g.numel() for g in anchor.grad_fn.gradients if g is not None]
-    assert gradients == [N * D, V * D]
+    of_hidden, of_weight, of_bias = anchor.grad_fn.gradients
+    assert (of_hidden.numel(), sum(part.numel() for part in of_weight._sums), of_bias) == (N * D, V * D, None)
     assert all(size < N * V for size in sizes)
     anchor.backward()
     assert anchor.grad_fn.gradients is None

@@ -25,7 +25,20 @@ def test_chunks_and_tiles_cover_everything_once(rows, vocabulary_size, monkeypat
         tiles = column_tiles(count, vocabulary_size, CPU)
         assert [i for c in tiles for i in range(c.start, c.stop)] == list(range(vocabulary_size))
         assert max(c.stop - c.start for c in tiles) <= max(70 // count, 1)
-    assert column_tiles(rows, vocabulary_size, torch.device("meta")) == [slice(0, vocabulary_size)]
+
+
+def test_chunks_and_tiles_of_an_accelerator():
+    """By hand, for the shape of the head section of `make gpu-check`: 192 MiB over 128,256 numbers of 2 bytes are 784
+    rows, so 21 chunks of 781; 16 Mi numbers over 781 rows are 21,482 columns, 21,440 as a multiple of 64, so 6 tiles.
+    """
+    hidden, labels = torch.empty(16_384, 4096, dtype=torch.bfloat16, device="meta"), torch.empty(16_384, device="meta")
+    chunks = list(row_chunks(hidden, labels, 128_256))
+    assert [len(chunk.labels) for chunk in chunks] == [781] * 20 + [764]
+    tiles = column_tiles(781, 128_256, hidden.device)
+    assert [c.stop - c.start for c in tiles] == [21_376] * 6
+    assert (tiles[0].start, tiles[-1].stop) == (0, 128_256)
+    assert len(list(row_chunks(hidden, labels, 128_256, kept_bytes=8))) == 84
+    assert column_tiles(1 << 24, 100, hidden.device) == [slice(0, 64), slice(64, 100)]
 
 
 def test_tiles_lie_one_after_the_other():

@@ -19,6 +19,7 @@ from trl_step.head.tiles import (
     TiledSoftmax,
     column_tiles,
     compute_dtype,
+    logits_of,
     row_chunks,
     tile_logits,
     tile_of,
@@ -44,7 +45,9 @@ def token_logprobs(
         for chunk in row_chunks(rows_in, labels, vocabulary):
             softmax = RowSoftmax(chunk.labels)
             for columns in column_tiles(len(chunk.labels), vocabulary, hidden.device):
-                softmax.see(tile_logits(chunk.hidden, weight, head, columns, temperature).values, columns)
+                raw = torch.mm(chunk.hidden, weight[columns].t())
+                if softmax.see_product(raw, head, columns, temperature) is None:
+                    softmax.see(logits_of(raw, head, columns, temperature).values, columns)
             logprobs[chunk.rows] = softmax.result().logprobs.squeeze(1)
     return logprobs
 
@@ -83,7 +86,8 @@ def exact_divergence(
             (states.to(dtype), one.weight.to(dtype), one, name)
             for states, one, name in ((hidden, head, "policy"), (ref_hidden, ref_head, "reference"))
         ]
-        chunks = (row_chunks(states, labels, len(weight)) for states, weight, *_ in sides)
+        kept_bytes = 2 * logprobs.element_size()  # the logits of both
+        chunks = (row_chunks(states, labels, len(weight), kept_bytes) for states, weight, *_ in sides)
         for pair in zip(*chunks, strict=True):
             (ours, our_tiles), (theirs, their_tiles) = (
                 _kept_logits(chunk, *side[1:], temperature, buffers) for chunk, side in zip(pair, sides, strict=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from trl_step.head.products import add_product, product
+from trl_step.head.products import product
 from trl_step.head.tiles import (
     ChunkBuffers,
     OutputHead,
@@ -23,11 +23,13 @@ from trl_step.head.tiles import (
     TiledSoftmax,
     column_tiles,
     compute_dtype,
+    logits_of,
     row_chunks,
     tile_logits,
     tile_of,
     wide,
 )
+from trl_step.head.weight_gradient import WeightGradient
 
 LogprobGradient = Callable[[slice, torch.Tensor], torch.Tensor]
 """(rows, their log-probs [n]) -> d loss / d log-prob [n]."""
@@ -57,16 +59,11 @@ class _Errors(NamedTuple):
             total.addcmul_(product(tile, weight[columns]), self.softmax.factors[:, k : k + 1])
         return total
 
-    def add_outer(self, total: torch.Tensor, rows: torch.Tensor, first: bool) -> None:
+    def add_outer(self, total: WeightGradient, rows: torch.Tensor, first: bool) -> None:
         """total [V, D] += e.T @ rows [n, D]; over what was there if it is the `first`."""
         for k, (columns, tile) in enumerate(self.tiles):
-            scaled = rows * self.softmax.factors[:, k : k + 1]
-            add_product(total[columns], tile.t(), scaled, first)
-        of_labels = rows * self.of_labels
-        if total.device.type == "cpu":  # on either device, the one that adds in a fixed order
-            total.index_add_(0, self.labels, of_labels)
-        else:
-            total.index_put_((self.labels,), of_labels, accumulate=True)
+            total.add(columns, tile.t(), rows * self.softmax.factors[:, k : k + 1], first)
+        total.add_rows(self.labels, rows * self.of_labels)
 
 
 def _errors(
@@ -74,13 +71,19 @@ def _errors(
 ) -> _Errors:
     """One pass over the tiles; `weight` is the head's in the dtype of the product."""
     (rows, _), labels = chunk.hidden.shape, chunk.labels
-    softmax, tiles, expected = RowSoftmax(labels), [], []
-    buffer = buffers.numbers("policy", rows * len(weight), weight.dtype, weight.device)
+    softmax, tiles, expected, buffer = RowSoftmax(labels), [], [], None
     for columns in column_tiles(rows, len(weight), weight.device):
-        logits, tanh = tile_logits(chunk.hidden, weight, head, columns, temperature)
+        raw = torch.mm(chunk.hidden, weight[columns].t())
+        inside, place = softmax.place(columns)
+        kept = softmax.see_product(raw, head, columns, temperature, keep=True)
+        if kept is not None:
+            tiles.append((columns, kept.scatter_(1, place, torch.where(inside, 0.0, kept.gather(1, place)))))
+            continue
+        logits, tanh = logits_of(raw, head, columns, temperature)
+        if buffer is None:
+            buffer = buffers.numbers("policy", rows * len(weight), weight.dtype, weight.device)
         kept = tile_of(buffer, rows, columns)
         errors = softmax.see(logits, columns, out=kept if kept.dtype == logits.dtype else None)
-        inside, place = softmax.place(columns)
         errors.scatter_(1, place, torch.where(inside, 0.0, errors.gather(1, place)))
         if tanh is not None:
             expected.append(torch.linalg.vecdot(errors, tanh))
@@ -201,12 +204,14 @@ class _PolicyGradientRows(torch.autograd.Function):
         rows_in, weight_in, factor = hidden.to(dtype), weight.to(dtype), head.scale / temperature
         logprobs = torch.empty(labels.shape, dtype=wide(dtype), device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        d_hidden = torch.empty_like(rows_in, dtype=wide(dtype))
-        d_weight = torch.empty_like(weight, dtype=wide(dtype)) if ctx.needs_input_grad[1] else None
-        d_bias = torch.zeros_like(bias, dtype=wide(dtype)) if bias is not None and ctx.needs_input_grad[2] else None
-        if d_weight is not None and len(labels) == 0:
-            d_weight.zero_()
-        for chunk in row_chunks(rows_in, labels, len(weight)):
+        # each row is written once: in bfloat16, with the range of float32, nothing is lost but what the caller rounds
+        d_hidden = torch.empty_like(hidden, dtype=hidden.dtype if hidden.dtype == torch.bfloat16 else wide(dtype))
+        none = len(labels) == 0
+        d_weight = WeightGradient(weight, dtype, none) if ctx.needs_input_grad[1] else None
+        trains_bias = bias is not None and ctx.needs_input_grad[2]
+        d_bias = WeightGradient(bias.unsqueeze(1), dtype, none) if trains_bias else None
+        kept_bytes = weight_in.element_size() + (0 if entropy_gradient is None else logprobs.element_size())
+        for chunk in row_chunks(rows_in, labels, len(weight), kept_bytes):
             rows, states = chunk.rows, chunk.hidden.to(logprobs.dtype)
             if entropy_gradient is None:
                 errors = _errors(chunk, weight_in, head, temperature, buffers)
@@ -224,12 +229,13 @@ class _PolicyGradientRows(torch.autograd.Function):
                 errors, times_weight, slope = mixed.errors, mixed.errors.times(weight_in), -factor * mixed.size
                 logprobs[rows], entropy[rows] = errors.softmax.logprobs.squeeze(1), mixed.entropy.squeeze(1)
             d_hidden[rows] = times_weight.mul_(slope)
+            first = rows.start == 0
             if d_weight is not None:
-                errors.add_outer(d_weight, states * slope, first=rows.start == 0)
+                errors.add_outer(d_weight, states * slope, first)
             if d_bias is not None:
-                errors.add_outer(d_bias.unsqueeze(1), slope, first=False)
+                errors.add_outer(d_bias, slope, first)
         ctx.gradients = d_hidden, d_weight, d_bias
-        ctx.dtypes, ctx.take_gradient = (hidden.dtype, weight.dtype), take_gradient
+        ctx.dtype, ctx.take_gradient = hidden.dtype, take_gradient
         ctx.mark_non_differentiable(logprobs, entropy)
         return hidden.new_zeros((), dtype=wide(dtype)), logprobs, entropy
 
@@ -239,19 +245,14 @@ class _PolicyGradientRows(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the policy gradient was handed out by an earlier backward pass; run the forward again")
         (d_hidden, d_weight, d_bias), ctx.gradients = ctx.gradients, None
-        hidden_dtype, weight_dtype = ctx.dtypes
         # a look at the factor makes a GPU wait; on a CPU it saves a pass over the head's gradient
-        if upstream.device.type != "cpu" or upstream.item() != 1.0:
-            for gradient in (d_hidden, d_weight, d_bias):
-                if gradient is not None:
-                    gradient.mul_(upstream)
-        gradients = [
-            None if gradient is None else gradient.to(dtype)
-            for gradient, dtype in ((d_hidden, hidden_dtype), (d_weight, weight_dtype), (d_bias, weight_dtype))
-        ]
-        if gradients[1] is not None and ctx.take_gradient is not None:
-            ctx.take_gradient(gradients[1])
-        return (*gradients, *[None] * 8)
+        factor = None if upstream.device.type == "cpu" and upstream.item() == 1.0 else upstream
+        of_hidden = (d_hidden if factor is None else d_hidden.mul_(factor)).to(ctx.dtype)
+        of_weight = None if d_weight is None else d_weight.handed_out(factor)
+        of_bias = None if d_bias is None else d_bias.handed_out(factor).squeeze(1)
+        if of_weight is not None and ctx.take_gradient is not None:
+            ctx.take_gradient(of_weight)
+        return (of_hidden, of_weight, of_bias, *[None] * 8)
 
 
 class PolicyGradientRows(NamedTuple):

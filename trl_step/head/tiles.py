@@ -1,7 +1,7 @@
 """Logits and softmax over the vocabulary for many rows, tile by tile: [N, V] never exists.
 
 A chunk is some rows, a tile is some columns of a chunk. On a CPU a tile's logits are turned into probabilities while
-they lie in the cache; an accelerator takes all columns at once.
+they lie in the cache; on an accelerator tiles bound the memory of what is float32.
 """
 
 from __future__ import annotations
@@ -13,12 +13,34 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from trl_step.head.compiled import seen
+
 CHUNK_ELEMENTS = 1 << 25
-"""Numbers of one chunk: 32 Mi, 128 MiB in float32."""
+"""Numbers of one chunk on a CPU: 32 Mi, 128 MiB in float32."""
 MIN_CHUNK_ROWS = 128
 """Fewer rows starve the matrix product."""
 TILE_ELEMENTS = 1 << 21
 """Numbers of one tile on a CPU: 2 Mi, 8 MiB in float32, which the cache of two cores can hold."""
+
+HOSTS = ["cpu"]
+"""Types of devices with the sizes above; the others have those below."""
+ACCELERATOR_CHUNK_BYTES = 192 << 20
+"""Of what one chunk keeps on an accelerator.
+
+Every chunk reads and writes the sum of the weight's gradient once, 8 bytes for each of V D numbers, and multiplies
+2 n V D times for it, n being its rows. An H100 multiplies 990 T/s in bfloat16 and moves 3.35 TB/s, so the sum takes
+longer than the product if n < 990 / 3.35 * 8 / 2 = 1180 at the peak rate, or n < 830 at the 700 T/s that products
+reach. At V = 128,256 in bfloat16, 192 MiB are 784 rows: 21 chunks for 16,384 rows, whose sums move 21 * 4.2 GB in
+26 ms, beside 17 ms for the product (52 for all three). 128 MiB of float32 logits were 261 rows: 63 chunks, 79 ms.
+
+Memory above the gradients that are handed out, for 16,384 rows of width 4,096 and a head in bfloat16: the sum takes
+2.10 GB, of which 1.05 are handed out; a chunk 0.20; a tile 0.10; the rest of a chunk's rows 0.06: 1.41 GB. Twice the
+rows would take 1.6 GB and save 13 ms.
+"""
+ACCELERATOR_TILE_ELEMENTS = 1 << 24
+"""Numbers of one tile on an accelerator: 96 MiB in bfloat16 and float32 together."""
+WIDTH_MULTIPLE = 64
+"""Of the columns of a tile there, as products on a GPU are slow at other widths."""
 
 
 class OutputHead(NamedTuple):
@@ -77,15 +99,27 @@ class RowChunk(NamedTuple):
     """[n] int64"""
 
 
-def row_chunks(hidden: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> Iterator[RowChunk]:
-    """All of hidden [N, D] and labels [N], in chunks of about equal size."""
-    for rows in _even_slices(len(labels), max(CHUNK_ELEMENTS // vocabulary, MIN_CHUNK_ROWS)):
+def row_chunks(
+    hidden: torch.Tensor, labels: torch.Tensor, vocabulary: int, kept_bytes: int | None = None
+) -> Iterator[RowChunk]:
+    """All of hidden [N, D] and labels [N], in chunks of about equal size.
+
+    Args:
+        kept_bytes: what is kept of each logit of a chunk; None: one number in the dtype of `hidden`
+    """
+    most = CHUNK_ELEMENTS // vocabulary
+    if hidden.device.type not in HOSTS:
+        most = ACCELERATOR_CHUNK_BYTES // (vocabulary * (kept_bytes or hidden.element_size()))
+    for rows in _even_slices(len(labels), max(most, MIN_CHUNK_ROWS)):
         yield RowChunk(rows, hidden[rows], labels[rows])
 
 
 def column_tiles(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
     """All columns, in tiles of about equal width."""
-    return _even_slices(vocabulary, max(TILE_ELEMENTS // max(rows, 1), 1) if device.type == "cpu" else vocabulary)
+    if device.type in HOSTS:
+        return _even_slices(vocabulary, max(TILE_ELEMENTS // max(rows, 1), 1))
+    most = max(ACCELERATOR_TILE_ELEMENTS // max(rows, 1) // WIDTH_MULTIPLE, 1) * WIDTH_MULTIPLE
+    return _even_slices(vocabulary, most, WIDTH_MULTIPLE)
 
 
 def tile_of(buffer: torch.Tensor, rows: int, columns: slice) -> torch.Tensor:
@@ -93,9 +127,9 @@ def tile_of(buffer: torch.Tensor, rows: int, columns: slice) -> torch.Tensor:
     return buffer[rows * columns.start : rows * columns.stop].view(rows, columns.stop - columns.start)
 
 
-def _even_slices(length: int, most: int) -> list[slice]:
+def _even_slices(length: int, most: int, multiple: int = 1) -> list[slice]:
     count = max(-(-length // most), 1)
-    size = max(-(-length // count), 1)
+    size = -(-max(-(-length // count), 1) // multiple) * multiple
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
@@ -117,7 +151,11 @@ def tile_logits(
         hidden, weight: [n, D] and [V, D] in the dtype of the product; all that follows it is float32 at least
         head: what else there is about the logits
     """
-    logits = torch.mm(hidden, weight[columns].t())
+    return logits_of(torch.mm(hidden, weight[columns].t()), head, columns, temperature)
+
+
+def logits_of(logits: torch.Tensor, head: OutputHead, columns: slice, temperature: float) -> Logits:
+    """The logits of some columns from their product [n, v] with the weight, whose memory may be used."""
     if head.bias is not None:
         logits.add_(head.bias[columns])
     logits = logits.to(wide(logits.dtype))
@@ -163,6 +201,26 @@ class RowSoftmax:
         self._peaks.append(peak)
         self._sums.append(weights.sum(dim=1, keepdim=True))
         return weights
+
+    def see_product(
+        self, raw: torch.Tensor, head: OutputHead, columns: slice, temperature: float, keep: bool = False
+    ) -> torch.Tensor | None:
+        """Takes the next tile's product `raw` [n, v] with the weight in one kernel, if that can be.
+
+        Returns:
+            None if it was not taken; else, to `keep` them, the weights in the dtype of the product, or the sums [n, 1]
+        """
+        if head.bias is not None or head.softcap is not None:
+            return None
+        inside, place = self.place(columns)
+        found = seen(raw, place, head.scale / temperature, keep)
+        if found is None:
+            return None
+        known = torch.nan if self._label_logits is None else self._label_logits
+        self._label_logits = torch.where(inside, found.label_logits, known)
+        self._peaks.append(found.peak)
+        self._sums.append(found.sum)
+        return found.weights if keep else found.sum
 
     def place(self, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Whether each label is among the columns, and where among them (anywhere if it is not); both [n, 1]."""

@@ -19,8 +19,8 @@ CHUNK_ELEMENTS = 1 << 25
 """Numbers of one chunk on a CPU: 32 Mi, 128 MiB in float32."""
 MIN_CHUNK_ROWS = 128
 """Fewer rows starve the matrix product."""
-TILE_ELEMENTS = 1 << 21
-"""Numbers of one tile on a CPU: 2 Mi, 8 MiB in float32, which the cache of two cores can hold."""
+TILE_ELEMENTS = 1 << 19
+"""Numbers of one tile on a CPU: 512 Ki, 2 MiB in float32, which lie in the cache of one or two cores."""
 
 HOSTS = ["cpu"]
 """Types of devices with the sizes above; the others have those below."""

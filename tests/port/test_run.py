@@ -118,6 +118,22 @@ for _ in range(3):
     assert "hf_secret" not in "".join(told)
 
 
+def test_a_call_through_peft_is_told_at_the_line_of_the_script() -> None:
+    told: list[str] = []
+    run(
+        """
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
+model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8, bos_token_id=0, eos_token_id=1))
+model = get_peft_model(model, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+model.generate(input_ids=torch.tensor([[2]]), max_new_tokens=1, do_sample=True, top_k=0.0, pad_token_id=1)
+""",
+        told,
+    )
+    assert [line.partition(" -> ")[0] for line in told] == ["old.py:7: generate(top_k=0.0)"]
+
+
 def test_of_two_names_of_one_setting_the_new_one_is_taken() -> None:
     names = run("""
 from transformers import TrainingArguments

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import site
 import sys
 import sysconfig
 import traceback
 import warnings
 from pathlib import Path
+from types import FrameType
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
+OF_OTHERS = (
+    "<frozen", site.getusersitepackages(), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+)  # fmt: skip
+"""How the files of installed packages and of Python's library begin."""
 
 
 def warn_user(message: str) -> None:
-    """`warnings.warn` on behalf of the first caller outside this package."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    """`warnings.warn` on behalf of the user's line, see `users_frame`."""
+    frame = users_frame()
+    module, registry = frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
+
+
+def users_frame() -> FrameType:
+    """The innermost frame outside of this package, of installed packages and of Python's library.
+
+    If there is none, as in a program that is an installed package itself: the innermost one outside of this package.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    outside = None
+    while frame is not None:
+        # code that is made, such as the __init__ of a dataclass, names no file, but its module has one
+        file = str(frame.f_globals.get("__file__") or frame.f_code.co_filename)
+        if not file.startswith(PACKAGE):
+            if not file.startswith(OF_OTHERS):
+                return frame
+            outside = outside or frame
+        frame = frame.f_back
+    return outside or sys._getframe(1)
 
 
 def described(error: BaseException) -> str:
@@ -31,8 +54,7 @@ def described(error: BaseException) -> str:
         message = ""
     text = f"{type(error).__name__}{': ' * bool(message)}{message}"
     frames = traceback.extract_tb(error.__traceback__)
-    others = (PACKAGE, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
-    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    own = [frame for frame in frames if not frame.filename.startswith((PACKAGE, *OF_OTHERS))]
     if not frames:
         return text
     frame = (own or frames)[-1]

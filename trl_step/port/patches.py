@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer
 
-from trl_step.models.notices import PACKAGE
+from trl_step.models.notices import users_frame
 from trl_step.port.aliases import OLD
 from trl_step.port.old_flags import with_old_flags
 from trl_step.port.old_reads import keep_given, old_reads
@@ -180,13 +180,11 @@ class Translator:
                 self.report_once(f"{trainer_class.__name__}.{name}", f"does not get {parameter}: it does not take it")
 
     def report_once(self, old: str, new: str) -> None:
-        """One line, with the place of the call outside this package."""
+        """One line, with the place in the script."""
         if (old, new) in self.reported:
             return
         self.reported.add((old, new))
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
-            frame = frame.f_back
+        frame = users_frame()
         self.report(f"{frame.f_code.co_filename}:{frame.f_lineno}: {old} -> {new}")
 
 

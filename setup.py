@@ -24,6 +24,7 @@ EXTRAS = {
              "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7", "bitsandbytes>=0.49"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
+EXTRAS["docs"] = ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "ruff"]  # not in "all": for `make docs`
 EXTRAS["openenv"] = ["openenv>=0.10"]  # not in "all": it brings a web interface and some sixty packages
 
 setup(

@@ -2,13 +2,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS := $(VENV)/.installed-docs
 # waiting threads sleep instead of spinning: on a busy machine a spinning thread occupies the core that it waits for
 export OMP_WAIT_POLICY ?= PASSIVE
 # two workers on two cores: one thread each
 test test-fast: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo demo-calculator demo-game demo-rloo demo-ppo demo-ddpo demo-frozen-lake demo-two-players stack-llama \
-	test test-fast bench-quick gpu-check lint type format clean
+	test test-fast bench-quick docs docs-serve gpu-check lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -56,6 +57,18 @@ test-fast: $(INSTALLED) ## run all tests that are not marked slow
 BENCHMARKS := import_time step step_path generate scaling options soak environment demo_seeds curves entropy_drift
 bench-quick: $(INSTALLED) ## run every benchmark on a tiny case, to see that it works; times are not checked
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick; done
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e ".[docs]" -c constraints.txt
+	@touch $@
+
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS) ## build the documentation site into build/site; a broken link or a missing name fails
+	$(BIN)/mkdocs build --quiet
+	$(BIN)/python -m pytest -n 0 tests/test_site.py
+
+docs-serve: $(DOCS) ## show the documentation site, and build it anew when a file changes
+	$(BIN)/mkdocs serve --no-strict
 
 gpu-check: $(INSTALLED) ## what must be seen on a GPU, in eight minutes; WHEELS is a folder of libraries to compare with
 	$(BIN)/python benchmarks/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS))

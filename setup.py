@@ -24,6 +24,7 @@ EXTRAS = {
              "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7", "bitsandbytes>=0.49"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
+EXTRAS["docs"] = ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "ruff"]  # not in "all": for `make docs`
 # not in "all": each brings a web interface, or clients of services, and some sixty packages
 EXTRAS["openenv"] = ["openenv>=0.10"]
 EXTRAS["verifiers"] = ["verifiers>=0.1.14,<0.4", "starlette>=0.40", "uvicorn>=0.30"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,16 @@ def run_snippets(page: Path, names: dict[str, Any] | None = None) -> dict[str, A
 
     `names` is what is there before the first of them. A traceback points at the line of the page.
     """
-    names = {"__name__": page.stem} | (names or {})
+    return run_code(snippets(page.read_text(encoding="utf-8")), str(page), {"__name__": page.stem} | (names or {}))
+
+
+def run_code(pieces: Iterable[tuple[int, str]], place: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run pieces of code, with the lines before each, in the namespace `names`, and return it."""
     torch.manual_seed(0)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        for lines_before, code in snippets(page.read_text(encoding="utf-8")):
-            exec(compile("\n" * lines_before + code, str(page), "exec"), names)
+        for lines_before, code in pieces:
+            exec(compile("\n" * lines_before + code, place, "exec"), names)
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # a page may set a handler
     return names
@@ -122,6 +126,11 @@ def headings(page: Path) -> set[str]:
 def anchor(title: str) -> str:
     """What GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def directives(page: Path) -> list[str]:
+    """Dotted names that an API page shows the docstrings of."""
+    return re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def missing_paths(page: Path) -> list[str]:

@@ -118,7 +118,7 @@ class EnvironmentRunner:
 
         Raises:
             TypeError, ValueError: a first observation has the wrong type or no tokens; nothing has been played yet.
-            What a `reset` raises is raised as well.
+                What a `reset` raises is raised as it is.
         """
         if isinstance(tasks, str):
             raise TypeError("run takes a list of tasks; put the single task in a list")

@@ -120,7 +120,7 @@ def serve(policy: Policy, **settings: Any) -> Endpoint:
     ```python
     with serve(trainer) as endpoint:
         client = OpenAI(base_url=endpoint.episode_url("task 1"), api_key=endpoint.token)
-        ...  # agents work, each with the URL of its episode
+        work(client)  # your agents, each with the URL of its episode
         served = endpoint.episodes()
         scores = [rewards[episode] for episode in served.ids]
         trainer.step(served.queries, served.responses, scores, served.response_masks)

@@ -1,0 +1,39 @@
+"""An extension of Griffe: what it cannot read in this repository's docstrings is put as it expects it.
+
+Sections are those of Google's style. Griffe takes the words before a colon under "Returns:" for a type, where here a
+plain sentence stands, or one entry for each of several results.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any
+
+import griffe
+
+RESULT = re.compile(r"^(Returns|Yields):\n((?:(?:[ \t].*)?\n)*(?:[ \t].*)?)", re.MULTILINE)
+ENTRY = re.compile(r"^(\w+(?:, \w+)*): ")
+
+
+class Docstrings(griffe.Extension):
+    """See the module."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called once for every object that was read."""
+        if obj.docstring:
+            obj.docstring.value = RESULT.sub(_with_type_left_out, obj.docstring.value)
+
+    def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """A default that errors call so, `_Default(128)`, is shown as its number."""
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "_Default":
+            attr.value = attr.value.arguments[0]
+
+
+def _with_type_left_out(section: re.Match[str]) -> str:
+    """Nothing before a colon: Griffe then takes the type from the signature, and the rest as Markdown."""
+    title, body = section.group(1), textwrap.dedent(section.group(2)).strip()
+    entries = re.split(r"\n(?=\S)", body)
+    if any(ENTRY.match(entry) for entry in entries):
+        body = "\n\n" + "\n".join(ENTRY.sub(r"- `\1`: ", entry) for entry in entries)
+    return f"{title}:\n" + textwrap.indent(f": {body}", "    ", lambda line: True) + "\n\n"

@@ -28,6 +28,7 @@ import tyro
 from discs import REWARDS, draw_prompt
 from small_pipeline import SmallPipelineSettings, write_pipeline
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from trl_step import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 
@@ -77,6 +78,7 @@ class Arguments:
 def main() -> None:
     check_packages("matplotlib")
     warnings.filterwarnings("ignore", "without log_with|No image_samples_hook")
+    logging.set_verbosity_error()  # transformers recommends torchvision, for images that a pipeline reads
     default = Arguments(DDPOConfig(**BUILT_IN_SETTINGS))
     arguments = tyro.cli(Arguments, default=default, description=__doc__)
     started = time.perf_counter()

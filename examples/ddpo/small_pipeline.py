@@ -8,14 +8,16 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from discs import SIDE, draw_prompt, paint
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 WIDTH = 16
 LENGTH = 24
@@ -40,6 +42,8 @@ class SmallPipelineSettings:
 
 def write_pipeline(folder: Path, settings: SmallPipelineSettings) -> None:
     """Train a pipeline and save it into `folder`."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
     numbers = random.Random(settings.seed)
     tokenizer = letter_tokenizer(folder)
     text_encoder = CLIPTextModel(

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from trl_step import ModelConfig, get_peft_config
 from trl_step.experimental.ppo import PPOConfig, PPOTrainer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "stack_llama"))
 import assets
+from common import new_scorer
 from votes import questions, rise_of, score_votes
 
 DEFAULTS = {
@@ -36,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> str:
     config, model_config = parser.parse_args_into_dataclasses(words)
     source = model_config.model_name_or_path or str(assets.default_assets().llama)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    critic = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+    critic = new_scorer(source)
     trainer = PPOTrainer(
         config,
         tokenizer,

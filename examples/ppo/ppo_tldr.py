@@ -27,7 +27,7 @@ from trl_step.experimental.ppo import PPOConfig, PPOTrainer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "stack_llama"))
 import assets
-from common import HUB_POSTS, load_posts, prompt_of, text_of
+from common import HUB_POSTS, load_posts, new_scorer, prompt_of, text_of
 from votes import questions, rise_of
 
 DEFAULTS = {
@@ -75,7 +75,7 @@ def judge(source: str, tokenizer: Any, folder: Path, steps: int = REWARD_STEPS) 
             remove_columns=posts.column_names,
         )
 
-    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+    model = new_scorer(source)
     others = pairs("data/evaluation")
     trainer = RewardTrainer(
         model,

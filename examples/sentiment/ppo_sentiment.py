@@ -22,6 +22,7 @@ import json
 import random
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,7 +251,8 @@ def load_queries(name: str, split: str, tokenizer: Any, number: int | None = Non
 
     def cut(review: dict[str, Any], index: int) -> dict[str, Any]:
         length = random.Random(index).randint(2, 8)
-        input_ids = tokenizer(review["text"])["input_ids"][:length]
+        # cut generously first, or the tokenizer warns of texts that are too long for the model
+        input_ids = tokenizer(review["text"], truncation=True, max_length=32)["input_ids"][:length]
         return {"input_ids": input_ids, "query": tokenizer.decode(input_ids)}
 
     queries = reviews.map(cut, with_indices=True)
@@ -279,6 +281,9 @@ def load_models(arguments: Arguments) -> tuple[Any, Any]:
     task = "SEQ_2_SEQ_LM" if arguments.use_seq2seq else "CAUSAL_LM"
     lora = LoraConfig(r=arguments.lora_r, lora_alpha=arguments.lora_alpha, bias="none", task_type=task)
     if not needs_values:
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated|fan_in_fan_out is set"
+        )  # PEFT acts
         return get_peft_model(model_class.from_pretrained(arguments.ppo.model_name, **options), lora), None
     return model_class.from_pretrained(arguments.ppo.model_name, peft_config=lora, **options), None
 

@@ -10,7 +10,8 @@ from typing import Any
 import assets
 import torch
 from datasets import load_dataset
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging
 
 from trl_step import get_kbit_device_map, set_seed
 
@@ -67,6 +68,16 @@ def loading(in_8bit: bool) -> dict[str, Any]:
     if not in_8bit:
         return {"dtype": torch.float32}
     return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": get_kbit_device_map()}
+
+
+def new_scorer(name: str, **options: Any) -> Any:
+    """A model with one score per text in place of the vocabulary; transformers' report that it is new is left out."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **options)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def prompt_of(question: str) -> str:

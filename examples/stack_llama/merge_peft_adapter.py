@@ -6,13 +6,14 @@ python examples/stack_llama/merge_peft_adapter.py --base_model_name=llama-7b --a
 
 from __future__ import annotations
 
+import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import load_tokenizer
+from common import load_tokenizer, new_scorer
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 
 def main(words: Sequence[str] | None = None) -> Path:
@@ -24,11 +25,12 @@ def main(words: Sequence[str] | None = None) -> Path:
     parser.add_argument("--push_to_hub", action="store_true", help="also push it to the hub under that name")
     args = parser.parse_args(words)
     if PeftConfig.from_pretrained(args.adapter_model_name).task_type == "SEQ_CLS":  # a reward model
-        base = AutoModelForSequenceClassification.from_pretrained(args.base_model_name, num_labels=1, dtype="auto")
+        base = new_scorer(args.base_model_name, dtype="auto")
     else:
         base = AutoModelForCausalLM.from_pretrained(args.base_model_name, dtype="auto")
     tokenizer = load_tokenizer(args.base_model_name)
     base.config.pad_token_id = tokenizer.pad_token_id
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT reads it
     model = PeftModel.from_pretrained(base, args.adapter_model_name).eval().merge_and_unload()
     model.save_pretrained(args.output_name)
     tokenizer.save_pretrained(args.output_name)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import assets
 import torch
-from common import HUB_POSTS, add_flags, fill_in, is_small, load_posts, load_tokenizer, text_of
+from common import HUB_POSTS, add_flags, fill_in, is_small, load_posts, load_tokenizer, new_scorer, text_of
 from peft import LoraConfig, TaskType
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import TrainerCallback
 
 from trl_step import RewardConfig, RewardTrainer
 
@@ -65,9 +65,7 @@ def main(words: Sequence[str] | None = None) -> Result:
     """Train, evaluate, save."""
     args = read_flags(words)
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        args.model_name, num_labels=1, dtype=torch.bfloat16 if args.bf16 else torch.float32
-    )
+    model = new_scorer(args.model_name, dtype=torch.bfloat16 if args.bf16 else torch.float32)
     model.config.use_cache = not args.gradient_checkpointing
     name = f"{Path(args.model_name).name}_peft_stack-exchange-paired_rmts__{args.train_subset}_{args.learning_rate}"
     output = Path(args.output_dir) / name
@@ -84,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> Result:
             eval_steps=500,
             save_steps=500,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
-            gradient_checkpointing=args.gradient_checkpointing,
+            **({"gradient_checkpointing": True} if args.gradient_checkpointing else {}),
             deepspeed=args.deepspeed,
             bf16=args.bf16,
             logging_steps=50,

@@ -74,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> Path:
             lr_scheduler_type=args.lr_scheduler_type,
             warmup_steps=args.num_warmup_steps,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
-            gradient_checkpointing=args.gradient_checkpointing,
+            **({"gradient_checkpointing": True} if args.gradient_checkpointing else {}),
             fp16=args.fp16,
             bf16=args.bf16,
             weight_decay=args.weight_decay,

@@ -96,6 +96,13 @@ def test_doctor_says_that_there_is_nothing(tmp_path: Path) -> None:
         main(["doctor", "nonexist"])
 
 
+def test_doctor_does_not_pass_what_it_cannot_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(write_lines(tmp_path / "losses.jsonl", [{"loss": 1.0}]))]) == 1
+    told = capsys.readouterr().out
+    assert "it cannot judge this run" in told
+    assert "nothing is wrong" not in told
+
+
 def test_doctor_passes_over_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sound = write_lines(tmp_path / "sound.jsonl", [SOUND])
     write_lines(tmp_path / "prompts.jsonl", [{"text": "x", "label": 1}])

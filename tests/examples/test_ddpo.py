@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SHORT = ["--small_pipeline.autoencoder_updates=3", "--small_pipeline.updates=3", "--small_pipeline.batch=4",
-         "--num_epochs=2", "--sample_num_steps=2", "--sample_batch_size=4", "--train_batch_size=2",
-         "--samples=6", "--use_lora"]  # fmt: skip
+from tests.examples.scripts import EXAMPLES, PICTURES
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +41,7 @@ def run(script: ModuleType, folder: Path, *options: str) -> dict[str, Any]:
 def test_the_example_in_short_form(
     reward: str, modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = run(modules["ddpo_discs"], tmp_path, *SHORT, f"--reward={reward}")
+    summary = run(modules["ddpo_discs"], tmp_path, *PICTURES, f"--reward={reward}")
     folder = tmp_path / "runs" / "ddpo"
     assert summary["epochs"] == len(summary["reward_in_training"]) == 2
     for picture in ("samples.png", "curves.png"):

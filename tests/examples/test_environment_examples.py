@@ -12,9 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-TINY = ["--small_model.layers=1", "--small_model.width=16", "--small_model.updates=3", "--small_model.batch=4",
-        "--batch_size=8", "--mini_batch_size=4", "--steps=16", "--accelerator_kwargs", '{"cpu": true}']  # fmt: skip
+from tests.examples.scripts import EXAMPLES, GAME
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,7 @@ def modules() -> Iterator[dict[str, ModuleType]]:
 
 def run(script: ModuleType, folder: Path, *options: str) -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        words = [*TINY, f"--cache_dir={folder / 'cache'}", f"--output_dir={folder / 'runs'}", *options]
+        words = [*GAME, f"--cache_dir={folder / 'cache'}", f"--output_dir={folder / 'runs'}", *options]
         patch.setattr(sys, "argv", ["script.py", *words])
         script.main()
     return json.loads((folder / "runs" / "summary.json").read_text())

@@ -15,13 +15,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration, pipeline
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sentiment"
+from tests.examples.scripts import EXAMPLES, SENTIMENT, SENTIMENT_ASSETS
+
+EXAMPLE = EXAMPLES / "sentiment"
 MODULES = ("assets", "corpus", "ppo_sentiment", "report")
-TINY_ASSETS = {"train_reviews": 40, "test_reviews": 8, "vocabulary": 400, "layers": 1, "width": 16,
-               "model_updates": 2, "classifier_updates": 2}  # fmt: skip
-TINY_OPTIONS = [f"--assets.{name}={value}" for name, value in TINY_ASSETS.items()] + [
-    "--batch_size=4", "--mini_batch_size=2", "--steps=8", "--held_out=4", "--max_new_tokens=5"
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +39,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def assets(example: dict[str, ModuleType], cache: Path):
-    return example["assets"].build_assets(example["assets"].AssetSettings(**TINY_ASSETS), cache)
+    return example["assets"].build_assets(example["assets"].AssetSettings(**SENTIMENT_ASSETS), cache)
 
 
 def run(example: dict[str, ModuleType], cache: Path, output: Path, *options: str) -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        words = [*TINY_OPTIONS, f"--cache_dir={cache}", f"--output_dir={output}", *options]
+        words = [*SENTIMENT, f"--cache_dir={cache}", f"--output_dir={output}", *options]
         patch.setattr(sys, "argv", ["ppo_sentiment.py", *words])
         example["ppo_sentiment"].main()
     return json.loads((output / "summary.json").read_text())
@@ -123,18 +120,18 @@ def test_the_classifier_does_not_see_its_batch_mates(assets) -> None:
 def test_assets_are_built_once(example, assets, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = example["assets"]
     monkeypatch.setattr(module, "write_assets", lambda *_: pytest.fail("built again"))
-    assert module.build_assets(module.AssetSettings(**TINY_ASSETS), cache) == assets
+    assert module.build_assets(module.AssetSettings(**SENTIMENT_ASSETS), cache) == assets
     assert [path.name for path in cache.iterdir()] == [assets.folder.name]
 
 
 def test_other_settings_and_other_code_have_another_folder(example, assets, cache: Path, tmp_path: Path) -> None:
     module = example["assets"]
-    assert module.find_assets(module.AssetSettings(**TINY_ASSETS, seed=1), cache).folder != assets.folder
+    assert module.find_assets(module.AssetSettings(**SENTIMENT_ASSETS, seed=1), cache).folder != assets.folder
     grammar = tmp_path / "reviews.grammar"
     grammar.write_bytes(module.GRAMMAR_FILE.read_bytes() + b"\n# changed\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "GRAMMAR_FILE", grammar)
-        assert module.find_assets(module.AssetSettings(**TINY_ASSETS), cache).folder != assets.folder
+        assert module.find_assets(module.AssetSettings(**SENTIMENT_ASSETS), cache).folder != assets.folder
 
 
 def test_a_build_that_breaks_off_leaves_nothing(example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +167,7 @@ def test_a_build_leaves_the_random_stream_alone(example, tmp_path: Path) -> None
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    example["assets"].build_assets(example["assets"].AssetSettings(**TINY_ASSETS, seed=2), tmp_path)
+    example["assets"].build_assets(example["assets"].AssetSettings(**SENTIMENT_ASSETS, seed=2), tmp_path)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -295,7 +292,7 @@ def test_the_built_in_settings_can_be_overridden(example) -> None:
 
 
 def test_a_folder_of_ones_own_may_contain_the_word_built_in(example, cache: Path, tmp_path: Path) -> None:
-    words = [*TINY_OPTIONS, f"--cache_dir={cache}", f"--output_dir={tmp_path}", "--query_dataset=/data/built-in/imdb"]
+    words = [*SENTIMENT, f"--cache_dir={cache}", f"--output_dir={tmp_path}", "--query_dataset=/data/built-in/imdb"]
     arguments = example["ppo_sentiment"].read_arguments(words)
     example["ppo_sentiment"].prepare(arguments)
     assert arguments.ppo.query_dataset == "/data/built-in/imdb"

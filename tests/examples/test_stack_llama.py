@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import datasets
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "stack_llama"
+from tests.examples.scripts import STACK_LLAMA, around_llama
+
 MODULES = (
     "posts", "assets", "common", "supervised_finetuning", "reward_modeling", "merge_peft_adapter", "rl_training",
     "pipeline",
@@ -22,29 +21,14 @@ MODULES = (
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ModuleType]]:
     """The example's files as modules; their assets are tiny ones."""
-    shadowed = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLE))
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        modules = {name: __import__(name) for name in MODULES}
-        settings = modules["assets"].AssetSettings(pairs=200, vocabulary=400, layers=1, width=16, updates=2)
-        tiny = modules["assets"].build_assets(settings, tmp_path_factory.mktemp("cache"))
-        patch.setattr(modules["assets"], "default_assets", lambda: tiny)
+    with around_llama(("stack_llama",), MODULES, tmp_path_factory.mktemp("llama")) as modules:
         yield modules
-    for name in MODULES:
-        sys.modules.pop(name, None)
-    sys.modules.update(shadowed)
 
 
 @pytest.mark.slow
 def test_the_whole_way_in_a_few_steps(example: dict[str, ModuleType], tmp_path: Path) -> None:
     """Slow: three trainings, three merges, and ten models read or written."""
-    outcome = example["pipeline"].main(
-        [
-            f"--output_dir={tmp_path}", "--questions=6", "--sft=--max_steps 2 --batch_size 2 --size_valid_set 4",
-            "--reward=--train_subset 16 --num_train_epochs 1", "--rl=--steps 8 --batch_size 4 --mini_batch_size 2",
-        ]
-    )  # fmt: skip
+    outcome = example["pipeline"].main([f"--output_dir={tmp_path}", *STACK_LLAMA])
     assert 0 <= outcome.accuracy <= 1
     assert str(outcome.folder) in str(outcome)
     model = AutoModelForCausalLM.from_pretrained(outcome.folder)

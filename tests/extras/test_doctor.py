@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -283,8 +284,18 @@ def test_a_prompt_in_front_of_the_responses_is_told() -> None:
     assert names(ours) == ["query in response"]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none_are_told(value: float) -> None:
+    steps = [dict(step) for step in RECORDED[:5]]
+    steps[3] |= {"objective/kl": value, "ppo/val/var_explained": math.nan}  # the latter is NaN if returns do not vary
+    (finding,) = doctor.diagnose(steps)
+    assert (finding.step, finding.diagnosis.name) == (4, "not finite")
+    assert finding.diagnosis.finding == "no finite number: objective/kl"
+
+
 def test_what_cannot_be_judged_is_said() -> None:
-    assert doctor.report([{"loss": 1.0}] * 3).endswith("it cannot judge this run")
+    nothing = "no step has a statistic that the doctor reads, such as objective/kl: it cannot judge this run"
+    assert doctor.report([{"loss": 1.0}] * 3) == doctor.report([]) == doctor.report(trainer("gpt2")) == nothing
     steps = [{key: value for key, value in step.items() if "val/" not in key} for step in RECORDED[:5]]
     assert doctor.report(steps).splitlines() == [
         "nothing is wrong as far as the statistics show", "not judged, as their statistics are missing: values"

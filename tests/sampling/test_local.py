@@ -73,6 +73,18 @@ def test_generation_stops_when_every_row_has_its_tokens() -> None:
     assert len(forwards) == 3
 
 
+def test_transformers_does_not_ask_for_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves out a mask of ones itself, and then finds the padding after the end of a row."""
+    said: list[str] = []
+    monkeypatch.setattr("transformers.modeling_utils.logger.warning_once", said.append)
+    model, queries = tiny_gpt2(pad_token_id=PAD), [torch.tensor([9]), torch.tensor([3])]
+    criteria = StoppingCriteriaList([StopAt(10)])  # rows stay to the end of the batch
+    assert [len(row) for row in count_up(model, queries, max_new_tokens=6, stopping_criteria=criteria)] == [1, 6]
+    assert said == []
+    model(input_ids=torch.tensor([[PAD, 3]]))
+    assert len(said) == 1, "a user's own pass is asked as before"
+
+
 def test_max_length_counts_the_own_prompt_only() -> None:
     model, queries = tiny_gpt2(), ragged_queries(3, 11)
     got = answer(model, queries, max_new_tokens=None, max_length=14, eos=None, eos_token_id=-1)

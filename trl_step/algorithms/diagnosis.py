@@ -63,6 +63,8 @@ TRUNCATED = 0.005
 """Nats per token: with top_p=0.95 a sampler's log-probs are up to 0.05 above the policy's, and never below."""
 TRUNCATED_SHARE = 0.02
 """Of the tokens that a truncating sampler may seem to find less likely, by rounding."""
+ALWAYS_FINITE = ("objective/kl", "ppo/policy/entropy", "ppo/policy/approxkl", "ppo/mean_scores", "ppo/loss/total")
+"""Statistics that are NaN or infinite only in a run that is lost."""
 SAMPLING_SETTINGS = "sampling settings"
 """The diagnosis of which a trainer warns in `generate` already."""
 MEMORY = max(PATIENCE, CRITIC_PATIENCE, SCORE_PATIENCE, END_PATIENCE)
@@ -90,6 +92,8 @@ class Signs(NamedTuple):
     mismatch_slope: float = math.nan
     mismatch_below: float = math.nan
     """share of tokens that the sampler found less likely"""
+    not_finite: str = ""
+    """those of `ALWAYS_FINITE` that are there and are no finite numbers, with commas"""
 
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Signs:
@@ -115,6 +119,9 @@ class Signs(NamedTuple):
             mismatch=number("ppo/sampling/kl"),
             mismatch_slope=number("ppo/sampling/slope"),
             mismatch_below=number("ppo/sampling/less_likely"),
+            not_finite=", ".join(
+                key for key in ALWAYS_FINITE if stats.get(key) is not None and not math.isfinite(number(key))
+            ),
         )
 
 
@@ -158,9 +165,9 @@ class Diagnosis(NamedTuple):
     """One thing that is wrong."""
 
     name: str
-    """"query in response", "sampling settings", "old weights", "greedy sampling", "negative KL", "sampler mismatch",
-    "runaway KL", "first ratio", "entropy collapse", "clipping", "large steps", "falling score", "constant scores",
-    "score reach", "value head", "no end token", "padding" """
+    """"not finite", "query in response", "sampling settings", "old weights", "greedy sampling", "negative KL",
+    "sampler mismatch", "runaway KL", "first ratio", "entropy collapse", "clipping", "large steps", "falling score",
+    "constant scores", "score reach", "value head", "no end token", "padding" """
     finding: str
     """what was seen, with its numbers"""
     advice: str
@@ -186,11 +193,12 @@ class Checkup:
 
     Attributes:
         findings: one for each diagnosis that was made, in order.
+        steps: how many were looked at.
     """
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
-        self._steps = 0
+        self.steps = 0
         self._first: Signs | None = None
         self._recent: deque[Signs] = deque(maxlen=MEMORY)
 
@@ -198,7 +206,7 @@ class Checkup:
         """What `load_state_dict` goes on from: numbers and texts."""
         return {
             "findings": [(step, tuple(diagnosis)) for step, diagnosis in self.findings],
-            "steps": self._steps,
+            "steps": self.steps,
             "first": None if self._first is None else tuple(self._first),
             "recent": [tuple(signs) for signs in self._recent],
         }
@@ -206,7 +214,7 @@ class Checkup:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.findings = [Finding(step, Diagnosis(*diagnosis)) for step, diagnosis in state["findings"]]
-        self._steps = state["steps"]
+        self.steps = state["steps"]
         self._first = None if state["first"] is None else Signs(*state["first"])
         self._recent = deque((Signs(*signs) for signs in state["recent"]), maxlen=MEMORY)
 
@@ -215,10 +223,10 @@ class Checkup:
         signs = Signs.of(stats)
         self._first = self._first or signs
         self._recent.append(signs)
-        self._steps += 1
+        self.steps += 1
         known = {finding.diagnosis.name for finding in self.findings}
         new = [d for d in diagnose(self._first, tuple(self._recent), circumstances) if d.name not in known]
-        self.findings += [Finding(self._steps, diagnosis) for diagnosis in new]
+        self.findings += [Finding(self.steps, diagnosis) for diagnosis in new]
         return new
 
 
@@ -231,6 +239,7 @@ def diagnose(first: Signs, recent: Sequence[Signs], circumstances: Circumstances
         circumstances: of the last step
     """
     return [
+        *_lost(recent[-1]),
         *_inputs(circumstances),
         *_kl(first, recent, circumstances),
         *_sampler(recent[-1]),
@@ -246,6 +255,16 @@ def diagnose(first: Signs, recent: Sequence[Signs], circumstances: Circumstances
 
 def _for_long(flags: Sequence[bool], steps: int) -> bool:
     return len(flags) >= steps and all(flags[-steps:])
+
+
+def _lost(now: Signs) -> Iterator[Diagnosis]:
+    if now.not_finite:
+        yield Diagnosis(
+            "not finite",
+            f"no finite number: {now.not_finite}",
+            "the weights are probably lost: go back to a state from before, lower learning_rate, set max_grad_norm, "
+            "and train in float32 or bfloat16, not in float16",
+        )
 
 
 # --- a divergence below 0 ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ LINES = "*.jsonl"
 
 
 def examine(path: Path) -> int:
-    """Print the findings of every run at `path`; the exit status is 1 if something is wrong.
+    """Print the findings of every run at `path`; the exit status is 1 if something is wrong, or nothing can be judged.
 
     Raises:
         SystemExit: there is nothing to read, or it cannot be read.
@@ -31,7 +31,8 @@ def examine(path: Path) -> int:
         raise SystemExit(printable(f"trl_step doctor: {path} has no statistics, in {LINES} or {EVENTS}"))
     for source, steps in runs:
         print(f"{printable(str(source))}: {len(steps)} steps\n{doctor.report(steps)}")
-    return int(any(doctor.diagnose(steps) for _, steps in runs))
+    unknown = len(doctor.JUDGED_BY)
+    return int(any(doctor.diagnose(steps) or len(doctor.not_judged(steps)) == unknown for _, steps in runs))
 
 
 def printable(text: str) -> str:

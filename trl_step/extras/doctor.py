@@ -65,16 +65,19 @@ def diagnose(run: Run) -> list[Finding]:
 
 def report(run: Run) -> str:
     """The findings of `diagnose` as text, one line each; and what saved statistics say nothing about."""
-    lines = [str(finding) for finding in diagnose(run)] or ["nothing is wrong as far as the statistics show"]
-    return "\n".join([*lines, *_not_judged(run)])
+    findings, missing = diagnose(run), not_judged(run)
+    if len(missing) == len(JUDGED_BY) and not findings:
+        return "no step has a statistic that the doctor reads, such as objective/kl: it cannot judge this run"
+    lines = [str(finding) for finding in findings] or ["nothing is wrong as far as the statistics show"]
+    if missing:
+        lines.append(f"not judged, as their statistics are missing: {', '.join(missing)}")
+    return "\n".join(lines)
 
 
-def _not_judged(run: Run) -> list[str]:
-    """What saved statistics say nothing about, in one line; nothing of a trainer, which has them all."""
-    steps = [run] if isinstance(run, Mapping) else run if isinstance(run, Sequence) else []
-    missing = [name for name, key in JUDGED_BY.items() if steps and not any(key in step for step in steps)]
-    if not missing:
-        return []
-    if len(missing) == len(JUDGED_BY):
-        return ["no step has a statistic that the doctor reads, such as objective/kl: it cannot judge this run"]
-    return [f"not judged, as their statistics are missing: {', '.join(missing)}"]
+def not_judged(run: Run) -> list[str]:
+    """The names in `JUDGED_BY` of what the statistics say nothing about: all of them before the first step."""
+    if isinstance(run, Mapping):
+        run = [run]
+    if not isinstance(run, Sequence):
+        return [] if run.checkup.steps else list(JUDGED_BY)
+    return [name for name, key in JUDGED_BY.items() if not any(key in step for step in run)]

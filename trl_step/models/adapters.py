@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +70,8 @@ def load_adapter(base: nn.Module, folder: Path, is_trainable: bool) -> nn.Module
     """A PeftModel: `base` with the adapter from `folder`."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+    with _quiet_about_names():
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
     _warn_of_chance(model.active_peft_config)
     setattr(model, _IS_LOADED, True)
     return model
@@ -112,7 +114,17 @@ def new_adapter(base: nn.Module, peft_config: Any, quantized: bool, kbit_argumen
     if quantized:
         base = prepare_model_for_kbit_training(base, **kbit_arguments)
     _warn_of_chance(peft_config)
-    return get_peft_model(base, peft_config)
+    with _quiet_about_names():
+        return get_peft_model(base, peft_config)
+
+
+@contextmanager
+def _quiet_about_names() -> Iterator[None]:
+    """Inside, PEFT's use of an old name of transformers is not warned of, nor that it transposes layers by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
+        yield
 
 
 def _warn_of_chance(config: Any) -> None:

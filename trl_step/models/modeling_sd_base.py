@@ -14,6 +14,7 @@ import torch
 from trl_step.algorithms.denoising import Denoised, ddim_distribution, denoising_logprobs
 from trl_step.core import randn_tensor
 from trl_step.import_utils import require_diffusers, require_peft
+from trl_step.models.notices import quiet_transformers
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
@@ -274,7 +275,9 @@ class DefaultDDPOStableDiffusionPipeline(DDPOStableDiffusionPipeline):
         self, pretrained_model_name: Any, *, pretrained_model_revision: str = "main", use_lora: bool = True
     ) -> None:
         require_diffusers(type(self).__name__)
-        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        with quiet_transformers():  # which recommends torchvision, for images that a pipeline reads
+            from diffusers import DDIMScheduler, StableDiffusionPipeline
 
         self.use_lora = use_lora
         self.pretrained_model = pretrained_model_name

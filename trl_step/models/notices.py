@@ -1,4 +1,4 @@
-"""Warnings that point to the user's line, however deep in this package they are raised."""
+"""Warnings that point to the user's line, however deep in this package they are raised; and what others say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 import sysconfig
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -40,6 +42,19 @@ def users_frame() -> FrameType:
             outside = outside or frame
         frame = frame.f_back
     return outside or sys._getframe(1)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, transformers logs errors only."""
+    from transformers.utils import logging  # not at the top: a check of a script needs neither it nor torch
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def described(error: BaseException) -> str:

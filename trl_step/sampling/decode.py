@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, StoppingCriteriaList
 
 from trl_step.models.inner_model import generation_arguments, plain_model
@@ -72,7 +73,7 @@ def decode(
     if shares or (leaves and is_encoder_decoder):
         given |= read_once(model.generate, base, batch, owners, pad_token_id) or {}
     starts = written = batch.input_ids.new_zeros((rows, 0))
-    with _seen_by(recorder, base):
+    with _seen_by(recorder, base), _masks_are_given(base):
         while len(ends.rows):
             arguments = _arguments(model, options, limits, ends, written.shape[1], pad_token_id, leaves)
             output = model.generate(**given, **arguments)
@@ -136,3 +137,19 @@ def _seen_by(recorder: TokenLogprobs | None, base: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _masks_are_given(base: Any) -> Iterator[None]:
+    """Inside, transformers does not warn of a missing mask: `generate` itself leaves out one that is all ones, and then
+    finds the filler after the end of a row."""
+    parts = (
+        [part for part in base.modules() if isinstance(part, PreTrainedModel)] if isinstance(base, nn.Module) else []
+    )
+    for part in parts:
+        part.warn_if_padding_and_no_attention_mask = lambda *_inputs: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.warn_if_padding_and_no_attention_mask

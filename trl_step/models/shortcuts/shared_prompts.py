@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.utils import logging
 
 from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
+from trl_step.models.notices import quiet_transformers
 from trl_step.models.probes import beyond_rounding, can_be_asked, ordinary_ids, probing
 from trl_step.models.shortcuts.modes import replaced_forward
 from trl_step.models.shortcuts.packed_row import PackedRow, Upload
@@ -189,15 +189,11 @@ def can_share_prompts(model: nn.Module) -> bool:
     """
     if not can_be_asked(model):
         return False
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers says of a model that it has no interface
     try:
-        with probing(model):
+        with probing(model), quiet_transformers():  # which says of a model that it has no interface
             return _encodes_the_same(model) if plain_model(model).config.is_encoder_decoder else _packs(model)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
         return False
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 PROMPT, LENGTHS = 4, (7, 6)

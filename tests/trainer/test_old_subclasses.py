@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from tests import tiny
 from trl_step import PPOTrainer
+from trl_step.trainer.utils import exact_div
 
 
 class OwnUpdate(PPOTrainer):
@@ -134,6 +135,15 @@ def test_columns_of_a_data_set_are_lists() -> None:
     got = trainer.step(table["queries"], table["responses"], table["scores"])
     assert got["ppo/loss/total"] == pytest.approx(expected["ppo/loss/total"], rel=1e-5)
     assert len(trainer.generate(table["queries"], max_new_tokens=2)) == 8
+
+
+def test_exact_div_takes_names_or_a_message() -> None:
+    """The names are release 0.7's arguments, the message that of 0.9, which subclasses of `PPOConfig` give."""
+    assert exact_div(8, 4, "batch") == 2
+    with pytest.raises(ValueError, match=r"^of what: a=8 is not a multiple of b=3$"):
+        exact_div(8, 3, "a", "b", "of what")
+    with pytest.raises(ValueError, match=r"^must be a multiple: 8 / 3$"):
+        exact_div(8, 3, "must be a multiple")
 
 
 def test_tags_are_lists() -> None:

@@ -21,7 +21,7 @@ HOMES = {
         "AutoModelForSeq2SeqLMWithValueHead",
         "ValueHead",
     ),
-    "trl_step.models.utils": ("setup_chat_format",),
+    "trl_step.models.utils": ("prepare_deepspeed", "prepare_fsdp", "setup_chat_format", "unwrap_model_for_generation"),
 }
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ if TYPE_CHECKING:
         AutoModelForSeq2SeqLMWithValueHead,
         ValueHead,
     )
-    from trl_step.models.utils import setup_chat_format
+    from trl_step.models.utils import (
+        prepare_deepspeed,
+        prepare_fsdp,
+        setup_chat_format,
+        unwrap_model_for_generation,
+    )
 else:
     __getattr__, __dir__ = lazy_names(__name__, HOMES)
 
@@ -53,5 +58,8 @@ __all__ = [
     "PreTrainedModelWrapper",
     "ValueHead",
     "create_reference_model",
+    "prepare_deepspeed",
+    "prepare_fsdp",
     "setup_chat_format",
+    "unwrap_model_for_generation",
 ]

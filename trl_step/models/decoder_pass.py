@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from trl_step.models.inner_model import decoder_backbone, output_embedding, plain_model
+from trl_step.models.inner_model import decoder_backbone, head_in_decoder, output_embedding, plain_model
 
 HeadFunction = Callable[[torch.Tensor, nn.Module], Any]
 """(hidden rows [N, D] as they enter the output embedding, the output embedding) -> anything"""
@@ -134,7 +134,11 @@ def _last_hidden_state(
     def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
         seen[:] = [output[0]]
 
-    handle = backbone.register_forward_hook(keep)
+    head = head_in_decoder(model)
+    if head is None:
+        handle = backbone.register_forward_hook(keep)
+    else:  # the decoder returns logits; what enters its head is the hidden state
+        handle = head.register_forward_pre_hook(lambda _module, arguments: keep(_module, None, arguments))
     try:
         yield dict(inputs), lambda _output: seen[0]
     finally:

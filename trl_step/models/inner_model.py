@@ -35,14 +35,19 @@ def output_embedding(model: nn.Module) -> nn.Module:
     """The module that turns hidden states into logits, according to the model itself.
 
     Raises:
-        ValueError: the model has none, or names its input embedding (FSMT): nothing shows then what enters its head.
+        ValueError: the model has none, or names its input embedding and has no single linear layer of its shape.
     """
     base = plain_model(model)
     embedding = base.get_output_embeddings()
-    if isinstance(embedding, nn.Embedding):
+    if isinstance(embedding, nn.Embedding):  # FSMT: the layer with the embedding's weight is inside of its decoder
+        shape = embedding.weight.shape
+        heads = [part for part in base.modules() if isinstance(part, nn.Linear) and part.weight.shape == shape]
+        if len(heads) == 1:
+            return heads[0]
         raise ValueError(
             f"{type(base).__name__} names its input embedding as its output embedding: its get_output_embeddings() is "
-            "looked up with token ids, so the hidden states that become logits cannot be read. Take another model"
+            f"looked up with token ids, and it has {len(heads)} linear layers of that shape, so the hidden states that "
+            "become logits cannot be read. Take another model"
         )
     if embedding is None:
         raise ValueError(
@@ -50,6 +55,15 @@ def output_embedding(model: nn.Module) -> nn.Module:
             "with a class that has one, such as AutoModelForCausalLM."
         )
     return embedding
+
+
+def head_in_decoder(model: nn.Module) -> nn.Module | None:
+    """The output embedding, if the decoder itself applies it (FSMT), so that what it returns is logits; else None."""
+    embedding, decoder = plain_model(model).get_output_embeddings(), decoder_backbone(model)
+    if not isinstance(embedding, nn.Embedding) or decoder is None:
+        return None
+    head = output_embedding(model)
+    return head if any(part is head for part in decoder.modules()) else None
 
 
 def decoder_backbone(model: nn.Module) -> nn.Module | None:

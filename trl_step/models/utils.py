@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,34 @@ def unwrap_model_for_generation(
         return
     with gathered(inner):
         yield inner
+
+
+def prepare_deepspeed(model: Any, accelerator: Any) -> Any:
+    """A model that does not train, as an engine of DeepSpeed in eval mode.
+
+    Its weights are partitioned if those of what `accelerator` trains are (ZeRO-3), else whole on every process.
+
+    Raises:
+        ImportError: the package deepspeed is missing.
+    """
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ImportError("prepare_deepspeed needs the package deepspeed: pip install deepspeed") from error
+    settings = copy.deepcopy(accelerator.state.deepspeed_plugin.deepspeed_config)
+    zero = settings["zero_optimization"]
+    sizes = getattr(model.config, "hidden_sizes", None) or [getattr(model.config, "hidden_size", None)]
+    if zero["stage"] != 3:
+        zero["stage"] = 0
+    elif sizes[0] is not None:
+        width = max(sizes)
+        zero |= {
+            "reduce_bucket_size": width * width,
+            "stage3_param_persistence_threshold": 10 * width,
+            "stage3_prefetch_bucket_size": int(0.9 * width * width),
+        }
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    return engine.eval()
 
 
 def prepare_fsdp(model: Any, accelerator: Any) -> Any:

@@ -18,40 +18,32 @@ from trl_step.algorithms.diagnosis import Checkup, Circumstances
 from trl_step.core import PPODecorators
 from trl_step.import_utils import is_hub_dataset
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
-from trl_step.models.critic import PolicyWithCritic, wrappers_of
+from trl_step.models.critic import PolicyWithCritic
 from trl_step.models.inner_model import plain_model
 from trl_step.models.modeling_language import PlainPolicy
 from trl_step.models.notices import warn_user
-from trl_step.models.probes import change_by_length, require_causal, require_precision
 from trl_step.models.sharding import is_sharded, whole_state_dict
-from trl_step.models.shortcuts.activations import fuse_activations
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.sampling.options import all_eos_ids
 from trl_step.trainer.batches.checks import NO_EXTRAS, Extras, StepInputs, Vocabulary, check_size, checked_for
-from trl_step.trainer.batches.layout import make_layout
-from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.batches.padding import Padded, padding_on_the_right
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
 from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import FusedEngine
-from trl_step.trainer.engine.forward import TokenForward
-from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.engine.models import Models, check_reference, prepare, reference_context
+from trl_step.trainer.language.old_parts import OldParts
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.reports.hub import write_model_card
 from trl_step.trainer.reports.watch import active_dropout, padded_by_hand, repeats_query
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity, settings_of
-from trl_step.trainer.sampling_trainer import SamplingTrainer
 from trl_step.trainer.updates.deepspeed import uses_deepspeed
 from trl_step.trainer.updates.optimizers import (
     changed_since,
     check_optimizer,
     check_trained,
     make_optimizer,
-    make_updater,
-    shapes_of,
 )
 
 if TYPE_CHECKING:
@@ -61,11 +53,14 @@ LOGGED_COLUMNS = frozenset(("label", "label_ids", "labels", "query", "response")
 """Columns of a data set that the model may not read, but scripts, collators and logs do."""
 
 
-class LanguageTrainer(SamplingTrainer):
+class LanguageTrainer(OldParts):
     """Policy, reference, tokenizer and data of a trainer, and forward passes over queries and responses.
 
     Arguments: those of `PPOTrainer`, already checked.
     """
+
+    _signature_columns: Optional[list[str]] = None
+    _last_step: Optional[StepFacts] = None
 
     def __init__(
         self,
@@ -81,8 +76,8 @@ class LanguageTrainer(SamplingTrainer):
         training_data_collator: Optional[Callable],
         value_model: Any = None,
     ) -> None:
-        self.is_encoder_decoder: bool = getattr(model, "is_encoder_decoder", False)
-        self.is_peft_model: bool = getattr(model, "is_peft_model", False)
+        self.is_encoder_decoder = getattr(model, "is_encoder_decoder", False)
+        self.is_peft_model = getattr(model, "is_peft_model", False)
         config.is_encoder_decoder, config.is_peft_model = self.is_encoder_decoder, self.is_peft_model
         super().__init__(config)
         if num_shared_layers is not None and ref_model is not None:
@@ -107,22 +102,8 @@ class LanguageTrainer(SamplingTrainer):
         self.model: Any = policy
         self.ref_model: Any = ref_model
 
-        # batches, and how the models are asked about them
-        models: list[Any] = [known for known in (policy, ref_model) if known is not None]
-        parts = [part for known in models for part in wrappers_of(known)]
-        self._layout = make_layout(config, tokenizer, self.is_encoder_decoder, Vocabulary.of(*models).size)
-        self._length_limits = LengthLimits(parts, self.is_encoder_decoder, self._layout.fixed_length)
-        self._budget = MemoryBudget(config.forward_tokens)
-        self._forward = TokenForward(self.accelerator.unwrap_model, self._layout, config.temperature)
-        for known in models:
-            require_precision(known.pretrained_model)
-            require_causal(known.pretrained_model)
-            self._consider_length(known.pretrained_model)
-            fuse_activations(known)
-            self._forward.register(known)
-        self._shares_prompts = (
-            config.share_prompts and not config.exact_v07 and all(self._forward.can_share(known) for known in models)
-        )
+        # before anything is wrapped
+        _ = self._length_limits, self._forward, self._shares_prompts
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
         self._custom_collator = training_data_collator is not None
         self.dataset = dataset
@@ -141,28 +122,11 @@ class LanguageTrainer(SamplingTrainer):
         self.optimizer: Any = prepared.optimizer
         self.lr_scheduler: Any = prepared.lr_scheduler
         self.model_params = prepared.parameters
-        self._shapes_at_start = shapes_of(self.model)
+        _ = self._shapes_at_start, self._updater
         if not uses_deepspeed(self.accelerator):
             own_accumulation(self.accelerator, config.gradient_accumulation_steps)
         detach(self.accelerator, self.optimizer, self.lr_scheduler, prepared.dataloader)
         self.dataloader: Any = positioned(prepared.dataloader, self.accelerator.non_blocking)
-        self._updater = make_updater(self._processes, self.model, self.optimizer, self.model_params, config)
-
-        self._last_step: Optional[StepFacts] = None
-
-    def _consider_length(self, model: Any) -> None:
-        """Samples of one length go together if the number of columns changes what `model` says about a token."""
-        change = change_by_length(model)
-        if change is None:
-            return
-        # differs from v0.7: log-probs of such a model depended on the longest sample of the mini-batch
-        self._budget.one_length = not self.config.exact_v07
-        warn_user(
-            f"{type(plain_model(model)).__name__} changes the logits of a token by {change:.2g} if one more token "
-            "follows, whichever it is. step runs samples of one length together, so that padding changes nothing; but "
-            "generate, which writes token by token, samples from another distribution than the one that is trained. "
-            "Take another model"
-        )
 
     def _parts(self) -> dict[str, Any]:
         return {
@@ -181,7 +145,7 @@ class LanguageTrainer(SamplingTrainer):
             processes=self._processes,
             settings=settings_of(self.config),
             policy=parts["policy"],
-            reference=None if self.ref_model is None else self.ref_model.pretrained_model,
+            reference=None if self.ref_model is None else self._models[1].pretrained_model,
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
             kl_controller=parts.get("kl_controller"),
@@ -199,11 +163,8 @@ class LanguageTrainer(SamplingTrainer):
             ValueError: the data set is smaller than one batch on each process.
         """
         check_size(dataset, self.config.batch_size, self.accelerator.num_processes)
-        if is_hub_dataset(dataset) and self.config.remove_unused_columns:
-            policy = self.accelerator.unwrap_model(self.model)
-            forwards = (policy.forward, plain_model(policy.pretrained_model).forward)
-            used = LOGGED_COLUMNS.union(*(inspect.signature(forward).parameters for forward in forwards))
-            dataset = dataset.remove_columns([column for column in dataset.column_names if column not in used])
+        if is_hub_dataset(dataset):
+            dataset = self._remove_unused_columns(dataset)
         return torch.utils.data.DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_size=self.config.batch_size,
@@ -212,9 +173,22 @@ class LanguageTrainer(SamplingTrainer):
             drop_last=True,
         )
 
-    @property
-    def _reference(self) -> Any:
-        return self.model if self._reference_is_adapter else self.ref_model
+    def _remove_unused_columns(self, dataset: Any, description: Optional[str] = None) -> Any:
+        """A data set without the columns that neither the model nor scripts read, if the settings say so."""
+        if not self.config.remove_unused_columns:
+            return dataset
+        self._set_signature_columns_if_needed()
+        used = self._signature_columns or ()
+        return dataset.remove_columns([column for column in dataset.column_names if column not in used])
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Fill `_signature_columns`, the columns that stay."""
+        if self._signature_columns is None:
+            policy = self.accelerator.unwrap_model(self.model)
+            forwards = (policy.forward, plain_model(policy.pretrained_model).forward)
+            self._signature_columns = sorted(
+                LOGGED_COLUMNS.union(*(inspect.signature(forward).parameters for forward in forwards))
+            )
 
     # --- batches -------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """`PPOTrainer`: the step API. `PPOTrainer.step` reads like the algorithm.
 
 Here are the step, and the methods of the algorithm that users override. `language_trainer.py` has models, data, forward
-passes and sampling, `step_trainer.py` what is neither PPO nor language; the parts that they are made of:
+passes and sampling, with `language/` for the parts; `step_trainer.py` has what is neither PPO nor language. The parts
+that they are made of:
 
 - `batches/`: inputs are checked, shaped and padded (stages 1 and 2)
 - `engine/`: what policy and reference say about the responses (stage 3), forward and backward of a mini-batch (stage 5)
@@ -107,6 +108,13 @@ class PPOTrainer(LanguageTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
 
+    _comparison = Comparison()
+    _final_values: Optional[torch.Tensor] = None
+    """of this step's truncated episodes, [B]"""
+    _minibatch: Optional[Minibatch] = None
+    """for methods with release 0.7's arguments, which lack some of it"""
+    _losses_checked = False
+
     def __init__(
         self,
         config: Optional[PPOConfig] = None,
@@ -162,10 +170,6 @@ class PPOTrainer(LanguageTrainer):
             training_data_collator,
             value_model,
         )
-        self._comparison = Comparison()
-        self._final_values: Optional[torch.Tensor] = None  # of this step's truncated episodes, [B]
-        self._minibatch: Optional[Minibatch] = None  # for methods with release 0.7's arguments, which lack some of it
-        self._losses_checked = False
         if not config.needs_values and model.value_parameters():
             warn_user(
                 f'advantage_estimator="{config.advantage_estimator}" needs no values: the value head stays as it is. A '
@@ -262,7 +266,7 @@ class PPOTrainer(LanguageTrainer):
             with clock("optimize_step"), training_without_dropout(self.model), self._forward.buffers.kept():
                 early_stop = self._early_stop if config.early_stopping else None
                 with_values, policy = rollout.old_values is not None, self.accelerator.unwrap_model(self.model)
-                self._updater.train_only(trained_now(policy, self.model_params, with_values, self._warms_up))
+                self._updater.train_only(trained_now(policy, self._updater.parameters, with_values, self._warms_up))
                 trained = run_epochs(rollout, engine.train, self._updater, self._processes, early_stop, config)
             # 6. statistics, reduced over processes; KL controller; scheduler
             with clock("calc_stats"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal, Optional, Union, overload
 
 import torch
@@ -29,10 +30,11 @@ class SamplingTrainer(StepTrainer):
     _layout: Layout
     _reference: Any
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self._sampling = SamplingWatch(config.temperature)
-        self._sampler: Optional[Sampler] = None
+    _sampler: Optional[Sampler] = None
+
+    @cached_property
+    def _sampling(self) -> SamplingWatch:
+        return SamplingWatch(self.config.temperature)
 
     @property
     def processing_class(self) -> Any:

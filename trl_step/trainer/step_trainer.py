@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -29,7 +30,8 @@ from trl_step.trainer.runs.state import RunState
 class StepTrainer(BaseTrainer):
     """Processes, counters, logs, callbacks, saved states and pushes of a trainer. It knows no model and no tokenizer.
 
-    A subclass builds what it trains, has `step`, and writes its policy in `_save_pretrained`.
+    A subclass builds what it trains, has `step`, and writes its policy in `_save_pretrained`. One of release 0.7 may
+    have a constructor that never calls this one, and sets what that release's set; the rest is made on first use.
 
     Args:
         config: settings
@@ -47,20 +49,60 @@ class StepTrainer(BaseTrainer):
 
     def __init__(self, config: Any, settings: Optional[PPOConfig] = None) -> None:
         super().__init__(config)
-        self._settings: Any = config if settings is None else settings
-        self.model_lock = threading.RLock()
+        if settings is not None:
+            self._settings = settings
+        _ = self.model_lock  # before a second thread could ask for it
         if config.seed is not None:
             set_seed(config.seed)
         self.accelerator = start_accelerator(self._settings)
         self.current_device = self.accelerator.device
         self.is_distributed = self.accelerator.num_processes > 1
-        self._processes = Processes(self.accelerator)
-        self._counters = Counters()
-        described = Described(self._tracked_as, config.to_dict(), self._tracked_keys)
-        self._trackers = Trackers(self._processes, self._settings, self._counters, described)
-        self._callbacks = configured_callbacks(self._settings)
-        self._failed_callbacks: set[int] = set()
-        self._best = BestScore()
+        self._trackers.open()
+
+    # --- made on first use ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def model_lock(self) -> Any:
+        """Held while a method trains or samples; hold it where another thread uses the model."""
+        return threading.RLock()
+
+    @cached_property
+    def _settings(self) -> Any:
+        return self.config
+
+    @cached_property
+    def _processes(self) -> Processes:
+        return Processes(self.accelerator)
+
+    @cached_property
+    def _counters(self) -> Counters:
+        return Counters()
+
+    @cached_property
+    def _trackers(self) -> Trackers:
+        described = Described(self._tracked_as, self.config.to_dict(), self._tracked_keys)
+        return Trackers(self._processes, self._settings, self._counters, described)
+
+    @cached_property
+    def _callbacks(self) -> list[Callback]:
+        return configured_callbacks(self._settings)
+
+    @cached_property
+    def _failed_callbacks(self) -> set[int]:
+        return set()
+
+    @cached_property
+    def _best(self) -> BestScore:
+        return BestScore()
+
+    @cached_property
+    def _run_state(self) -> RunState:
+        defaults = default_settings(self.config)
+        return RunState(self._processes, self._parts, self._identity, self._settings, defaults)
+
+    @cached_property
+    def _autosave(self) -> AutoSave:
+        return AutoSave(self._run_state, self._processes, self._counters, self._settings)
 
     def _parts(self) -> dict[str, Any]:
         """What the next step depends on, by name, as it is now; see `runs.state.RunState`."""
@@ -73,9 +115,7 @@ class StepTrainer(BaseTrainer):
 
     def _start_run(self) -> None:
         """The last act of a subclass's constructor: from here on the run can be saved."""
-        settings, defaults = self._settings, default_settings(self.config)
-        self._run_state = RunState(self._processes, self._parts, self._identity, settings, defaults)
-        self._autosave = AutoSave(self._run_state, self._processes, self._counters, settings)
+        _ = self._autosave  # which refuses a run that cannot be saved
 
     @property
     def steps_done(self) -> int:

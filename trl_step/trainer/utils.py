@@ -66,15 +66,20 @@ SIMPLE_SFT_CHAT_TEMPLATE = SIMPLE_QUERY_CHAT_TEMPLATE + "{{ eos_token }}"
 """The same with the end token, which a model learns to give."""
 
 
-def exact_div(a: int, b: int, a_str: str, b_str: str, custom_error_message: str = "") -> int:
+def exact_div(a: int, b: int, a_str: str = "", b_str: str = "", custom_error_message: str = "") -> int:
     """a / b if that is a whole number.
 
+    Args:
+        a_str, b_str: name the two in the message; a single one is the message itself, as in releases 0.9 to 0.11
+        custom_error_message: before them
+
     Raises:
-        ValueError: there is a remainder; `a_str` and `b_str` name the two in the message.
+        ValueError: there is a remainder.
     """
     quotient, remainder = divmod(a, b)
     if remainder:
-        raise ValueError(f"{custom_error_message}: {a_str}={a} is not a multiple of {b_str}={b}".lstrip(": "))
+        names = f"{a_str}={a} is not a multiple of {b_str}={b}" if b_str else f"{a_str}: {a} / {b}"
+        raise ValueError(f"{custom_error_message}: {names}".lstrip(": "))
     return quotient
 
 

@@ -132,13 +132,44 @@ def test_the_tower_for_images_sets_no_limit_wherever_it_is(kind, name, limits):
 @pytest.mark.parametrize(
     ("kind", "name", "why"),
     [
-        ("seq2seq", "fsmt", "names its input embedding as its output embedding"),
         ("causal", "reformer", "Reformer cannot be trained by a step"),
     ],
 )
 def test_models_that_cannot_train_are_refused_when_they_are_wrapped(kind, name, why):
     with pytest.raises(ValueError, match=why):
         wrapped(small_model(kind, name))
+
+
+class Plain(PPOTrainer):
+    def loss(self, *args: Any) -> Any:
+        return super().loss(*args)
+
+
+def test_a_head_inside_of_the_decoder_is_found():
+    """FSMT names the embedding of its decoder's tokens as its output embedding, and its decoder returns logits."""
+    moved = []
+    for cls in (PPOTrainer, Plain):
+        trainer = tiny.trainer(wrapped(small_model("seq2seq", "fsmt")), cls=cls)
+        head = trainer.model.pretrained_model.model.decoder.output_projection
+        assert trainer._forward._heads[id(trainer.model)].head.weight is head.weight
+        stats = trainer.step(*tiny.batch(seq2seq=True))
+        assert (stats["objective/kl"], stats["ppo/policy/ratio_error"] < 1e-5) == (0.0, True)
+        moved.append(tiny.weights(trainer.model))
+    for name, weight in moved[0].items():
+        if not name.endswith("k_proj.bias"):  # attention does not depend on it: its gradient is rounding
+            torch.testing.assert_close(moved[1][name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_values_are_those_of_the_states_that_enter_the_head():
+    model = wrapped(small_model("seq2seq", "fsmt")).eval()
+    ids = torch.randint(4, 60, (2, 5), generator=torch.Generator().manual_seed(1))
+    inputs = {"input_ids": ids, "decoder_input_ids": ids, "use_cache": False}
+    with torch.no_grad():
+        states = model.pretrained_model(**inputs, output_hidden_states=True).decoder_hidden_states[-1]
+        values = model.v_head(states).squeeze(-1)
+        torch.testing.assert_close(model(**inputs)[2], values)
+        rows = torch.tensor([1, 7])
+        torch.testing.assert_close(model(**inputs, rows=rows)[2], values.flatten()[rows])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "t5", "bart"])

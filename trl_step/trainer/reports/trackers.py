@@ -31,7 +31,7 @@ class Described(NamedTuple):
 
 
 class Trackers:
-    """The trackers named in `config.log_with`, opened with the run's hyperparameters.
+    """The trackers named in `config.log_with`, to be opened with the run's hyperparameters.
 
     Args:
         processes: the main one writes; their accelerator holds the trackers
@@ -44,9 +44,13 @@ class Trackers:
         self.processes = processes
         self.config = config
         self.counters = counters
+        self.described = described
         self._failed: set[str] = set()
-        if config.trackers:
-            _open(processes.accelerator, config, described)
+
+    def open(self) -> None:
+        """Open them."""
+        if self.config.trackers:
+            _open(self.processes.accelerator, self.config, self.described)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log numbers under the number `step`, on the main process; wandb gets arrays, too."""

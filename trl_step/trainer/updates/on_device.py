@@ -55,7 +55,9 @@ class OnDeviceUpdater(Updater):
     def update(
         self, loss: torch.Tensor, statistics: dict[str, torch.Tensor], mask: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """As `Updater.update`, but raises nothing."""
+        """As `Updater.update`, but raises nothing; outside of `minibatch` the verdict is the host's."""
+        if self._weight is None:
+            return super().update(loss, statistics, mask)
         mean_ratio = mean_over(statistics["policy/ratio"], mask)
         skip, broken = (flags > 0 for flags in self._flags(loss.detach(), mean_ratio.detach()))
         self._broken = self._broken | (broken & ~skip)
@@ -73,6 +75,9 @@ class OnDeviceUpdater(Updater):
         return without_losses(statistics, skip)
 
     def _optimizer_step(self) -> None:
+        if self._weight is None:
+            super()._optimizer_step()
+            return
         inner = self.optimizer.optimizer
         inner.found_inf, inner.grad_scale = (self._all_skipped | self._broken).float(), None
         try:

@@ -59,8 +59,8 @@ class Updater:
         self.skipped = 0
         self.updates = 0
         """steps of the optimizer so far, those that a loss scaler left out included"""
-        self._weight = 1.0
-        self._last = True
+        self._weight: float | None = None
+        """of a mini-batch; None outside of `minibatch`, where the `step` of a subclass leaves it to accelerate"""
         self._has_gradient = False
         self._held: list[torch.Tensor | None] | None = None
         self._scale_before = self.loss_scale
@@ -71,6 +71,11 @@ class Updater:
         """From now on leave all other parameters as they are, whatever their gradients; None: train what the optimizer
         holds."""
         self._trained = None if parameters is None else {id(parameter) for parameter in parameters}
+
+    @property
+    def _last(self) -> bool:
+        """Whether the optimizer steps after this mini-batch."""
+        return bool(self.accelerator.sync_gradients)
 
     @property
     def loss_scale(self) -> float:
@@ -89,7 +94,7 @@ class Updater:
                 processes, is the loss that was asked for
             last: the optimizer steps after this one
         """
-        self._weight, self._last = weight, last
+        self._weight = weight
         # a subclass's `train_minibatch` may step by itself: accelerate lets the optimizer do so after the last one
         self.accelerator.gradient_state.sync_gradients = last
         # processes exchange gradients only after the last mini-batch
@@ -97,7 +102,7 @@ class Updater:
             try:
                 yield
             finally:
-                self._weight, self._last = 1.0, True
+                self._weight = None
                 self.accelerator.gradient_state.sync_gradients = True
 
     def without_exchange(self) -> AbstractContextManager[None]:
@@ -167,11 +172,10 @@ class Updater:
 
     def accumulate(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss` (0-d), times the mini-batch's weight, to what is there."""
-        if self._deepspeed:  # its engine steps inside the backward pass
-            self.accelerator.gradient_state.sync_gradients = self._last
         try:
-            # `Accelerator.backward` divides by a number of accumulation steps that the trainer does not use
-            self.accelerator.backward(loss * (self._weight * self.accelerator.gradient_accumulation_steps))
+            # `Accelerator.backward` divides by a number of accumulation steps, which may differ from the weight
+            factor = 1.0 if self._weight is None else self._weight * self.accelerator.gradient_accumulation_steps
+            self.accelerator.backward(loss * factor)
         except (RuntimeError, MemoryError) as error:
             if self.processes.count > 1 and is_out_of_memory(error):
                 # other processes may have this one's gradients already: the mini-batch cannot be tried again

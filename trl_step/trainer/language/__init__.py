@@ -1,0 +1,1 @@
+"""What trainers of a language model are made of, and what subclasses of release 0.7 call of it."""

@@ -1,0 +1,116 @@
+"""`LanguageParts`: what a trainer of a language model is made of. Each part is made on first use, so that the methods
+work on an object whose constructor was a subclass's own, written for release 0.7, and set what that release's set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import DataCollatorForLanguageModeling
+
+from trl_step.models.critic import wrappers_of
+from trl_step.models.inner_model import plain_model
+from trl_step.models.notices import warn_user
+from trl_step.models.probes import change_by_length, require_causal, require_precision
+from trl_step.models.shortcuts.activations import fuse_activations
+from trl_step.trainer.batches.checks import Vocabulary
+from trl_step.trainer.batches.layout import Layout, make_layout
+from trl_step.trainer.batches.lengths import LengthLimits
+from trl_step.trainer.engine.forward import TokenForward
+from trl_step.trainer.engine.memory_budget import MemoryBudget
+from trl_step.trainer.sampling_trainer import SamplingTrainer
+from trl_step.trainer.updates.optimizers import make_updater, shapes_of
+from trl_step.trainer.updates.updater import Updater
+
+
+class LanguageParts(SamplingTrainer):
+    """Layout, forward passes, memory, lengths and updates of a trainer of a language model."""
+
+    ref_model: Any
+    optimizer: Any
+    data_collator: Any
+    is_peft_model: bool
+
+    @property
+    def model_params(self) -> list[torch.nn.Parameter]:
+        """The parameters of the policy that train."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        # a constructor of release 0.7 sets an iterator, of which nothing is left after the first clipping
+        self._model_params = list(parameters)
+
+    @cached_property
+    def _reference_is_adapter(self) -> bool:
+        return self.is_peft_model and self.ref_model is None
+
+    @property
+    def _reference(self) -> Any:
+        return self.model if self._reference_is_adapter else self.ref_model
+
+    @property
+    def _models(self) -> list[Any]:
+        """Policy and, if it is another model, reference, without what accelerate put around them."""
+        unwrap = self.accelerator.unwrap_model
+        return [unwrap(model) for model in (self.model, self.ref_model) if model is not None]
+
+    @cached_property
+    def _layout(self) -> Layout:  # type: ignore[override]  # it may be assigned
+        vocabulary = Vocabulary.of(*self._models).size
+        return make_layout(self.config, self.tokenizer, self.is_encoder_decoder, vocabulary)
+
+    @cached_property
+    def _length_limits(self) -> LengthLimits:
+        parts = [part for model in self._models for part in wrappers_of(model)]
+        return LengthLimits(parts, self.is_encoder_decoder, self._layout.fixed_length)
+
+    @cached_property
+    def _budget(self) -> MemoryBudget:
+        return MemoryBudget(self.config.forward_tokens)
+
+    @cached_property
+    def _forward(self) -> TokenForward:
+        """How the models are asked about batches; what is wrong with one is found here."""
+        forward = TokenForward(self.accelerator.unwrap_model, self._layout, self.config.temperature)
+        for model in self._models:
+            require_precision(model.pretrained_model)
+            require_causal(model.pretrained_model)
+            self._consider_length(model.pretrained_model)
+            fuse_activations(model)
+            forward.register(model)
+        return forward
+
+    @cached_property
+    def _shares_prompts(self) -> bool:
+        wanted = self.config.share_prompts and not self.config.exact_v07
+        return wanted and all(self._forward.can_share(model) for model in self._models)
+
+    @cached_property
+    def _custom_collator(self) -> bool:
+        return type(self.data_collator) is not DataCollatorForLanguageModeling
+
+    @cached_property
+    def _shapes_at_start(self) -> dict[int, torch.Size]:
+        return shapes_of(self.model)
+
+    @cached_property
+    def _updater(self) -> Updater:
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return make_updater(self._processes, self.model, self.optimizer, parameters, self.config)
+
+    def _consider_length(self, model: Any) -> None:
+        """Samples of one length go together if the number of columns changes what `model` says about a token."""
+        change = change_by_length(model)
+        if change is None:
+            return
+        # differs from v0.7: log-probs of such a model depended on the longest sample of the mini-batch
+        self._budget.one_length = not self.config.exact_v07
+        warn_user(
+            f"{type(plain_model(model)).__name__} changes the logits of a token by {change:.2g} if one more token "
+            "follows, whichever it is. step runs samples of one length together, so that padding changes nothing; but "
+            "generate, which writes token by token, samples from another distribution than the one that is trained. "
+            "Take another model"
+        )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 from sentiment.report import check_packages, draw_curves, write_summary
+from transformers import AutoTokenizer
 
-from trl_step import PPOConfig, PPOTrainer
+from trl_step import PPOConfig, PPOTrainer, set_seed
 
 BUILT_IN = "built-in"
 """The name of the model that an example builds."""
+SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0}
+"""From the policy's own distribution, without excluding any token."""
 
 Arguments = TypeVar("Arguments")
 
@@ -33,6 +37,20 @@ def read_arguments(kind: type[Arguments], settings: dict[str, Any], words: list[
 
     arguments = parse(settings)
     return arguments if arguments.ppo.model_name == BUILT_IN else parse({})
+
+
+def make_trainer(config: PPOConfig, model_class: Any, build: Callable[[], Path]) -> PPOTrainer:
+    """A trainer for the model that `config` names, or for the one in the folder that `build` gives.
+
+    Args:
+        model_class: loads the policy; a frozen copy of it is the reference
+    """
+    if config.model_name == BUILT_IN:
+        config.model_name = str(build())
+    set_seed(config.seed)
+    tokenizer = AutoTokenizer.from_pretrained(config.model_name)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return PPOTrainer(config, model_class.from_pretrained(config.model_name), None, tokenizer)
 
 
 def numbers_of(stats: dict[str, Any]) -> dict[str, float]:

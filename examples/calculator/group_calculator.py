@@ -21,6 +21,7 @@ import torch
 from ppo_calculator import Arguments as CommonArguments
 from ppo_calculator import play, run
 from problems import draw_problem
+from sentiment.building import one_line_if_interrupted
 from small_run import numbers_of, read_arguments
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
@@ -91,6 +92,8 @@ def train(
         stats = trainer.step(queries, responses, rewards, masks, group_ids=ids)
         history.append(numbers_of(stats))
         progress.set_postfix(right=f"{history[-1]['reward']:.2f}", KL=f"{history[-1]['KL']:.2f}")
+    if not history:
+        raise SystemExit("no step was made: all attempts at every problem were equally good")
     return history, {"episodes_drawn": drawn}
 
 
@@ -101,4 +104,5 @@ def price_of_length(length: int, arguments: Arguments) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()

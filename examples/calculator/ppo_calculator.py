@@ -18,27 +18,25 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from problems import Problem, calculate, draw_problem, is_right, write_episode
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
 from trl_step import (
     AutoModelForCausalLMWithValueHead,
     PPOConfig,
     PPOTrainer,
     TextEnvironment,
-    create_reference_model,
-    set_seed,
 )
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from sentiment.building import one_line_if_interrupted
 from small_model import CACHE, SmallModelSettings, build_once, train_small_model, word_tokenizer
-from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
+from small_run import BUILT_IN, SAMPLING, make_trainer, numbers_of, read_arguments, write_outcome
 
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "steps": 40 * 128,  # samples, so 40 calls of `trainer.step`
@@ -94,19 +92,11 @@ def play(
         train: gives the values to plot, and what else goes into summary.json
     """
     started = time.perf_counter()
-    config = arguments.ppo
-    built_in = config.model_name == BUILT_IN
-    if built_in:
-        config.model_name = str(build_model(arguments))
-    set_seed(config.seed)
-
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = model_class.from_pretrained(config.model_name)
-    trainer = PPOTrainer(config, model, create_reference_model(model), tokenizer)
+    built_in = arguments.ppo.model_name == BUILT_IN
+    trainer = make_trainer(arguments.ppo, model_class, partial(build_model, arguments))
     environment = make_environment(trainer, arguments, built_in)
 
-    random_numbers = random.Random(config.seed)
+    random_numbers = random.Random(arguments.ppo.seed)
     held_out = [draw_problem(random_numbers, held_out=True) for _ in range(arguments.held_out)]
     before = share_of_right_answers(environment, held_out)
     history, more = train(trainer, environment, random_numbers)
@@ -133,12 +123,7 @@ def make_environment(trainer: PPOTrainer, arguments: Arguments, built_in: bool) 
         reward_fn=reward,
         prompt="" if built_in else PROMPT,
         max_turns=2,  # one for the call, one for the answer
-        generation_kwargs={
-            "do_sample": True,
-            "top_k": 0,
-            "top_p": 1.0,
-            "max_new_tokens": arguments.max_new_tokens,
-        },
+        generation_kwargs={**SAMPLING, "max_new_tokens": arguments.max_new_tokens},
     )
 
 

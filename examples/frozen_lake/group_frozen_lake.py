@@ -18,21 +18,22 @@ import random
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from lake import DIRECTIONS, NUMBERS, make_lake, to_action, to_text, write_walk
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from trl_step import PPOConfig, PPOTrainer, set_seed
+from trl_step import PPOConfig, PPOTrainer
 from trl_step.environment import EnvironmentRunner
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from sentiment.building import one_line_if_interrupted
 from small_model import CACHE, SmallModelSettings, build_once, train_small_model, word_tokenizer
-from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
+from small_run import SAMPLING, make_trainer, numbers_of, read_arguments, write_outcome
 
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "steps": 40 * 256,  # samples, so 40 calls of `trainer.step`
@@ -47,8 +48,6 @@ BUILT_IN_SETTINGS: dict[str, Any] = {
     "adap_kl_ctrl": False,
     "loss_normalization": "tokens",
 }
-SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "batch_size": 256}
-"""`batch_size` episodes are sampled together, as the built-in model is small"""
 RULES = "Walk from the top left to the bottom right of a lake; there are holes. Say left, down, right or up.\n"
 
 
@@ -78,24 +77,18 @@ class Arguments:
 def main() -> None:
     arguments = read_arguments(Arguments, BUILT_IN_SETTINGS, sys.argv[1:], __doc__)
     started = time.perf_counter()
-    config = arguments.ppo
-    if config.model_name == BUILT_IN:
-        config.model_name = str(build_model(arguments))
-    set_seed(config.seed)
-
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    trainer = PPOTrainer(config, AutoModelForCausalLM.from_pretrained(config.model_name), None, tokenizer)
+    trainer = make_trainer(arguments.ppo, AutoModelForCausalLM, partial(build_model, arguments))
     runner = EnvironmentRunner(
         trainer.model,
-        tokenizer,
+        trainer.tokenizer,
         make_lake,
         to_text=(lambda place: RULES + to_text(place)) if arguments.chat else to_text,
         to_action=to_action,
         max_turns=arguments.max_turns,
         stop_strings=() if arguments.chat else ("\n",),
         chat=arguments.chat,
-        generation_kwargs={**SAMPLING, "max_new_tokens": arguments.max_new_tokens},
+        # many episodes are sampled together, as the built-in model is small
+        generation_kwargs={**SAMPLING, "batch_size": 256, "max_new_tokens": arguments.max_new_tokens},
     )
 
     before = crossed(runner, arguments.games)

@@ -7,7 +7,7 @@ Without a network, in about two minutes on two cores; the first run builds a sma
 With a chat model from the hub (meant for a GPU):
 
     python examples/guess_number/ppo_guess_number.py --model_name Qwen/Qwen2.5-0.5B-Instruct --chat \
-        --learning_rate 1e-5 --steps 6400
+        --learning_rate 1e-5 --steps 25600
 
 Every setting of PPOConfig and every field of `Arguments` below is an option; `--help` lists them.
 """
@@ -18,20 +18,18 @@ import random
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from game import BEST_MEAN, HIGHEST, MOST_GUESSES, GuessTheNumber, guesses_needed, write_game
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
 from trl_step import (
     AutoModelForCausalLMWithValueHead,
     PPOConfig,
     PPOTrainer,
-    create_reference_model,
-    set_seed,
 )
 from trl_step.environment import EnvironmentRunner
 
@@ -45,7 +43,7 @@ from small_model import (
     train_small_model,
     word_tokenizer,
 )
-from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
+from small_run import SAMPLING, make_trainer, numbers_of, read_arguments, write_outcome
 
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "steps": 40 * 256,  # samples, so 40 calls of `trainer.step`
@@ -80,27 +78,19 @@ class Arguments:
 def main() -> None:
     arguments = read_arguments(Arguments, BUILT_IN_SETTINGS, sys.argv[1:], __doc__)
     started = time.perf_counter()
-    config = arguments.ppo
-    if config.model_name == BUILT_IN:
-        config.model_name = str(build_model(arguments))
-    set_seed(config.seed)
-
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(config.model_name)
-    trainer = PPOTrainer(config, model, create_reference_model(model), tokenizer)
+    trainer = make_trainer(arguments.ppo, AutoModelForCausalLMWithValueHead, partial(build_model, arguments))
     runner = EnvironmentRunner(
         trainer.model,
-        tokenizer,
+        trainer.tokenizer,
         GuessTheNumber,
         max_turns=MOST_GUESSES,
         stop_strings=() if arguments.chat else ("\n",),
         chat=arguments.chat,
-        generation_kwargs={"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": arguments.max_new_tokens},
+        generation_kwargs={**SAMPLING, "max_new_tokens": arguments.max_new_tokens},
     )
 
     before = mean_guesses(runner, arguments.games)
-    history = train(trainer, runner, random.Random(config.seed))
+    history = train(trainer, runner, random.Random(arguments.ppo.seed))
     after = mean_guesses(runner, arguments.games)
 
     summary = {

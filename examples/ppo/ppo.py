@@ -20,6 +20,7 @@ from trl_step.experimental.ppo import PPOConfig, PPOTrainer
 sys.path.append(str(Path(__file__).resolve().parents[1] / "stack_llama"))
 import assets
 from common import new_scorer
+from sentiment.building import one_line_if_interrupted
 from votes import questions, rise_of, score_votes
 
 DEFAULTS = {
@@ -55,4 +56,5 @@ def main(words: Sequence[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    print(main())
+    with one_line_if_interrupted():
+        print(main())

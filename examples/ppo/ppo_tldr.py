@@ -28,6 +28,7 @@ from trl_step.experimental.ppo import PPOConfig, PPOTrainer
 sys.path.append(str(Path(__file__).resolve().parents[1] / "stack_llama"))
 import assets
 from common import HUB_POSTS, load_posts, new_scorer, prompt_of, text_of
+from sentiment.building import one_line_if_interrupted
 from votes import questions, rise_of
 
 DEFAULTS = {
@@ -118,4 +119,5 @@ def main(words: Sequence[str] | None = None, sft_steps: int = SFT_STEPS, reward_
 
 
 if __name__ == "__main__":
-    print(main())
+    with one_line_if_interrupted():
+        print(main())

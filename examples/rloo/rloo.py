@@ -19,6 +19,7 @@ from trl_step import ModelConfig, RLOOConfig, RLOOTrainer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "stack_llama"))
 import assets
+from sentiment.building import one_line_if_interrupted
 from votes import questions, rise_of, score_votes
 
 DEFAULTS = {
@@ -58,4 +59,5 @@ def main(words: Sequence[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    print(main())
+    with one_line_if_interrupted():
+        print(main())

@@ -21,6 +21,7 @@ import rl_training
 import supervised_finetuning
 import torch
 from common import HUB_POSTS, load_posts, load_tokenizer, prompt_of, rewards_of, sample_of
+from sentiment.building import one_line_if_interrupted
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 
@@ -100,4 +101,5 @@ def answers_of(model: Any, tokenizer: Any, queries: list[str], batch_size: int =
 
 
 if __name__ == "__main__":
-    print(main())
+    with one_line_if_interrupted():
+        print(main())

@@ -17,6 +17,7 @@ import assets
 import torch
 from common import HUB_POSTS, add_flags, fill_in, is_small, load_posts, load_tokenizer, new_scorer, text_of
 from peft import LoraConfig, TaskType
+from sentiment.building import one_line_if_interrupted
 from transformers import TrainerCallback
 
 from trl_step import RewardConfig, RewardTrainer
@@ -129,4 +130,5 @@ def pairs(args: Namespace, subset: str, count: int, tokenizer: Any) -> Any:
 
 
 if __name__ == "__main__":
-    print(main())
+    with one_line_if_interrupted():
+        print(main())

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from common import HUB_POSTS, add_flags, fill_in, is_small, load_posts, load_tokenizer, loading, prompt_of, rewards_of
 from peft import LoraConfig
+from sentiment.building import one_line_if_interrupted
 from tqdm.auto import tqdm
 from transformers import Adafactor, AutoModelForSequenceClassification
 
@@ -144,4 +145,5 @@ def train(trainer: PPOTrainer, reward_model: Any, tokenizer: Any, args: Namespac
 
 
 if __name__ == "__main__":
-    print(main())
+    with one_line_if_interrupted():
+        print(main())

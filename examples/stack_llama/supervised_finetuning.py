@@ -17,6 +17,7 @@ import assets
 import torch
 from common import HUB_POSTS, add_flags, fill_in, is_small, load_posts, load_tokenizer, loading, text_of
 from peft import LoraConfig
+from sentiment.building import one_line_if_interrupted
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from trl_step import SFTTrainer
@@ -133,4 +134,5 @@ def packed(rows: Any, tokenizer: Any, args: Namespace, characters: float, infini
 
 
 if __name__ == "__main__":
-    print(main())
+    with one_line_if_interrupted():
+        print(main())

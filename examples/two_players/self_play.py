@@ -15,20 +15,18 @@ import random
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from nim import LARGEST, Nim, best_moves, random_move, write_game
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
 from trl_step import (
     AutoModelForCausalLMWithValueHead,
     PPOConfig,
     PPOTrainer,
-    create_reference_model,
-    set_seed,
 )
 from trl_step.environment import Episodes, GameRunner
 
@@ -42,7 +40,7 @@ from small_model import (
     train_small_model,
     word_tokenizer,
 )
-from small_run import BUILT_IN, numbers_of, read_arguments, write_outcome
+from small_run import SAMPLING, make_trainer, numbers_of, read_arguments, write_outcome
 
 BUILT_IN_SETTINGS: dict[str, Any] = {
     "steps": 40 * 256,  # episodes, so 40 calls of `trainer.step`
@@ -54,8 +52,6 @@ BUILT_IN_SETTINGS: dict[str, Any] = {
     "init_kl_coef": 0.01,
     "adap_kl_ctrl": False,
 }
-SAMPLING = {"do_sample": True, "top_k": 0, "top_p": 1.0, "batch_size": 256}
-"""`batch_size` episodes are sampled together, as the built-in model is small"""
 
 
 @dataclass
@@ -78,25 +74,19 @@ class Arguments:
 def main() -> None:
     arguments = read_arguments(Arguments, BUILT_IN_SETTINGS, sys.argv[1:], __doc__)
     started = time.perf_counter()
-    config = arguments.ppo
-    if config.model_name == BUILT_IN:
-        config.model_name = str(build_model(arguments))
-    set_seed(config.seed)
-
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(config.model_name)
-    trainer = PPOTrainer(config, model, create_reference_model(model), tokenizer)
+    trainer = make_trainer(arguments.ppo, AutoModelForCausalLMWithValueHead, partial(build_model, arguments))
     settings: dict[str, Any] = {
         "stop_strings": ("\n",),
-        "generation_kwargs": {**SAMPLING, "max_new_tokens": arguments.max_new_tokens},
+        # many episodes are sampled together, as the built-in model is small
+        "generation_kwargs": {**SAMPLING, "batch_size": 256, "max_new_tokens": arguments.max_new_tokens},
     }
-    with_itself = GameRunner(trainer.model, tokenizer, Nim, **settings)
+    with_itself = GameRunner(trainer.model, trainer.tokenizer, Nim, **settings)
     with_others = [
-        GameRunner(trainer.model, tokenizer, Nim, opponents={player: random_move}, **settings) for player in (0, 1)
+        GameRunner(trainer.model, trainer.tokenizer, Nim, opponents={player: random_move}, **settings)
+        for player in (0, 1)
     ]
 
-    numbers = random.Random(config.seed)
+    numbers = random.Random(arguments.ppo.seed)
     before = won(with_others, arguments.games, numbers)
     history = train(trainer, [with_itself, *with_others], numbers)
     after = won(with_others, arguments.games, numbers)

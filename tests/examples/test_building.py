@@ -11,9 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.examples.scripts import EXAMPLES, SHORT_RUNS
 from tests.limits import HANG
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture
@@ -69,6 +68,13 @@ def test_an_interrupted_script_ends_with_one_line(
     with pytest.raises(SystemExit, match="130"), building.one_line_if_interrupted(can_resume):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("script", sorted({script for runs in SHORT_RUNS.values() for script, _ in runs}))
+def test_every_example_ends_so(script: str) -> None:
+    """From `if __name__` on, which an import leaves out."""
+    _, _, started = (EXAMPLES / script).read_text(encoding="utf-8").partition('if __name__ == "__main__":\n')
+    assert started.startswith("    with one_line_if_interrupted(")
 
 
 def test_axes_carry_units(building: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,8 +139,7 @@ class SamplingTrainer(StepTrainer):
             with self.model_lock:
                 samples = sampler.sample(queries, n, **settings)
                 self._sampling.saw_samples(samples.version, self.weights.version)
-            with_prompt = return_prompt and not self.is_encoder_decoder
-            responses: Any = samples.with_queries() if with_prompt else samples.responses
+            responses: Any = self._responses_of(samples, return_prompt)
             if isinstance(query_tensor, torch.Tensor):
                 responses = pad_sequence(responses, batch_first=True, padding_value=self._layout.pad_token_id)
             return (responses, samples.logprobs) if return_logprobs else responses
@@ -173,7 +172,11 @@ class SamplingTrainer(StepTrainer):
             return_logprobs=False,
             **generation_kwargs,
         )
-        return samples.responses if self.is_encoder_decoder or not return_prompt else samples.with_queries()
+        return self._responses_of(samples, return_prompt)
+
+    def _responses_of(self, samples: Samples, return_prompt: bool) -> list[torch.Tensor]:
+        """The responses, each after its query if asked for and the model is no encoder-decoder."""
+        return samples.with_queries() if return_prompt and not self.is_encoder_decoder else samples.responses
 
     def sample(self, queries: Sequence[torch.Tensor], n: int = 1, **settings: Any) -> Samples:
         """Draw `n` responses to each query with `self.sampler`; see `Sampler.sample`."""

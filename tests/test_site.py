@@ -113,6 +113,14 @@ def test_several_results_are_a_list(tmp_path: Path) -> None:
     assert result.description.strip() == "- `first`: one, in two\n    lines\n- `second, third`: more"
 
 
+def test_attributes_for_subclasses_are_a_list(tmp_path: Path) -> None:
+    attribute = "    Class attribute, for subclasses:\n        one: a, in\n            two"
+    docstring = f"    Text.\n\n{attribute}\n\n    Args:\n        a: b"
+    text, arguments = read_as_the_site_does(docstring, "(a) -> int", tmp_path)
+    assert text.value.split("\n\n", 2)[1:] == ["**Class attribute, for subclasses:**", "\n\n- `one`: a, in\n    two"]
+    assert [each.name for each in arguments.value] == ["a"]
+
+
 def test_an_entry_explains_several_parameters(tmp_path: Path) -> None:
     docstring = "    Args:\n        a, b: [B, T]\n        *c: more: of it"
     (section,) = read_as_the_site_does(docstring, "(a, b, *c) -> None", tmp_path)

@@ -1,7 +1,7 @@
 """An extension of Griffe: what it cannot read in this repository's docstrings is put as it expects it.
 
 Sections are those of Google's style. Griffe takes the words before a colon under "Returns:" for a type, where here a
-plain sentence stands, or one entry for each of several results.
+plain sentence stands, or one entry for each of several results; "Class attributes, for subclasses:" it does not know.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import griffe
 
 RESULT = re.compile(r"^(Returns|Yields):\n((?:(?:[ \t].*)?\n)*(?:[ \t].*)?)", re.MULTILINE)
+FOR_SUBCLASSES = re.compile(r"^(Class attributes?, for subclasses):\n((?:[ \t].*\n?)+)", re.MULTILINE)
 ENTRY = re.compile(r"^(\w+(?:, \w+)*): ")
 
 
@@ -22,7 +23,8 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called once for every object that was read."""
         if obj.docstring:
-            obj.docstring.value = RESULT.sub(_with_type_left_out, obj.docstring.value)
+            text = FOR_SUBCLASSES.sub(_as_text, obj.docstring.value)
+            obj.docstring.value = RESULT.sub(_with_type_left_out, text)
 
     def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """A default that errors call so, `_Default(128)`, is shown as its number."""
@@ -30,10 +32,19 @@ class Docstrings(griffe.Extension):
             attr.value = attr.value.arguments[0]
 
 
+def _as_text(section: re.Match[str]) -> str:
+    return f"**{section.group(1)}:**\n\n{_listed(section.group(2))}\n\n"
+
+
 def _with_type_left_out(section: re.Match[str]) -> str:
     """Nothing before a colon: Griffe then takes the type from the signature, and the rest as Markdown."""
-    title, body = section.group(1), textwrap.dedent(section.group(2)).strip()
-    entries = re.split(r"\n(?=\S)", body)
-    if any(ENTRY.match(entry) for entry in entries):
-        body = "\n\n" + "\n".join(ENTRY.sub(r"- `\1`: ", entry) for entry in entries)
-    return f"{title}:\n" + textwrap.indent(f": {body}", "    ", lambda line: True) + "\n\n"
+    title, body = section.groups()
+    return f"{title}:\n" + textwrap.indent(f": {_listed(body)}", "    ", lambda line: True) + "\n\n"
+
+
+def _listed(body: str) -> str:
+    """Entries as a list in Markdown; a plain text as it is."""
+    entries = re.split(r"\n(?=\S)", textwrap.dedent(body).strip())
+    if not any(ENTRY.match(entry) for entry in entries):
+        return "\n".join(entries)
+    return "\n\n" + "\n".join(ENTRY.sub(r"- `\1`: ", entry) for entry in entries)

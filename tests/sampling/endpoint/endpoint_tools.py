@@ -12,6 +12,7 @@ import torch
 from openai import AsyncOpenAI, OpenAI
 
 from tests.environment.chat_tools import FORMATS, chat_tokenizer
+from tests.limits import HANG
 from trl_step.sampling import Endpoint, ServeSettings
 from trl_step.sampling.sampler import Sampler, Samples, repeated
 
@@ -101,7 +102,7 @@ def ask(text: str = "Hello", **more: Any) -> dict[str, Any]:
     return {"model": "policy", "messages": [{"role": "user", "content": text}], **more}
 
 
-def until(true: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(true: Callable[[], Any], seconds: float = HANG) -> None:
     """Wait until something is true."""
     give_up = time.monotonic() + seconds
     while not true():

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import torch
 
 from tests.sampling.endpoint.endpoint_tools import END, Scripted, ask, async_client, client, endpoint, until
 from trl_step.sampling import Endpoint
+from trl_step.sampling.endpoint import batching
 from trl_step.sampling.endpoint.replies import Choice, Reply
 from trl_step.sampling.endpoint.routes import _events
 from trl_step.sampling.endpoint.turns import Turn
@@ -99,11 +101,19 @@ def test_what_waits_is_sampled_together(served: Endpoint, sampler: Scripted) -> 
     assert [each.answer.usage.completion_tokens for each in asking[1:3]] == [2, 3]
 
 
-def test_the_first_of_a_batch_waits_for_others(sampler: Scripted) -> None:
-    with endpoint(sampler, batch_wait=1.0) as served:
+def test_the_first_of_a_batch_waits_for_others(sampler: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    with endpoint(sampler, batch_wait=1.5) as served:
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            until(lambda: waiting(served) == 3)
+
+        monkeypatch.setattr(batching, "time", SimpleNamespace(sleep=sleep))
         asking = [Asking(served) for _ in range(3)]
         for each in asking:
             each.join()
+    assert waits == [1.5]
     assert [count for count, *_ in sampler.batches] == [3]
 
 

@@ -195,4 +195,4 @@ def test_every_public_name_is_on_an_api_page() -> None:
 def test_the_navigation_of_the_site_names_every_page() -> None:
     settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", settings, re.MULTILINE)
-    assert sorted(named) == PAGES
+    assert sorted(named) == PAGES, "name every page of docs/ once in the navigation of mkdocs.yml"

@@ -10,18 +10,19 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "trl_step" / "__init__.py")
 
 EXTRAS = {
     "peft": ["peft>=0.17"],
-    "diffusers": ["diffusers>=0.42", "peft>=0.17"],
+    "diffusers": ["diffusers>=0.41", "peft>=0.17"],
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
+    "trackio": ["trackio>=0.40"],
     "serve": ["starlette>=0.40", "uvicorn>=0.30"],
     "quantized": ["bitsandbytes>=0.49"],
     "gymnasium": ["gymnasium>=1.0"],
     "pettingzoo": ["pettingzoo>=1.25"],
     "textarena": ["textarena>=0.7"],
     "demo": ["rich", "tqdm", "matplotlib", "tensorboard"],
-    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "diffusers>=0.42", "rich", "tqdm",
-             "matplotlib", "tensorboard", "wandb", "starlette>=0.40", "uvicorn>=0.30", "openai>=2", "httpx",
-             "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7", "bitsandbytes>=0.49"],
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "diffusers>=0.41", "rich", "tqdm",
+             "matplotlib", "tensorboard", "wandb", "trackio>=0.40", "starlette>=0.40", "uvicorn>=0.30", "openai>=2",
+             "httpx", "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7", "bitsandbytes>=0.49"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 EXTRAS["docs"] = ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "ruff"]  # not in "all": for `make docs`

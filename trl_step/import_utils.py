@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, get_args
 
 from packaging.version import Version
+
+TrackerName = Literal["wandb", "tensorboard", "trackio", "mlflow", "comet_ml", "aim", "swanlab", "clearml", "dvclive"]
+"""The trackers of accelerate."""
 
 
 def _is_installed(package: str) -> bool:
@@ -34,6 +37,22 @@ def is_wandb_available() -> bool:
 def is_tensorboard_available() -> bool:
     """Whether `tensorboard` or `tensorboardX` is installed."""
     return _is_installed("tensorboard") or _is_installed("tensorboardX")
+
+
+def require_tracker(name: str) -> None:
+    """Raise an error if `name` is no tracker of accelerate, or its package is not installed.
+
+    Raises:
+        ValueError: accelerate has no tracker of that name, neither of its own nor by `register_tracker_class`.
+        ImportError: the tracker's package is missing.
+    """
+    if name not in get_args(TrackerName):
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"log_with={name!r} must be None or one of {', '.join(get_args(TrackerName))}")
+    elif not (is_tensorboard_available() if name == "tensorboard" else _is_installed(name)):
+        raise ImportError(f'log_with="{name}" needs the package {name}: pip install {name}')
 
 
 def is_rich_available() -> bool:

@@ -9,10 +9,10 @@ import pytest
 from trl_step import PPOConfig
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio", "mlflow"])
 def test_it_is_said_before_training(tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    hidden = {"wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX")}[tracker]
+    hidden = {"tensorboard": ("tensorboard", "tensorboardX")}.get(tracker, (tracker,))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name in hidden else find(name, *args))
     with pytest.raises(ImportError, match=f"needs the package {tracker}: pip install {tracker}"):
         PPOConfig(log_with=tracker)

@@ -143,7 +143,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("use_score_norm", "yes", "True or False"),
     ("kl_penalty", "kl2", "one of 'kl', 'abs', 'mse', 'full'"),
     ("loss_normalization", "token", "one of 'mini_batch', 'tokens'"),
-    ("log_with", "mlflow", "one of wandb, tensorboard"),
+    (
+        "log_with",
+        "wandbd",
+        "None or one of wandb, tensorboard, trackio, mlflow, comet_ml, aim, swanlab",
+    ),
     *(("seed", value, "None or a whole number from 0") for value in (-1, 2**32, 0.5)),
 ]
 

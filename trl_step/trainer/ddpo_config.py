@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Optional
+from typing import Any, Optional
 
 from trl_step.core import flatten_dict
-from trl_step.import_utils import is_bitsandbytes_available, is_torchvision_available
+from trl_step.import_utils import TrackerName, is_bitsandbytes_available, is_torchvision_available
 from trl_step.models.notices import warn_user
 
 _WHOLE_NUMBERS = (
@@ -29,6 +29,7 @@ _WHOLE_NUMBERS = (
 _POSITIVE = ("train_max_grad_norm", "train_adv_clip_max", "train_clip_range")
 _SHARES = ("sample_eta", "train_timestep_fraction")
 """Settings above 0, and at most 1."""
+_WITHOUT_IMAGES = ("trackio", "mlflow", "comet_ml", "dvclive")
 _PRECISIONS = ("no", "fp16", "bf16")
 
 
@@ -47,8 +48,8 @@ class DDPOConfig:
     """Name of the run, for scripts"""
     seed: int = 0
     """Seed of all random streams; process N of several takes `seed + N`"""
-    log_with: Optional[Literal["wandb", "tensorboard"]] = None
-    """Tracker; these two log images"""
+    log_with: Optional[TrackerName] = None
+    """Tracker; wandb, tensorboard, aim, swanlab and clearml have `log_images`, for the hook"""
     tracker_kwargs: dict = field(default_factory=dict)
     """For the tracker"""
     accelerator_kwargs: dict = field(default_factory=dict)
@@ -126,6 +127,10 @@ class DDPOConfig:
         self._check_values()
         if self.log_with is None:
             warn_user("without log_with='wandb' or 'tensorboard' no images are logged")
+        if self.log_with in _WITHOUT_IMAGES:
+            warn_user(
+                f"log_with={self.log_with!r} logs numbers: accelerate has no log_images for it, for the hook to call"
+            )
         if self.log_with == "wandb" and not is_torchvision_available():
             warn_user("wandb logs images only with the package torchvision: pip install torchvision")
         if self.train_use_8bit_adam and not is_bitsandbytes_available():

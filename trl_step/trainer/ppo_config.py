@@ -17,7 +17,7 @@ from trl_step.algorithms.losses.policy import COUPLED, PolicyLoss
 from trl_step.algorithms.losses.tokens import LossNormalization
 from trl_step.command_line_types import JSON, Suppress
 from trl_step.core import flatten_dict
-from trl_step.import_utils import is_rich_available, is_tensorboard_available, is_wandb_available
+from trl_step.import_utils import TrackerName, is_rich_available, require_tracker
 
 AdvantageEstimator = Literal["gae", "grpo", "rloo", "reinforce_plus_plus", "remax"]
 GROUP_ESTIMATORS = ("grpo", "rloo")
@@ -26,7 +26,6 @@ WHITENING = ("gae", "reinforce_plus_plus")
 """Those that whiten their advantages unless `whiten_advantages` says otherwise."""
 
 _DICT_FIELDS = ("tracker_kwargs", "accelerator_kwargs", "project_kwargs", "push_to_hub_if_best_kwargs")
-_TRACKERS = {"wandb": is_wandb_available, "tensorboard": is_tensorboard_available}
 _INF = math.inf
 # field: (lowest, highest, whether the lowest itself is allowed)
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -153,7 +152,7 @@ class PPOConfig:
     """name of this experiment; the running script's name by default"""
     seed: Optional[int] = 0
     """seeds python, NumPy and torch when a trainer is built; None leaves the process's random state unchanged"""
-    log_with: Optional[Literal["wandb", "tensorboard"]] = None
+    log_with: Optional[TrackerName] = None
     """tracker that `log_stats` writes to; a script may give a list of several"""
     task_name: Optional[str] = None
     """name of the task, for the tracker only"""
@@ -395,9 +394,6 @@ class PPOConfig:
                 raise ValueError(f"{name}={value!r} must be {allowed}")
         self._check_choice("kl_penalty", KL_PENALTIES)
         self._check_algorithm()
-        for tracker in self.trackers:
-            if tracker not in _TRACKERS:
-                raise ValueError(f"log_with={self.log_with!r} must be None or one of {', '.join(_TRACKERS)}")
         if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**32):
             raise ValueError(f"seed={self.seed!r} must be None or a whole number from 0 to 2**32 - 1")
         if self.pad_for_acceleration and self.pad_max_len is None:
@@ -509,8 +505,7 @@ class PPOConfig:
 
     def _check_packages(self) -> None:
         for tracker in self.trackers:
-            if not _TRACKERS[tracker]():
-                raise ImportError(f'log_with="{tracker}" needs the package {tracker}: pip install {tracker}')
+            require_tracker(tracker)
         if self.num_sample_generations and not is_rich_available():
             raise ImportError(
                 f"num_sample_generations={self.num_sample_generations} needs the package rich: pip install rich"

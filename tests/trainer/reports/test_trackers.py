@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.tiny import batch, trainer
-from tests.trainer.reports.wandb_file import history, settings
+from tests.trainer.reports.wandb_file import CHUNK_HEADER, FILE_HEADER, FULL, history, records, settings
 from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, PER_TOKEN, STATS, explain
 
 COLUMNS = {"query": [f"q{i}" for i in range(8)], "response": [f"r{i}" for i in range(8)], "length": list(range(8))}
@@ -141,6 +141,20 @@ def test_wandb_and_tensorboard_at_once_hold_the_same(tmp_path: Path, offline_wan
     assert text[5] == f"| q3 | r3 | 3 | {scores[3]:.3f} |"
     assert settings(tmp_path / "wandb")["trl_ppo_trainer_config"]["learning_rate"] == 1e-3
     assert "learning_rate: 0.001" in next(tmp_path.rglob("hparams.yml")).read_text()
+
+
+def test_a_run_that_is_still_written_is_read_up_to_its_last_whole_message(tmp_path: Path) -> None:
+    """wandb's process writes in its own time: the end of a file may lie inside a message."""
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    messages = [Record(num=n, uuid="x" * 40) for n in range(3)]
+    chunks = [CHUNK_HEADER.pack(0, message.ByteSize(), FULL) + message.SerializeToString() for message in messages]
+    whole = bytes(FILE_HEADER) + b"".join(chunks)
+    for length in range(FILE_HEADER, len(whole) + 1):
+        (tmp_path / "run.wandb").write_bytes(whole[:length])
+        complete = sum(FILE_HEADER + sum(map(len, chunks[: n + 1])) <= length for n in range(3))
+        assert list(records(tmp_path / "run.wandb")) == messages[:complete], length
 
 
 def test_values_per_token_are_returned_as_tensors_and_logged_on_request_only(

@@ -16,7 +16,10 @@ FULL, LAST = 1, 4
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The messages of a .wandb file: a log of LevelDB's format, chunks of a record in blocks of 32 KiB."""
+    """The whole messages of a .wandb file: a log of LevelDB's format, chunks of a record in blocks of 32 KiB.
+
+    wandb may be writing: a chunk whose end is not in the file yet is left for the next reading.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, place, parts = path.read_bytes(), FILE_HEADER, b""
@@ -25,8 +28,11 @@ def records(path: Path) -> Iterator[Any]:
             place += BLOCK - place % BLOCK
             continue
         _, length, kind = CHUNK_HEADER.unpack_from(data, place)
-        parts += data[place + CHUNK_HEADER.size : place + CHUNK_HEADER.size + length]
-        place += CHUNK_HEADER.size + length
+        end = place + CHUNK_HEADER.size + length
+        if end > len(data):
+            return
+        parts += data[place + CHUNK_HEADER.size : end]
+        place = end
         if kind in (FULL, LAST):
             yield Record.FromString(parts)
             parts = b""

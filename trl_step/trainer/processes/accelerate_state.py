@@ -74,11 +74,12 @@ def make_accelerator(
         if _processes_started() > 1 and not torch.accelerator.is_available():
             options.setdefault("cpu", True)  # else accelerate takes each process for the only one
         project = ProjectConfiguration(**project_kwargs)
-        if "tensorboard" in log_with and project.logging_dir is None:
-            # today's accelerate refuses tensorboard without a folder
+        in_folder = [name for name in log_with if name in ("tensorboard", "aim")]
+        if in_folder and project.logging_dir is None:
+            # today's accelerate refuses these without a folder
             project.logging_dir = DEFAULT_LOGGING_DIR
             warn_user(
-                f"log_with='tensorboard' without project_kwargs: the logs go to the folder {DEFAULT_LOGGING_DIR}/"
+                f"log_with={in_folder[0]!r} without project_kwargs: the logs go to the folder {DEFAULT_LOGGING_DIR}/"
             )
         accelerator = OwnPrecision(log_with=log_with or None, project_config=project, **options)
         accelerator.state.__dict__ = dict(accelerator.state.__dict__)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -14,6 +13,7 @@ from trl_step.algorithms.stats import PER_TOKEN, Stat, mean_and_std
 from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
+from trl_step.trainer.reports.tracker_kinds import FLAT, Table, markdown_table, write
 from trl_step.trainer.runs.counters import Counters
 
 _PLAIN = (int, float, str, bool)
@@ -46,6 +46,7 @@ class Trackers:
         self.counters = counters
         self.described = described
         self._failed: set[str] = set()
+        self._incomplete: set[str] = set()
 
     def open(self) -> None:
         """Open them."""
@@ -53,9 +54,9 @@ class Trackers:
             _open(self.processes.accelerator, self.config, self.described)
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """Log numbers under the number `step`, on the main process; wandb gets arrays, too."""
-        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
-        self._to_each(lambda tracker: tracker.log(values if tracker.name == "wandb" else numbers, step=step), step)
+        """Log numbers and arrays under the number `step`, on the main process."""
+        logs = {key: _plain(value) for key, value in values.items()}
+        self._to_each(lambda tracker: write(tracker, logs, None, step, wandb_step=step), step)
 
     def log_step(self, stats: dict[str, Any], batch: dict[str, Any], rewards: Any, columns: tuple[str, ...]) -> None:
         """Log `stats`, the rewards of all processes, and a table of samples; see `PPOTrainer.log_stats`."""
@@ -81,14 +82,15 @@ class Trackers:
             "env/reward_std": float(std),
             "env/reward_dist": everyone.numpy(),
         }
-        self._to_each(lambda tracker: _write(tracker, logs, table, gathered, step), step)
+        samples = Table([*table, "reward"], [*zip(*table.values(), gathered, strict=True)]) if table else None
+        self._to_each(lambda tracker: write(tracker, logs, samples, step), step)
 
-    def _to_each(self, write: Callable[[Any], None], step: int) -> None:
+    def _to_each(self, write_to: Callable[[Any], list[str]], step: int) -> None:
         if not self.processes.is_main:
             return
         for tracker in self.processes.accelerator.trackers:
             try:
-                write(tracker)
+                self._say_what_is_missing(tracker.name, write_to(tracker))
             except Exception as error:  # the step is done; a server that is down must not end the run
                 if tracker.name not in self._failed:
                     self._failed.add(tracker.name)
@@ -97,6 +99,14 @@ class Trackers:
                         f"{type(error).__name__}: {error}"
                     )
 
+    def _say_what_is_missing(self, name: str, keys: list[str]) -> None:
+        if keys and name not in self._incomplete:
+            self._incomplete.add(name)
+            warn_user(
+                f"{name} has no place for {', '.join(keys)}, so they are not logged to it; a second tracker in "
+                "log_with shows them, such as tensorboard (this is said once)"
+            )
+
     def _gather(self, column: Any) -> list[Any]:
         items = column.tolist() if isinstance(column, torch.Tensor) else column
         return gather_object(items) if self.processes.count > 1 else items
@@ -104,23 +114,21 @@ class Trackers:
 
 def _open(accelerator: Accelerator, config: PPOConfig, described: Described) -> None:
     accelerator.init_trackers(config.tracker_project_name, init_kwargs=config.tracker_kwargs)
+    unopened = set(config.trackers) - {tracker.name for tracker in accelerator.trackers}
+    if unopened:
+        raise ImportError(
+            f"accelerate did not open {', '.join(sorted(unopened))}: it looks for installed trackers when it is "
+            "imported; if you installed the package after that, start Python anew"
+        )
     settings = described.settings
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":  # takes scalars and texts only
             tracker.store_init_configuration({k: v for k, v in settings.items() if isinstance(v, _PLAIN)})
             if accelerator.is_main_process:
                 keys = [(stat.key, stat.formula) for stat in described.keys]
-                tracker.writer.add_text("keys", _markdown_table(("key", "formula"), keys))
+                tracker.writer.add_text("keys", markdown_table(("key", "formula"), keys))
         else:
-            tracker.store_init_configuration({described.name: settings})
-
-
-def _write(tracker: Any, logs: dict[str, Any], table: dict[str, list[Any]], rewards: list[float], step: int) -> None:
-    if tracker.name == "wandb":
-        tracker.log(logs | _wandb_table(table, rewards))
-    else:
-        tracker.log({k: v for k, v in logs.items() if isinstance(v, (int, float))}, step=step)
-        _tensorboard_extras(tracker, logs, table, rewards, step)
+            tracker.store_init_configuration(settings if tracker.name in FLAT else {described.name: settings})
 
 
 def _plain(value: Any) -> Any:
@@ -148,37 +156,3 @@ def _reward_vector(rewards: Any, device: torch.device) -> torch.Tensor:
         return rewards.detach().float().flatten().to(device)
     totals = [float(torch.as_tensor(reward, dtype=torch.float32).sum()) for reward in rewards]
     return torch.tensor(totals, dtype=torch.float32, device=device)
-
-
-def _wandb_table(table: dict[str, list[Any]], rewards: list[float]) -> dict[str, Any]:
-    if not table:
-        return {}
-    import wandb
-
-    rows = [list(row) for row in zip(*table.values(), rewards, strict=True)]
-    return {"game_log": wandb.Table(columns=[*table, "reward"], rows=rows)}
-
-
-def _tensorboard_extras(
-    tracker: Any, logs: dict[str, Any], table: dict[str, list[Any]], rewards: list[float], step: int
-) -> None:
-    """Histograms of the arrays, and the table of samples as Markdown text."""
-    if tracker.name != "tensorboard":
-        return
-    for key, value in logs.items():
-        finite = value[np.isfinite(value)] if isinstance(value, np.ndarray) else ()
-        if len(finite):
-            tracker.writer.add_histogram(key, finite, step)
-    if table:
-        rows = zip(*table.values(), (f"{reward:.3f}" for reward in rewards), strict=True)
-        tracker.writer.add_text("game_log", _markdown_table((*table, "reward"), rows), step)
-
-
-def _markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    names = list(header)
-    lines = [names, ["---"] * len(names), *(map(_markdown_cell, row) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _markdown_cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -54,7 +54,8 @@ test: $(INSTALLED) ## run all tests
 test-fast: $(INSTALLED) ## run all tests that are not marked slow
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-BENCHMARKS := import_time step step_path generate scaling options soak environment demo_seeds curves entropy_drift
+BENCHMARKS := import_time step step_path generate scaling options soak environment demo_seeds curves entropy_drift \
+	time_to_reward
 bench-quick: $(INSTALLED) ## run every benchmark on a tiny case, to see that it works; times are not checked
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick; done
 

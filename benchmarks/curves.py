@@ -11,7 +11,6 @@ All runs have the same seed and see the same number of samples.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from demo_seeds import ROOT, SCRIPT, TINY
-from report import RESULTS, save, show
+from report import RESULTS, save, save_plot, show
 
 from trl_step.commands.saved_runs import saved_runs
 
@@ -100,7 +99,6 @@ def draw(plot: str, lines: dict[str, Curves], folder: Path) -> Path:
     """One PNG with a panel for each of `PANELS`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -117,13 +115,8 @@ def draw(plot: str, lines: dict[str, Curves], folder: Path) -> Path:
     if len(lines) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(lines), fontsize=9)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{plot}.png"
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=80)
-    Image.open(drawn).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
-        path, optimize=True
-    )  # a third of the size
+    save_plot(figure, path)
     return path
 
 

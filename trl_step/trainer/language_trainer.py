@@ -123,6 +123,7 @@ class LanguageTrainer(SamplingTrainer):
         self._shares_prompts = (
             config.share_prompts and not config.exact_v07 and all(self._forward.can_share(known) for known in models)
         )
+        self._padding_free = self._may_leave_padding_out(models)
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
         self._custom_collator = training_data_collator is not None
         self.dataset = dataset
@@ -163,6 +164,21 @@ class LanguageTrainer(SamplingTrainer):
             "generate, which writes token by token, samples from another distribution than the one that is trained. "
             "Take another model"
         )
+
+    def _may_leave_padding_out(self, models: Sequence[Any]) -> bool:
+        """Whether samples run in rows; a CPU, whose attention has to gather their parts, pads unless it is asked to."""
+        config = self.config
+        wanted = self.accelerator.device.type == "cuda" if config.padding_free is None else config.padding_free
+        if not wanted or config.exact_v07 or config.pad_for_acceleration:
+            return False
+        unable = [known for known in models if not self._forward.can_leave_padding_out(known)]
+        if unable and config.padding_free:
+            warn_user(
+                f"padding_free=True has no effect: {type(plain_model(unable[0].pretrained_model)).__name__} is an "
+                "encoder-decoder model, or says something else about samples in one row, or its attention is neither "
+                "sdpa nor flash attention, or its layers are placed on several devices; samples are padded"
+            )
+        return not unable
 
     def _parts(self) -> dict[str, Any]:
         return {
@@ -255,8 +271,7 @@ class LanguageTrainer(SamplingTrainer):
         """Lists become a batch, once."""
         inputs = self.prepare_model_inputs(given.queries, given.responses)
         rollout = self._layout.batch(given.queries, given.responses, inputs, given.response_masks)
-        if self._shares_prompts:
-            rollout = self._layout.share_queries(rollout)
+        rollout = self._layout.packable(rollout, self._shares_prompts, self._padding_free)
         return self._layout.with_numbers(rollout, given.scores, given.precomputed, given.advantages)
 
     def prepare_model_inputs(

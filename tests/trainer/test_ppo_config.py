@@ -170,6 +170,11 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: Any, allo
         ),
         ({"batch_size": 8, "mini_batch_size": 4, "gradient_accumulation_steps": 4}, r"4 \* 4 = 16"),
         ({"pad_for_acceleration": True}, "pad_for_acceleration=True needs pad_max_len"),
+        ({"padding_free": True, "exact_v07": True}, "padding_free=True with exact_v07=True: .* leave one out"),
+        (
+            {"padding_free": True, "pad_for_acceleration": True, "pad_max_len": 8},
+            "padding_free=True with pad_for_acceleration=True",
+        ),
         (
             {"push_to_hub_if_best_kwargs": {"private": True}},
             "push_to_hub_if_best_kwargs must contain the key 'repo_id'",

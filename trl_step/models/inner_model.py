@@ -31,6 +31,12 @@ def plain_model(model: nn.Module) -> Any:
     return model.get_base_model() if is_peft_model(model) else model
 
 
+def spans_devices(model: nn.Module) -> bool:
+    """Whether a device map put the layers of `model` on several devices."""
+    places = getattr(plain_model(model), "hf_device_map", None) or {}
+    return len({str(place) for place in places.values()}) > 1
+
+
 def output_embedding(model: nn.Module) -> nn.Module:
     """The module that turns hidden states into logits, according to the model itself.
 

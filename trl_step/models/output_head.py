@@ -56,7 +56,8 @@ def describe_output_head(pretrained_model: nn.Module) -> OutputHead | None:
     if probe.logits.shape != (len(probe.hidden), weight.shape[0]):  # ProphetNet's hidden rows are more than its logits
         return None
     exact_bias = None if bias is None else in_float64(bias)
-    linear = nn.functional.linear(in_float64(probe.hidden), in_float64(weight), exact_bias)
+    hidden = probe.hidden.to(weight.device)  # the last layer may lie on another device
+    linear = nn.functional.linear(in_float64(hidden), in_float64(weight), exact_bias)
     # a model may have the setting without following it
     for softcap in {getattr(base.config.get_text_config(decoder=True), "final_logit_softcapping", None), None}:
         scale = _fit_scale(linear, probe.logits, softcap, base.config)

@@ -103,7 +103,7 @@ class LanguageTrainer(OldParts):
         self.ref_model: Any = ref_model
 
         # before anything is wrapped
-        _ = self._length_limits, self._forward, self._shares_prompts
+        _ = self._length_limits, self._forward, self._shares_prompts, self._padding_free
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
         self._custom_collator = training_data_collator is not None
         self.dataset = dataset
@@ -229,8 +229,7 @@ class LanguageTrainer(OldParts):
         """Lists become a batch, once."""
         inputs = self.prepare_model_inputs(given.queries, given.responses)
         rollout = self._layout.batch(given.queries, given.responses, inputs, given.response_masks)
-        if self._shares_prompts:
-            rollout = self._layout.share_queries(rollout)
+        rollout = self._layout.packable(rollout, self._shares_prompts, self._padding_free)
         return self._layout.with_numbers(rollout, given.scores, given.precomputed, given.advantages)
 
     def prepare_model_inputs(

@@ -336,6 +336,10 @@ class PPOConfig:
     """weight of the mean negative log-prob of samples whose score is above 0"""
     offload_reference: bool = False
     """keep the weights of a separate reference in host memory, and on the device only while it is asked"""
+    padding_free: Optional[bool] = None
+    """run the samples of a mini-batch in one row without padding, if the model says the same then and at least a fifth
+    of its tokens are padding; None: on a CUDA device. Decoder-only models; not with `exact_v07` or
+    `pad_for_acceleration`"""
 
     def __post_init__(self) -> None:
         self._take_json()
@@ -398,6 +402,9 @@ class PPOConfig:
             raise ValueError(f"seed={self.seed!r} must be None or a whole number from 0 to 2**32 - 1")
         if self.pad_for_acceleration and self.pad_max_len is None:
             raise ValueError("pad_for_acceleration=True needs pad_max_len, the length in tokens to pad every batch to")
+        for other in ("exact_v07", "pad_for_acceleration"):
+            if self.padding_free and getattr(self, other):
+                raise ValueError(f"padding_free=True with {other}=True: the latter needs the padding; leave one out")
         if self.save_every is not None and not self.save_dir:
             raise ValueError(f"save_every={self.save_every} needs save_dir, the folder to save the run's states in")
         if self.push_to_hub_if_best_kwargs and "repo_id" not in self.push_to_hub_if_best_kwargs:
@@ -426,6 +433,7 @@ class PPOConfig:
         self._check_choice("gae_level", ("token", "turn"))
         self._check_choice("importance_correction", (None, *get_args(ImportanceCorrection)))
         self._check_choice("whiten_advantages", (None, True, False))
+        self._check_choice("padding_free", (None, True, False))
         for name, any_order in _PAIRS.items():
             self._check_pair(name, any_order)
         changed = {f.name for f in fields(self) if f.name in _AFTER_V07 and getattr(self, f.name) != f.default}

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoModelForSequenceClassification,
     BloomConfig,
     BloomForCausalLM,
@@ -29,9 +32,16 @@ from transformers import (
 from tests import tiny
 from trl_step.models.decoder_pass import run_decoder
 from trl_step.models.inner_model import decoder_backbone
+from trl_step.models.shortcuts import shared_prompts
 from trl_step.models.shortcuts.modes import training_without_dropout
 from trl_step.models.shortcuts.packed_row import PackedRow
-from trl_step.models.shortcuts.shared_prompts import SHARED, EncodedOnce, can_share_prompts, sharing
+from trl_step.models.shortcuts.shared_prompts import (
+    SHARED,
+    EncodedOnce,
+    can_leave_padding_out,
+    can_share_prompts,
+    sharing,
+)
 
 SIZES = {**tiny.SIZES, **tiny.IDS, "intermediate_size": 64, "max_position_embeddings": 64}
 PROMPTS = np.array([0, 1, 0, 2, 0, 1])
@@ -93,6 +103,17 @@ def row_of(first: int = 0, width: int = 17) -> PackedRow:
     return PackedRow.of(PROMPTS, PROMPT_LENGTHS, occupied, width, torch.from_numpy)
 
 
+def row_of_different_prompts(first: int = 0, width: int = 17) -> PackedRow:
+    occupied = np.stack((LENGTHS * 0 + first, LENGTHS + first), axis=1)
+    return PackedRow.of(np.arange(len(LENGTHS)), PROMPT_LENGTHS, occupied, width, torch.from_numpy)
+
+
+ROWS: dict[str, tuple[Callable[[], PackedRow], Callable[[Any], bool]]] = {
+    "shared prompts": (row_of, can_share_prompts),
+    "no padding": (row_of_different_prompts, can_leave_padding_out),
+}
+
+
 def weights_of(logits: torch.Tensor) -> torch.Tensor:
     """Something to take the gradient of: another weight for each logit, the same whatever else is in the batch."""
     return torch.sin(torch.arange(logits.numel(), dtype=torch.float32)).view(logits.shape)
@@ -117,18 +138,34 @@ def test_a_row_by_hand() -> None:
     assert torch.equal(row.unpack(row.pack(padded))[real], padded[real])
 
 
+def test_a_row_of_different_prompts_by_hand() -> None:
+    """Samples 1 2 3, 7 and 1 2 4 5."""
+    occupied = np.array([[0, 3], [3, 4], [0, 4]])
+    row = PackedRow.of(np.arange(3), np.array([2, 1, 2]), occupied, 4, torch.from_numpy)
+    padded = torch.tensor([[1, 2, 3, 0], [0, 0, 0, 7], [1, 2, 4, 5]])
+    assert row.pack(padded).tolist() == [[1, 2, 3, 7, 1, 2, 4, 5]]
+    assert row.positions.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3]]
+    assert row.stems.tolist() == [[0, 1, 2, 0], [3, 3, 3, 3], [4, 5, 6, 7]]
+    assert row.in_parts.tolist() == [0, 1, 2, 4, 8, 9, 10, 11]
+    assert row.branches.numel() == row.stem_of.numel() == 0
+    real = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]]).bool()
+    assert torch.equal(row.unpack(row.pack(padded))[real], padded[real])
+
+
 # --- what models say ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("way", ROWS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_and_gradients_are_those_of_a_loop_over_samples(kind: str, checkpointing: bool) -> None:
+def test_logits_and_gradients_are_those_of_a_loop_over_samples(kind: str, checkpointing: bool, way: str) -> None:
     model = made(kind)
+    make_row, can = ROWS[way]
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
-    ids, row = samples(), row_of()
-    assert can_share_prompts(model)
+    ids, row = samples(), make_row()
+    assert can(model)
 
     with training_without_dropout(model):
         alone = []
@@ -162,6 +199,55 @@ def test_a_token_runs_once() -> None:
         model(**row.arguments(samples()))
     prompts, answers, single = 9 + 4, (2 + 1 + 8) + (12 + 1), 13
     assert tokens == [(1, prompts + answers + single)]
+
+
+def test_no_token_is_padding() -> None:
+    model, row = made("llama"), row_of_different_prompts()
+    tokens: list[int] = []
+    decoder_backbone(model).layers[0].mlp.register_forward_hook(lambda _m, args, _o: tokens.append(args[0].shape[:2]))
+    with sharing(model, row), torch.no_grad():
+        model(**row.arguments(samples()))
+    assert tokens == [(1, LENGTHS.sum())]
+
+
+@pytest.fixture
+def causal_kernel(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """An attention function without masks, as flash attention is; the shapes of its queries, and whether it was told
+    positions."""
+    shapes: list[Any] = []
+
+    def attend(_module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
+        assert attention_mask is None
+        shapes.append((tuple(query.shape), "position_ids" in options))
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2), None
+
+    AttentionInterface.register("no_masks", attend)
+    AttentionMaskInterface.register("no_masks", lambda **_: None)
+    monkeypatch.setattr(shared_prompts, "CAUSAL_KERNELS", ("no_masks",))
+    return shapes
+
+
+def test_a_kernel_that_takes_no_mask_takes_samples_but_no_answers(causal_kernel: list[Any]) -> None:
+    model, row, ids = made("llama"), row_of_different_prompts(), samples()
+    expected = model(input_ids=ids).logits
+    model.set_attn_implementation("no_masks")
+    assert can_leave_padding_out(model)
+    assert not can_share_prompts(model)
+    causal_kernel.clear()
+    with sharing(model, row), torch.no_grad():
+        logits = row.unpack(model(**row.arguments(ids)).logits)
+    assert causal_kernel == [((6, 2, 17, 16), False)] * 2, "positions of a row would say that it is packed"
+    for found, own, length in zip(logits, expected, LENGTHS, strict=True):
+        torch.testing.assert_close(found[:length], own[:length], rtol=1e-5, atol=1e-5)
+    assert model.config._attn_implementation == "no_masks"
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3"])
+def test_a_kernel_that_takes_no_mask_knows_no_windows(kind: str, causal_kernel: list[Any]) -> None:
+    model = made(kind)
+    model.set_attn_implementation("no_masks")
+    assert not can_leave_padding_out(model)
+    assert model.config._attn_implementation == "no_masks"
 
 
 def test_the_model_is_given_back_as_it_was() -> None:
@@ -237,15 +323,18 @@ def test_a_model_that_says_something_else_is_found_out(name: str) -> None:
     torch.manual_seed(0)
     model = UNABLE[name]()
     assert not can_share_prompts(model)
+    assert not can_leave_padding_out(model)
     assert model.config._attn_implementation == UNABLE[name]().config._attn_implementation
 
 
 def test_a_layer_that_looks_at_its_neighbours_is_found_out() -> None:
     model = made("llama")
     assert can_share_prompts(model)
+    assert can_leave_padding_out(model)
     layer = decoder_backbone(model).layers[0]
     layer.register_forward_hook(lambda _module, _args, out: out + 0.1 * torch.roll(out, 1, dims=1))
     assert not can_share_prompts(model)
+    assert not can_leave_padding_out(model)
 
 
 def test_a_classifier_can() -> None:

@@ -105,10 +105,12 @@ def test_single_samples_among_groups() -> None:
 # --- against the same step with sharing off -------------------------------------------------------------------------
 
 
-def two_steps(share: bool, make: Callable[..., PPOTrainer], seq2seq: bool = False) -> Any:
+def two_steps(
+    share: bool, make: Callable[..., PPOTrainer], seq2seq: bool = False, draw: Callable[..., Samples] = samples
+) -> Any:
     torch.manual_seed(0)
     ours = make(share_prompts=share)
-    sets = [samples(seed, seq2seq) for seed in (1, 2)]
+    sets = [draw(seed, seq2seq) for seed in (1, 2)]
     stats = [ours.step(one.queries, one.responses, one.scores, one.masks) for one in sets]
     names = (
         "objective/kl",
@@ -185,6 +187,42 @@ def test_statistics_and_weights_of_an_encoder_decoder(name: str) -> None:
     torch.testing.assert_close(shared[1], plain[1], rtol=1e-5, atol=1e-5)
 
 
+# --- against the same step with padding ------------------------------------------------------------------------------
+
+
+def ragged(seed: int = 1, _seq2seq: bool = False) -> Samples:
+    """Different queries; most of what padded rows hold is padding."""
+    stream = torch.Generator().manual_seed(seed)
+    one = samples(seed)
+    lengths = (3, 30, 4, 3, 12, 5, 4, 3)
+    return one._replace(queries=[torch.randint(4, tiny.VOCABULARY, (n,), generator=stream) for n in lengths])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_update_without_padding_is_that_of_a_loop_over_samples(kind: str) -> None:
+    model = value_head(made(kind))
+    reference = None if kind == "lora" else moved_a_little(model)
+    layers, one = Layers(model.pretrained_model), ragged()
+    found = both(model, reference, one, init_kl_coef=0.1, padding_free=True)
+    assert largest_difference(found) < 1e-5
+    assert layers.shapes[-1] == (1, 64 + 36)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", WAYS)
+def test_statistics_and_weights_are_those_with_padding(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates are plain SGD, so that the weights show the gradients."""
+    make, options = WAYS[way]
+    packed, plain = (
+        two_steps(False, lambda free=free, **more: make(**options, padding_free=free, **more), draw=ragged)
+        for free in (True, False)
+    )
+    for one, other in zip(packed[0], plain[0], strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(packed[1], plain[1], rtol=1e-5, atol=1e-5)
+
+
 # --- what runs ------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +252,52 @@ def test_a_query_runs_once_in_the_rollout_and_in_training() -> None:
 )
 def test_nothing_is_shared_if_a_setting_forbids_it(options: dict[str, Any]) -> None:
     assert shapes_of_a_step(**options) == PADDED
+
+
+def test_a_mini_batch_has_no_padding() -> None:
+    assert shapes_of_a_step(one=ragged(), padding_free=True) == [(1, 100)] * 2
+    assert shapes_of_a_step(one=ragged()) == [(8, 33)] * 2, "a CPU pads"
+
+
+def test_a_row_takes_no_more_samples_than_padded_ones_would() -> None:
+    """Attention is padded all the same: in the rollout long samples go together."""
+    np.random.seed(0)
+    one = ragged()
+    ends = [len(query) + len(response) for query, response in zip(one.queries, one.responses, strict=True)]
+    rollout = shapes_of_a_step(one=one, padding_free=True, mini_batch_size=2)[:4]
+    longest = sorted(ends, reverse=True)
+    expected = [longest[i : i + 2] for i in range(0, 8, 2)]
+    assert rollout == [(1, sum(two)) if sum(two) <= 1.6 * two[0] else (2, two[0]) for two in expected]
+    assert {rows for rows, _ in rollout} == {1, 2}
+
+
+def test_little_padding_stays() -> None:
+    one = samples()
+    equal = one._replace(queries=[torch.full((9,), 4 + i) for i in range(8)], responses=[torch.arange(4, 14)] * 8)
+    assert shapes_of_a_step(one=equal, padding_free=True) == [(8, 19)] * 2
+
+
+@pytest.mark.parametrize("name", ["bloom", "eager"])
+def test_a_model_that_cannot_says_so_and_is_padded(name: str) -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="padding_free=True has no effect: .* says something else"):
+        shapes = shapes_of_a_step(value_head(copy.deepcopy(UNABLE[name]())), one=ragged(), padding_free=True)
+    assert shapes == [(8, 33)] * 2
+
+
+def test_an_encoder_decoder_is_padded() -> None:
+    with pytest.warns(UserWarning, match="T5ForConditionalGeneration is an encoder-decoder model"):
+        trainer = tiny.trainer("t5", padding_free=True)
+    assert not trainer._padding_free
+
+
+def test_a_cuda_device_leaves_padding_out_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = tiny.trainer(value_head(made("gpt2")))
+    monkeypatch.setattr(type(ours.accelerator), "device", torch.device("cuda"))
+    models = [ours.model, ours.ref_model]
+    assert ours._may_leave_padding_out(models)
+    ours.config.padding_free = False
+    assert not ours._may_leave_padding_out(models)
 
 
 def test_whole_groups_run_together_in_the_rollout() -> None:

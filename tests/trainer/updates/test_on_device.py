@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from typing import Any
 
@@ -116,9 +117,10 @@ def test_no_update_behind_a_loss_that_is_not_finite() -> None:
 
 
 WAITS = frozenset(("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique"))
+LOOK_AT_A_MASK = ("_ignore_causal_mask_sdpa", "masking_utils.py")
 ON_A_CPU_ALONE = {
     ("backward", "policy_gradient.py"),  # the factor of the head's gradient
-    ("_ignore_causal_mask_sdpa", "masking_utils.py"),  # a GPU gets no attention mask
+    LOOK_AT_A_MASK,
 }
 
 
@@ -138,14 +140,19 @@ class NoLook(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("padding_free", [None, True], ids=["padded", "padding-free"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "frozen bottom"])
 @pytest.mark.parametrize("size", SIZES)
-def test_nothing_waits_inside_a_mini_batch(size: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_waits_inside_a_mini_batch(
+    size: str, name: str, padding_free: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny.with_value_head("gpt2" if name == "frozen bottom" else name)
     if name == "frozen bottom":
         for parameter in (*model.pretrained_model.transformer.h[0].parameters(), *embeddings(model)):
             parameter.requires_grad_(False)
-    ours = build(model, **SIZES[size])
+    if padding_free:  # as on a GPU: no mask is looked at
+        monkeypatch.setattr(sys.modules[__name__], "ON_A_CPU_ALONE", ON_A_CPU_ALONE - {LOOK_AT_A_MASK})
+    ours = build(model, **SIZES[size], padding_free=padding_free)
     ours.step(*tiny.batch())
     calls = refuse_looks_inside(FusedEngine, "train", monkeypatch)
     ours.step(*tiny.batch(seed=2))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
+from trl_step.models.inner_model import decoder_backbone, plain_model, spans_devices, takes_argument
 from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import replaced_forward
 from trl_step.models.shortcuts.packed_row import PackedRow
@@ -47,7 +47,8 @@ def find_cut(model: nn.Module) -> TrunkCut | None:
     layers = _layers(model)
     if layers is None or any(parameter.requires_grad for parameter in layers[0].parameters()):
         return None
-    if is_sharded(model):  # a layer that is left out would not gather its weights as the others expect
+    # a layer that is left out would not gather its weights, or move its input, as the others expect
+    if is_sharded(model) or spans_devices(model):
         return None
     try:
         cut = _deepest_frozen(model, layers)

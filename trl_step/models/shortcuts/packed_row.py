@@ -1,9 +1,9 @@
-"""Samples laid out as one row of tokens, in which a prompt that several of them begin with stands once.
+"""Samples laid out as one row of tokens without padding, in which a prompt that several of them begin with stands once.
 
 A stem is what attends to nothing but itself: a shared prompt, or a sample that shares none. A branch is the answer of a
 sample after a shared prompt: it attends to that stem and to itself. The row has the stems one after the other, then the
-branches, without padding. B samples, S columns; N tokens in the row; G stems of at most P tokens, M branches of at most
-R tokens.
+branches; there are none if all prompts differ. B samples, S columns; N tokens in the row; G stems of at most P tokens,
+M branches of at most R tokens.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class PackedRow(NamedTuple):
         width: int,
         upload: Upload,
     ) -> PackedRow:
-        """The row of samples with at least two of one prompt.
+        """The row of some samples.
 
         Args:
             prompts: int64 [B], equal numbers for equal prompts
-            prompt_lengths: int64 [B], in tokens; fewer than the sample has
+            prompt_lengths: int64 [B], in tokens; fewer than the sample has if another has the same prompt
             occupied: int64 [B, 2], the first column of each sample with a token, and the one after its last
             width: S
         """
@@ -122,9 +122,9 @@ class _Parts(NamedTuple):
 
     def padded(self) -> np.ndarray:
         """Positions in the row, [n, longest]; after the end of a sequence those of its first token."""
-        columns = np.arange(int(self.lengths.max()))
+        columns = np.arange(int(self.lengths.max(initial=0)))
         return self.start[:, None] + np.where(columns < self.lengths[:, None], columns, 0)
 
     def in_padded(self) -> np.ndarray:
         """Of every token, its position in the flattened `padded`."""
-        return self.owner * int(self.lengths.max()) + self.within
+        return self.owner * int(self.lengths.max(initial=0)) + self.within

@@ -1,11 +1,13 @@
-"""A prompt that several samples begin with runs once, in one row with their answers; gradients add up in it.
+"""Samples in one row: no padding, and a prompt that several of them begin with runs once; gradients add up in it.
 
 The model runs on a `PackedRow` as on a batch of one. Only attention has to know: it is handed to the model through
 transformers' interface for attention functions, and lets stems attend to themselves, and branches to their stem and to
 themselves, with torch's kernel and the model's own mask (causal, sliding window, chunks) at the tokens' positions in
-their samples. An encoder has no answers to tell apart: it runs on one sample of each prompt.
+their samples. Stems and branches are padded for it, each to their longest: that takes no more than attention over
+padded samples does, and a causal kernel needs no mask, where one over the row would have (sum of lengths)² entries. All
+else in a layer sees the row. An encoder has no answers to tell apart: it runs on one sample of each prompt.
 
-Whether a model says the same in that way is asked of the model, by `can_share_prompts`.
+Whether a model says the same in that way is asked of the model, by `can_share_prompts` and `can_leave_padding_out`.
 """
 
 from __future__ import annotations
@@ -30,13 +32,15 @@ from trl_step.models.shortcuts.packed_row import PackedRow, Upload
 
 KERNEL = "sdpa"
 """transformers' name of the attention function that is called for stems and for branches"""
+CAUSAL_KERNELS = ("flash_attention_2", "flash_attention_3")
+"""Those that take stems alone, as they take no mask."""
 SHARED = "sdpa_with_shared_prompts"
 """the name of the one here"""
 HARMLESS = frozenset(("position_ids", "s_aux"))
 """Tensors that a layer hands to its attention function, and that are not by pairs of tokens."""
 
-_ROW: ContextVar[PackedRow] = ContextVar("row")
-"""what the models inside of `sharing` run on"""
+_SAMPLES: ContextVar[tuple[PackedRow | RightPadded, str]] = ContextVar("samples")
+"""what the models inside of `sharing` run on, and the name of their own attention function"""
 
 
 class EncodedOnce(NamedTuple):
@@ -54,7 +58,14 @@ class EncodedOnce(NamedTuple):
         return cls(upload(first), upload(query_of))
 
 
-Shared = PackedRow | EncodedOnce
+class RightPadded(NamedTuple):
+    """Samples as they are, padded on the right: no mask is needed, and nobody has to look at one."""
+
+    width: int
+    """S"""
+
+
+Shared = PackedRow | EncodedOnce | RightPadded
 
 
 def sharing(model: nn.Module, shared: Shared | None) -> AbstractContextManager[None]:
@@ -66,21 +77,22 @@ def sharing(model: nn.Module, shared: Shared | None) -> AbstractContextManager[N
     """
     if shared is None:
         return nullcontext()
-    if isinstance(shared, PackedRow):
-        return _packed(decoder_backbone(model), shared)
+    if not isinstance(shared, EncodedOnce):
+        return _own_attention(decoder_backbone(model), shared)
     encoder = plain_model(model).get_encoder()
     return replaced_forward(encoder, partial(_encode_once, encoder.forward, shared))
 
 
 @contextmanager
-def _packed(backbone: Any, row: PackedRow) -> Iterator[None]:
-    before, token = backbone.config._attn_implementation, _ROW.set(row)
+def _own_attention(backbone: Any, samples: PackedRow | RightPadded) -> Iterator[None]:
+    before = backbone.config._attn_implementation
+    token = _SAMPLES.set((samples, before))
     try:
         backbone.set_attn_implementation(SHARED)
         yield
     finally:
         backbone.set_attn_implementation(before)
-        _ROW.reset(token)
+        _SAMPLES.reset(token)
 
 
 def _encode_once(encode: Callable[..., Any], shared: EncodedOnce, *args: Any, **kwargs: Any) -> Any:
@@ -100,11 +112,13 @@ def _encode_once(encode: Callable[..., Any], shared: EncodedOnce, *args: Any, **
 class PackedMask:
     """What layers of one kind get in place of a mask. True where a token attends."""
 
-    row: PackedRow
+    samples: PackedRow | RightPadded
+    kernel: str
+    """transformers' name of the model's own attention function"""
     stems: torch.Tensor | None
-    """bool [1, 1, P, P]; None: causal"""
-    branches: torch.Tensor
-    """bool [M, 1, R, P + R]"""
+    """bool [1, 1, P, P], of padded samples [1, 1, S, S]; None: causal"""
+    branches: torch.Tensor | None
+    """bool [M, 1, R, P + R]; None: there are none"""
 
 
 def _mask(
@@ -126,17 +140,21 @@ def _mask(
     """
     if use_vmap:
         raise ValueError("a mask of the model's own may depend on more than positions")
-    row = _ROW.get()
-    prompt = torch.arange(row.stems.shape[1], device=device)
-    answer = torch.arange(row.branches.shape[1], device=device)
+    row, kernel = _SAMPLES.get()
+    if kernel != KERNEL and (local_size is not None or not allow_is_causal_skip):
+        raise ValueError(f"{kernel} takes no mask, and the model's is not causal alone")
+    prompt = torch.arange(row.width if isinstance(row, RightPadded) else row.stems.shape[1], device=device)
     stems = None
     if not allow_is_causal_skip or (local_size is not None and len(prompt) >= local_size):
         stems = mask_function(0, 0, prompt.view(1, 1, -1, 1), prompt.view(1, 1, 1, -1))
+    if isinstance(row, RightPadded) or len(row.stem_of) == 0:
+        return PackedMask(row, kernel, stems, None)
+    answer = torch.arange(row.branches.shape[1], device=device)
     begin = row.stem_lengths.index_select(0, row.stem_of).view(-1, 1, 1, 1)
     queries = begin + answer.view(1, 1, -1, 1)
     before = mask_function(0, 0, queries, prompt.view(1, 1, 1, -1)) & (prompt < begin)
     own = mask_function(0, 0, queries, begin + answer.view(1, 1, 1, -1))
-    return PackedMask(row, stems, torch.cat((before, own), dim=-1))
+    return PackedMask(row, kernel, stems, torch.cat((before, own), dim=-1))
 
 
 def _attend(
@@ -147,11 +165,15 @@ def _attend(
     attention_mask: Any,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over a row: query [1, H, N, d], key and value [1, H', N, d or d'] -> [1, N, H, d']."""
+    """Attention over a row: query [1, H, N, d], key and value [1, H', N, d or d'] -> [1, N, H, d']; padded samples have
+    b in place of 1 and S in place of N."""
     unknown = [name for name, option in options.items() if isinstance(option, torch.Tensor) and name not in HARMLESS]
     if unknown or not isinstance(attention_mask, PackedMask):
         raise ValueError(f"attention depends on more than positions: {', '.join(unknown) or type(attention_mask)}")
-    row, kernel = attention_mask.row, AttentionInterface()[KERNEL]
+    row, kernel = attention_mask.samples, AttentionInterface()[attention_mask.kernel]
+    options.pop("position_ids", None)  # a kernel would look for packed samples in them
+    if isinstance(row, RightPadded):
+        return kernel(module, query, key, value, attention_mask.stems, **options)
 
     def part(of_row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """[1, H, N, d], [n, m] -> [n, m, H, d]"""
@@ -161,8 +183,11 @@ def _attend(
         """[n, m, H, d] each -> [n * m, H, d']"""
         return kernel(module, *(one.transpose(1, 2) for one in inputs), mask, **options)[0].flatten(0, 1)
 
-    stems, branches = ([part(one, index) for one in (query, key, value)] for index in (row.stems, row.branches))
     # after the end of a part no token is attended to, and those there attend to themselves: they stay finite
+    stems = [part(one, row.stems) for one in (query, key, value)]
+    if attention_mask.branches is None:
+        return attended(stems, attention_mask.stems).index_select(0, row.in_parts).unsqueeze(0), None
+    branches = [part(one, row.branches) for one in (query, key, value)]
     seen = [
         torch.cat((before.index_select(0, row.stem_of), own), dim=1)
         for before, own in zip(stems[1:], branches[1:], strict=True)
@@ -187,11 +212,26 @@ def can_share_prompts(model: nn.Module) -> bool:
     Args:
         model: a transformers model, or a PeftModel around one
     """
+    if plain_model(model).config.is_encoder_decoder:
+        return _asked(model, _encodes_the_same)
+    return _asked(model, partial(_packs, shared=True))
+
+
+def can_leave_padding_out(model: nn.Module) -> bool:
+    """Whether a decoder-only model says the same about samples in one row without padding, up to rounding.
+
+    Args:
+        model: as in `can_share_prompts`
+    """
+    return not plain_model(model).config.is_encoder_decoder and _asked(model, partial(_packs, shared=False))
+
+
+def _asked(model: nn.Module, says_the_same: Callable[[nn.Module], bool]) -> bool:
     if not can_be_asked(model):
         return False
     try:
         with probing(model), quiet_transformers():  # which says of a model that it has no interface
-            return _encodes_the_same(model) if plain_model(model).config.is_encoder_decoder else _packs(model)
+            return says_the_same(model)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
         return False
 
@@ -200,14 +240,19 @@ PROMPT, LENGTHS = 4, (7, 6)
 """Tokens of the probe's prompt, and of the two samples that begin with it."""
 
 
-def _packs(model: nn.Module) -> bool:
+def _packs(model: nn.Module, shared: bool) -> bool:
+    """Whether two samples say the same in one row, with their prompt `shared` or without sharing."""
     backbone: Any = decoder_backbone(model)
-    if backbone is None or backbone.config._attn_implementation != KERNEL or not takes_argument(model, "position_ids"):
+    kernels = (KERNEL,) if shared else (KERNEL, *CAUSAL_KERNELS)
+    if backbone is None or not takes_argument(model, "position_ids"):
         return False
-    lengths, same = np.array(LENGTHS), np.zeros(2, dtype=np.int64)
+    if backbone.config._attn_implementation not in kernels:
+        return False
+    lengths, first = np.array(LENGTHS), np.zeros(2, dtype=np.int64)
     ids = _probe_ids(model, max(LENGTHS))
     upload = partial(_upload, device=ids.device)
-    row = PackedRow.of(same, same + PROMPT, np.stack((same, lengths), axis=1), ids.shape[1], upload)
+    prompts, occupied = first if shared else np.arange(2), np.stack((first, lengths), axis=1)
+    row = PackedRow.of(prompts, first + PROMPT, occupied, ids.shape[1], upload)
     options = {"use_cache": False} if takes_argument(backbone, "use_cache") else {}
     expected = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
     with sharing(model, row):

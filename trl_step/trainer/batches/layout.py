@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trl_step.models.shortcuts.packed_row import PackedRow
-from trl_step.models.shortcuts.shared_prompts import EncodedOnce, Shared
+from trl_step.models.shortcuts.shared_prompts import EncodedOnce, RightPadded, Shared
 from trl_step.sampling.options import padding_id
 from trl_step.trainer.batches.padding import Padded, counted_positions, pad_sequences, spread
 from trl_step.trainer.batches.rollout import (
@@ -169,12 +169,18 @@ class Layout:
         shared = self._shared(batch, columns)
         return Piece(batch.narrow(inputs, predicted), counted, labels, index, predicted, columns, shared)
 
-    def share_queries(self, batch: Rollout) -> Rollout:
-        """The batch with the numbers of its queries, if any repeats and the model gets nothing but ids and masks."""
+    def packable(self, batch: Rollout, share_queries: bool, padding_free: bool) -> Rollout:
+        """The batch that may run in rows, if the model gets nothing but ids and masks.
+
+        Args:
+            share_queries: queries that repeat run once
+            padding_free: padding may be left out
+        """
         known = {f"{prefix}{name}" for prefix in self._prefixes for name in Padded._fields}
         if set(batch.inputs) != known or self.fixed_length is not None:
             return batch
-        return batch._replace(query_numbers=number_queries(batch.queries))
+        numbers = number_queries(batch.queries) if share_queries else None
+        return batch._replace(query_numbers=numbers, padding_free=padding_free)
 
     def line(self, batch: Rollout) -> Line:
         """The samples of a batch in an order in which little is padding, and equal queries follow each other."""
@@ -183,18 +189,23 @@ class Layout:
         return line_up(batch.positions.lengths, batch.query_numbers, query_lengths)
 
     def _shared(self, batch: Rollout, columns: slice) -> Shared | None:
-        """How the queries of a mini-batch in these columns run once; None if none repeats, or if it would not pay."""
+        """How the samples of a mini-batch in these columns run in one row, or its queries once; None if they are padded
+        as they are: no query repeats and padding may not be left out, or it would not pay."""
         numbers, place = batch.query_numbers, partial(upload, device=batch.mask.device)
-        if numbers is None or len(np.unique(numbers)) == len(numbers):
-            return None
+        if numbers is not None and len(np.unique(numbers)) == len(numbers):
+            numbers = None
         if self.is_encoder_decoder:
-            return EncodedOnce.of(numbers, place)
-        size, line = PassSize(), self.line(batch)
+            return None if numbers is None else EncodedOnce.of(numbers, place)
+        if numbers is None and not batch.padding_free:
+            return None
+        size, line = PassSize(padding_free=batch.padding_free), self.line(batch)
         for length, repeated in zip(line.lengths.tolist(), line.repeated.tolist(), strict=True):
             size = size.plus(length, repeated)
         if not size.is_packed:
-            return None
+            as_they_are = batch.padding_free and not batch.positions.left_padded
+            return RightPadded(columns.stop - columns.start) if as_they_are else None
         query_lengths = np.array([len(query) for query in batch.queries])
+        numbers = np.arange(len(batch.queries)) if numbers is None else numbers
         occupied = batch.positions.occupied[-1] - columns.start
         return PackedRow.of(numbers, query_lengths, occupied, columns.stop - columns.start, place)
 

@@ -107,6 +107,8 @@ class Rollout(NamedTuple):
     """int64, 1 where a position predicts a counted response token"""
     query_numbers: np.ndarray | None = None
     """int64 [B], equal for equal queries, if those may run once"""
+    padding_free: bool = False
+    """whether samples may run in one row, without padding"""
     scores: Later = None
     """[B], or [B, T] if any sample was given a score per token"""
     old_logprobs: Later = None

@@ -34,16 +34,20 @@ class PassSize(NamedTuple):
     total: int = 0
     repeated: int = 0
     """tokens of queries that the pass has already"""
+    padding_free: bool = False
+    """whether samples that repeat nothing may be packed as well"""
 
     def plus(self, length: int, repeated: int) -> PassSize:
         """With another sample, of which so many tokens are `repeated` from the sample before."""
         again = repeated if self.samples else 0
-        return PassSize(self.samples + 1, max(self.longest, length), self.total + length, self.repeated + again)
+        longest, total = max(self.longest, length), self.total + length
+        return PassSize(self.samples + 1, longest, total, self.repeated + again, self.padding_free)
 
     @property
     def is_packed(self) -> bool:
-        """Whether queries run once."""
-        return self.repeated > 0 and self.total - self.repeated <= WORTH * self.samples * self.longest
+        """Whether the samples run in one row, and queries once."""
+        packs = self.repeated > 0 or self.padding_free
+        return packs and self.total - self.repeated <= WORTH * self.samples * self.longest
 
     @property
     def tokens(self) -> int:

@@ -20,9 +20,9 @@ from trl_step.head.policy_gradient import LogprobGradient, policy_gradient_rows
 from trl_step.head.tiles import ChunkBuffers, OutputHead
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.critic import PolicyWithCritic, wrappers_of
-from trl_step.models.inner_model import takes_argument
+from trl_step.models.inner_model import spans_devices, takes_argument
 from trl_step.models.output_head import describe_output_head
-from trl_step.models.shortcuts.shared_prompts import can_share_prompts, sharing
+from trl_step.models.shortcuts.shared_prompts import RightPadded, can_leave_padding_out, can_share_prompts, sharing
 from trl_step.models.shortcuts.tied_embedding import JoinedGradient, joined_where_tied
 from trl_step.trainer.batches.layout import Inputs, Layout
 from trl_step.trainer.batches.rollout import Piece
@@ -49,6 +49,13 @@ class Slopes(NamedTuple):
     """d loss / d entropy [N]; None if the loss does not depend on entropies"""
     couple_tokens: bool = False
     """`of_rows` needs the log-probs of all N positions at once"""
+
+    def on(self, device: torch.device, home: torch.device) -> Slopes:
+        """The same for log-probs on another `device` than `home`, where the rest of the loss is."""
+        if device == home:
+            return self
+        of_entropy = None if self.of_entropy is None else self.of_entropy.to(device)
+        return Slopes(lambda rows, found: self.of_rows(rows, found.to(home)).to(device), of_entropy, self.couple_tokens)
 
     def at(self, logprobs: torch.Tensor) -> LogprobGradient:
         """`of_rows` for given log-probs [N] of all positions."""
@@ -98,27 +105,38 @@ class TokenForward:
 
     def can_share(self, model: Any) -> bool:
         """Whether `model`, not wrapped yet, may run a query once for several samples."""
-        placed = getattr(model, "is_sequential_parallel", False)  # tensors of a packed row lie on one device
+        return self._can(model, can_share_prompts)
+
+    def can_leave_padding_out(self, model: Any) -> bool:
+        """Whether `model`, not wrapped yet, may run samples in one row, without padding."""
+        return self._can(model, can_leave_padding_out)
+
+    def _can(self, model: Any, of_part: Callable[[Any], bool]) -> bool:
         takes_rows = (self._heads.get(id(model)) or self.register(model)).takes_rows
         parts = [part.pretrained_model for part in wrappers_of(model)]
-        return takes_rows and not placed and all(can_share_prompts(part) for part in parts)
+        # tensors of a packed row lie on one device
+        return takes_rows and not any(map(spans_devices, parts)) and all(map(of_part, parts))
 
     def forget_head(self, model: PreTrainedModelWrapper) -> None:
         """Let the model's own code compute the logits: the head's weights are whole only while the head runs."""
         self._heads[id(model)] = self._heads[id(model)]._replace(head=None)
 
-    def run(self, model: Any, inputs: Inputs, left_padded: bool, **options: Any) -> Any:
+    def run(self, model: Any, inputs: Inputs, left_padded: bool, no_mask: bool = False, **options: Any) -> Any:
         """The model's forward on padded samples.
 
         A causal model never looks ahead, so padding on the right cannot reach a real token: with nothing masked the
         attention takes its fast causal path. Padding on the left needs the mask, and positions that skip it.
+
+        Args:
+            no_mask: attention takes none, see `RightPadded`
         """
         arguments, inner = dict(inputs), self.unwrap(model).pretrained_model
         looks_ahead = self.layout.is_encoder_decoder
         if not looks_ahead and not left_padded:
             mask = arguments.pop("attention_mask")
-            if mask.device.type == "cpu":
-                # an explicit mask, or transformers warns of padding; a GPU would have to wait to look at it
+            if no_mask or mask.device.type == "cpu":
+                # an explicit mask, or transformers warns of padding, or looks for packed samples; a GPU would have to
+                # wait for either look
                 arguments["attention_mask"] = torch.ones_like(mask)
         # differs from v0.7: absolute positions counted the padding
         elif not looks_ahead and not self.layout.exact_v07 and takes_argument(inner, "position_ids"):
@@ -134,7 +152,8 @@ class TokenForward:
         if row is not None:
             inputs = row.arguments(self.layout.predicted_ids(piece.batch.inputs))
             return model(**inputs, rows=row.of_samples.flatten().index_select(0, rows), **options)
-        return self.run(model, piece.batch.inputs, piece.batch.positions.left_padded, rows=rows, **options)
+        no_mask, left_padded = isinstance(piece.shared, RightPadded), piece.batch.positions.left_padded
+        return self.run(model, piece.batch.inputs, left_padded, no_mask, rows=rows, **options)
 
     @contextmanager
     def sharing(self, model: Any, piece: Piece) -> Iterator[None]:
@@ -154,21 +173,23 @@ class TokenForward:
         for start in range(0, len(ids), size):
             part = {key: value[start : start + size] for key, value in inputs.items()}
             logits, _, values = self.run(model, part, left_padded)
-            logits, labels = logits[:, :-1], ids[start : start + size, 1:]
+            # of layers on several devices, the last may be on any
+            logits, labels = logits[:, :-1].to(ids.device), ids[start : start + size, 1:]
             known = (logprobs_of_logits(logits, labels, self.temperature), logits)
-            found.append(known if values is None else (*known, values[:, :-1].float()))
+            found.append(known if values is None else (*known, values[:, :-1].float().to(ids.device)))
         logprobs, logits, *rest = (torch.cat(pieces) for pieces in zip(*found, strict=True))
         return logprobs, logits, rest[0] if rest else None
 
     def counted(self, model: Any, piece: Piece, slopes: Slopes | None = None, with_values: bool = True) -> TokenOutputs:
-        """Log-probs, values and entropy at the N counted positions of a piece.
+        """Log-probs, values and entropy at the N counted positions of a piece, on its device, wherever the layers of
+        the model are.
 
         Args:
             with_values: run a separate critic
             slopes: of the loss; with them the result has an `anchor` that carries the gradient. Without them the
                 log-probs have none.
         """
-        inner, labels = self.unwrap(model), piece.labels
+        inner, labels, home = self.unwrap(model), piece.labels, piece.labels.device
         described = (self._heads.get(id(inner)) or self.register(inner)).head
         entropy = anchor = None
         if described is None:
@@ -182,29 +203,32 @@ class TokenForward:
 
             def head(hidden: torch.Tensor, embedding: Any) -> tuple[torch.Tensor | None, ...]:
                 own = _with_parameters(described, embedding.weight, embedding.bias)
+                there = own.weight.device
+                hidden, targets = hidden.to(there), labels.to(there)
                 if slopes is None:
-                    return token_logprobs(hidden, labels, own, self.temperature), None, None
-                gradient_of = slopes.of_rows
-                if slopes.couple_tokens:  # all log-probs of a sample come first: one product with the head more
-                    gradient_of = slopes.at(token_logprobs(hidden.detach(), labels, own, self.temperature))
-                settings = self.temperature, self.buffers, joined.put, slopes.of_entropy
-                found = policy_gradient_rows(hidden, labels, own, gradient_of, *settings)
+                    return token_logprobs(hidden, targets, own, self.temperature), None, None
+                moved = slopes.on(there, home)
+                gradient_of = moved.of_rows
+                if moved.couple_tokens:  # all log-probs of a sample come first: one product with the head more
+                    gradient_of = moved.at(token_logprobs(hidden.detach(), targets, own, self.temperature))
+                settings = self.temperature, self.buffers, joined.put, moved.of_entropy
+                found = policy_gradient_rows(hidden, targets, own, gradient_of, *settings)
                 return found.logprobs, found.entropy, found.anchor
 
             with joined_where_tied(inner.pretrained_model, joined) if trains else nullcontext():
                 found, _, values = self.run_piece(model, piece, with_values, head=head)
             logprobs, entropy, anchor = found
         return TokenOutputs(
-            piece.counted.spread(logprobs.detach()),
-            None if values is None else piece.counted.spread(values),
-            None if entropy is None else piece.counted.spread(entropy),
-            anchor,
+            piece.counted.spread(logprobs.detach().to(home)),
+            None if values is None else piece.counted.spread(values.to(home)),
+            None if entropy is None else piece.counted.spread(entropy.to(home)),
+            None if anchor is None else anchor.to(home),
         )
 
     def states(self, model: Any, piece: Piece, with_values: bool = True) -> CountedStates:
         """Hidden states, or logits if the head is no plain product, and values at the counted positions, with
         gradients if they are on; the head has none."""
-        inner, rows = self.unwrap(model), piece.counted.in_inputs
+        inner, rows, home = self.unwrap(model), piece.counted.in_inputs, piece.labels.device
         access = self._heads.get(id(inner)) or self.register(inner)
         if access.head is not None:
             (hidden, *parameters), _, values = self.run_piece(
@@ -218,24 +242,29 @@ class TokenForward:
                     None if embedding.bias is None else embedding.bias.detach(),
                 ),
             )
-            return CountedStates(hidden, _with_parameters(access.head, *parameters), values)
+            own = _with_parameters(access.head, *parameters)
+            return CountedStates(hidden.to(own.weight.device), own, None if values is None else values.to(home))
         if access.takes_rows:
             logits, _, values = self.run_piece(model, piece, with_values)
-            return CountedStates(logits, None, values)
-        everywhere = self.run(model, piece.batch.inputs, piece.batch.positions.left_padded)
-        logits, values = (
-            None if x is None else x.flatten(0, 1).index_select(0, rows) for x in (everywhere[0], everywhere[2])
-        )
-        return CountedStates(logits, None, values)  # type: ignore[arg-type]
+        else:
+            everywhere = self.run(model, piece.batch.inputs, piece.batch.positions.left_padded)
+            logits, values = (
+                None if x is None else x.flatten(0, 1).index_select(0, rows.to(x.device))
+                for x in (everywhere[0], everywhere[2])
+            )
+        return CountedStates(logits.to(home), None, None if values is None else values.to(home))  # type: ignore[union-attr]
 
     def divergence(self, ours: CountedStates, theirs: CountedStates, labels: torch.Tensor) -> Divergence:
         """The exact divergence of two models at N positions; in chunks if both heads are plain products."""
+        home = labels.device
         if ours.head is not None and theirs.head is not None:
-            heads = ours.head, theirs.head
-            return exact_divergence(ours.states, theirs.states, labels, *heads, self.temperature, self.buffers)
+            heads, there = (ours.head, _moved(theirs.head, ours.states.device)), ours.states.device
+            states, targets = (ours.states, theirs.states.to(there)), labels.to(there)
+            found = exact_divergence(*states, targets, *heads, self.temperature, self.buffers)
+            return Divergence(*(each.to(home) for each in found))
         own, other = (
             torch.log_softmax(
-                (x.states if x.head is None else x.head.logits(x.states)).float() / self.temperature, dim=-1
+                (x.states if x.head is None else x.head.logits(x.states)).float().to(home) / self.temperature, dim=-1
             )
             for x in (ours, theirs)
         )
@@ -247,7 +276,13 @@ class TokenForward:
 
 def _with_parameters(described: OutputHead, weight: torch.Tensor, bias: torch.Tensor | None) -> OutputHead:
     """The head with the output embedding's parameters of this pass: sharded ones are other tensors each time."""
-    return described._replace(weight=weight, bias=described.bias if bias is None else bias)
+    return _moved(described._replace(weight=weight, bias=described.bias if bias is None else bias), weight.device)
+
+
+def _moved(head: OutputHead, device: torch.device) -> OutputHead:
+    """The head on a device."""
+    bias = None if head.bias is None else head.bias.to(device)
+    return head._replace(weight=head.weight.to(device), bias=bias)
 
 
 def _plain_anchor(

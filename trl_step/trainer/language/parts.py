@@ -89,6 +89,22 @@ class LanguageParts(SamplingTrainer):
         return wanted and all(self._forward.can_share(model) for model in self._models)
 
     @cached_property
+    def _padding_free(self) -> bool:
+        """Whether samples run in rows; a CPU, whose attention has to gather their parts, pads unless it is asked to."""
+        config = self.config
+        wanted = self.accelerator.device.type == "cuda" if config.padding_free is None else config.padding_free
+        if not wanted or config.exact_v07 or config.pad_for_acceleration:
+            return False
+        unable = [model for model in self._models if not self._forward.can_leave_padding_out(model)]
+        if unable and config.padding_free:
+            warn_user(
+                f"padding_free=True has no effect: {type(plain_model(unable[0].pretrained_model)).__name__} is an "
+                "encoder-decoder model, or says something else about samples in one row, or its attention is neither "
+                "sdpa nor flash attention, or its layers are placed on several devices; samples are padded"
+            )
+        return not unable
+
+    @cached_property
     def _custom_collator(self) -> bool:
         return type(self.data_collator) is not DataCollatorForLanguageModeling
 

@@ -21,7 +21,7 @@ _FREE = """
     forward_batch_size world_size optimize_cuda_cache optimize_device_cache backward_batch_size
     global_backward_batch_size global_batch_size is_encoder_decoder is_peft_model gradient_checkpointing
     dataset_num_proc forward_tokens generation_tokens use_habana log_arrays progress_bar num_sample_generations
-    share_prompts save_every save_dir keep_last offload_reference
+    share_prompts padding_free save_every save_dir keep_last offload_reference
     run_name logdir num_epochs save_freq num_checkpoint_limit mixed_precision resume_from async_reward_computation
     max_workers
 """

@@ -20,9 +20,11 @@ def may_decide_on_device(accelerator: Accelerator, model: Any, optimizer: Any, c
     """Whether `OnDeviceUpdater` can do what is asked.
 
     The optimizer must know how to leave a step out (torch's fused ones do, for gradient scaling in float16). Processes
-    that accumulate or share weights must agree on the host, as they exchange sums of gradients.
+    that accumulate or share weights must agree on the host, as they exchange sums of gradients. A verdict is on one
+    device, so all weights must be on it.
     """
-    if is_sharded(accelerator.unwrap_model(model)):
+    policy = accelerator.unwrap_model(model)
+    if is_sharded(policy) or len({parameter.device for parameter in policy.parameters()}) > 1:
         return False
     alone = accelerator.num_processes == 1 or config.gradient_accumulation_steps == 1
     leaves_steps_out = getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)

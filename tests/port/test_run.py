@@ -17,7 +17,7 @@ from tests.limits import HANG
 from tests.markdown_pages import ROOT, write_tiny_models
 from trl_step.extras.all_scores import AllScoresPipeline
 from trl_step.port.aliases import trl_is_trl_step
-from trl_step.port.old_flags import translated_words
+from trl_step.port.old.flags import translated_words
 from trl_step.port.patches import translated, wrapped_functions
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
 from trl_step.port.tools import load_tool

@@ -16,13 +16,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
 
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from trl_step.import_utils import is_peft_available
 from trl_step.models.notices import users_frame
 from trl_step.port.aliases import OLD
 from trl_step.port.old.attributes import old_attributes
-from trl_step.port.old.flags import with_old_flags
+from trl_step.port.old.flags import old_flags
 from trl_step.port.old.names import old_names
 from trl_step.port.old.reads import keep_given, old_reads
 from trl_step.port.releases import ASKED, UNKNOWN_ORIGIN, Origin
@@ -87,8 +87,7 @@ def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN, means_train: boo
             stack.enter_context(replaced(owner, name, translator.wrap(original, shown, kind)))
         stack.enter_context(old_names(translator.report_once))
         stack.enter_context(old_attributes(translator.report_once))
-        parse = with_old_flags(HfArgumentParser.parse_known_args, translator.report_once)
-        stack.enter_context(replaced(HfArgumentParser, "parse_known_args", parse))
+        stack.enter_context(old_flags(translator.report_once, translator.translate))
         stack.enter_context(replaced(PPOConfig, "__init__", translator.with_defaults(PPOConfig.__init__, origin)))
         stack.enter_context(replaced(PPOConfig, "__dataclass_fields__", _fields_with(origin.defaults or {})))
         stack.enter_context(old_reads(translator.report_once))

@@ -15,7 +15,8 @@ from pathlib import Path
 from tests import benchmark_tables
 from tests.markdown_pages import DOCS, README, ROOT
 from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, STATS, Stat
-from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, UNKNOWN, Flag, Quantization, Rule, Source
+from trl_step.port.moved import MOVED, MOVED_MODULES, RENAMED_ATTRIBUTES, RENAMED_METHODS
+from trl_step.port.rules import CALLS, NEW_PARAMETERS, UNKNOWN, Flag, Quantization, Rule, Source
 from trl_step.trainer.on_policy.metrics import METRICS
 
 OVER_PROCESSES = {
@@ -65,6 +66,9 @@ CALL_NAMES = {
     "experimental.PPOTrainer": "`PPOTrainer(...)` with `train()`",
     "Trainer": "`Trainer(...)`",
     "Accelerator": "`Accelerator(...)`",
+    "tokenizer": "a tokenizer's call, `encode(...)`",
+    "prepare_model_for_kbit_training": "`prepare_model_for_int8_training(...)`",
+    "LoraConfig": "`LoraConfig(...)`",
 }
 
 
@@ -81,10 +85,25 @@ def translation_table() -> str:
         rows.setdefault((", ".join(names), _new(rule), rule.why), []).extend(rule.old)
     lines = ["| call | old | new | why |", "|---|---|---|---|"]
     lines += [f"| {call} | {_code(old)} | {new} | {why} |" for (call, new, why), old in rows.items()]
-    lines += [f"| import | `{'.'.join(old)}` | `{'.'.join(new)}` | it moved |" for old, new in MOVED.items()]
+    moved: dict[tuple[str, str], list[str]] = {}
+    for (module, name), place in MOVED.items():
+        moved.setdefault((module.partition(".")[0], ".".join(place)), []).append(name)
+    for (package, place), names in moved.items():
+        lines.append(f"| import from `{package}` | {_code(dict.fromkeys(names))} | `{place}` | it moved |")
+    lines += [f"| import | the module `{old}` | `{place}` | it moved |" for old, place in MOVED_MODULES.items()]
+    lines += [
+        f"| attribute of a tokenizer | `{old}` | `{name}` | it was renamed |"
+        for old, name in RENAMED_ATTRIBUTES.items()
+    ]
     lines += [f"| method of a tokenizer | `{name}` | call the tokenizer | it was removed |" for name in RENAMED_METHODS]
+    lines.append(
+        "| method of a tokenizer | `build_inputs_with_special_tokens` | the tokens of a call | it was removed |"
+    )
+    lines.append(
+        "| attribute of a `Trainer`, argument of callbacks | `tokenizer` | `processing_class` | it was renamed |"
+    )
     for name, parameter in NEW_PARAMETERS.items():
-        lines.append(f"| method of your `Trainer` | `{name}` | also takes `{parameter}` | `Trainer` passes it |")
+        lines.append(f"| method of your `Trainer` | `{name}` | also takes `{parameter.name}` | `Trainer` passes it |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import transformers
 
 import trl_step
 from tests.port.test_run import run
-from trl_step.port.old_reads import DEFAULTS, FROM_OTHERS
+from trl_step.port.old.reads import DEFAULTS, FROM_OTHERS
 from trl_step.trainer.text.training_arguments import OLD_NAMES, RENAMED
 
 SCRIPT = """

@@ -240,7 +240,11 @@ import datasets
     assert missing_names(source) == [
         (1, "trl_step has no AlignPropTrainer; use DDPOTrainer, which needs no gradient of the reward"),
         (3, "there is no module trl_step.models.auxiliary_modules"),
-        (4, "transformers has no AutoModelWithLMHead"),
+        (
+            4,
+            "transformers has no AutoModelWithLMHead; use AutoModelForCausalLM, AutoModelForSeq2SeqLM or "
+            "AutoModelForMaskedLM",
+        ),
     ]
     path = tmp_path / "old.py"
     path.write_bytes(source)

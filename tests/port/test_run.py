@@ -17,7 +17,7 @@ from tests.limits import HANG
 from tests.markdown_pages import ROOT, write_tiny_models
 from trl_step.extras.all_scores import AllScoresPipeline
 from trl_step.port.aliases import trl_is_trl_step
-from trl_step.port.old_flags import translated_words
+from trl_step.port.old.flags import translated_words
 from trl_step.port.patches import translated, wrapped_functions
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
 from trl_step.port.tools import load_tool
@@ -251,6 +251,63 @@ from transformers import HfArgumentParser, TrainingArguments
 """)
     assert (names["arguments"].optim, names["arguments"].train_sampling_strategy) == (optim, sampling)
     assert names["arguments"].include_for_metrics == (["inputs"] if "metrics" in words else [])
+
+
+def test_old_optimizers_and_settings_without_effect_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    for words in (["--optim", "adamw_hf"], ["--optim=adamw_hf"]):
+        monkeypatch.setattr(sys, "argv", ["old.py", "--output_dir", "out", *words, "--logging_dir", "logs"])
+        names = run(
+            """
+from transformers import HfArgumentParser, TrainingArguments
+(arguments,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+found = arguments.optim, arguments.logging_dir
+""",
+            told,
+        )
+        assert names["found"] == ("adamw_torch", "logs")
+    assert told[0] == "old.py:3: --optim adamw_hf -> adamw_torch (transformers 5 has torch's own)"
+
+
+def test_old_settings_in_yaml_json_and_dictionaries(tmp_path: Path) -> None:
+    settings = {
+        "output_dir": "out", "evaluation_strategy": "steps", "warmup_ratio": 0.1, "warmup_steps": 0, "adafactor": True,
+        "no_cuda": True, "logging_dir": "logs", "save_safetensors": True, "tokenizer": "mine", "group_by_length": "own",
+    }  # fmt: skip
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    (tmp_path / "settings.yaml").write_text(json.dumps(settings))  # which is YAML as well
+    told: list[str] = []
+    names = run(
+        f"""
+from dataclasses import dataclass
+from transformers import HfArgumentParser, TrainingArguments
+@dataclass
+class Own:
+    tokenizer: str
+    group_by_length: str
+parser = HfArgumentParser((Own, TrainingArguments))
+found = [
+    parser.parse_dict({settings!r}),
+    parser.parse_json_file({str(tmp_path / "settings.json")!r}),
+    parser.parse_yaml_file({str(tmp_path / "settings.yaml")!r}),
+]
+logs = [training.logging_dir for _, training in found]
+try:
+    HfArgumentParser(Own).parse_dict({settings!r})
+except ValueError as error:
+    refused = str(error)
+""",
+        told,
+    )
+    found: list[tuple[object, transformers.TrainingArguments]] = names["found"]  # type: ignore[assignment]
+    for own, training in found:
+        assert (own.tokenizer, own.group_by_length) == ("mine", "own")  # type: ignore[attr-defined]
+        assert (training.eval_strategy, training.optim, training.use_cpu) == ("steps", "adafactor", True)
+        assert training.get_warmup_steps(1000) == 100
+    assert names["logs"] == ["logs"] * 3
+    assert "evaluation_strategy" in names["refused"], "a parser without training arguments is left alone"
+    assert len(told) == len(set(told)) == 6, "each once"
+    assert all(line.startswith("old.py:10: TrainingArguments(") for line in told)
 
 
 def test_flags_of_the_script_itself_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,14 @@ class Imports:
             return None
         return name if name in names and place in places else None
 
+    def place_of(self, node: ast.Attribute) -> str:
+        """The dotted name of `node` with the module's own name at its head; "" if it is none of an import."""
+        names, owner = [node.attr], node.value
+        while isinstance(owner, ast.Attribute):
+            names, owner = [owner.attr, *names], owner.value
+        package = self.packages.get(owner.id) if isinstance(owner, ast.Name) else None
+        return ".".join([package, *names]) if package else ""
+
 
 def _packages_of(node: ast.Import) -> dict[str, str]:
     whole = {alias.asname: new_name(alias.name) for alias in node.names if alias.asname}

@@ -54,7 +54,8 @@ def _source(module: str) -> str | None:
     for name in names:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        spec = PathFinder.find_spec(f"{spec.name}.{name}", spec.submodule_search_locations)
+        folders = [str(folder) for folder in spec.submodule_search_locations]  # transformers gives paths once imported
+        spec = PathFinder.find_spec(f"{spec.name}.{name}", folders)
     if spec is None:
         return None
     is_python = spec.origin is not None and spec.origin.endswith(".py")

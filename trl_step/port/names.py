@@ -10,9 +10,9 @@ from typing import NamedTuple
 from trl_step.absent import INSTEAD
 from trl_step.port.aliases import new_name
 from trl_step.port.lookup import has_name, module_exists
-from trl_step.port.rules import MOVED
+from trl_step.port.moved import BY_HAND, MOVED_IMPORTS, MOVED_MODULES
 
-PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate", "diffusers")
+PACKAGES = ("trl_step", "transformers", "peft", "datasets", "accelerate", "diffusers", "huggingface_hub")
 
 
 class Missing(NamedTuple):
@@ -31,19 +31,22 @@ def _missing(tree: ast.AST) -> Iterator[Missing]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if _is_ours(alias.name) and not module_exists(new_name(alias.name)):
-                    yield Missing(node.lineno, f"there is no module {new_name(alias.name)}")
+                name = new_name(alias.name)
+                if _is_ours(name) and name not in MOVED_MODULES and not module_exists(name):
+                    yield Missing(node.lineno, f"there is no module {name}")
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level and _is_ours(node.module):
-            name = new_name(node.module)
+            name = new_name(MOVED_MODULES.get(node.module, node.module))
             if not module_exists(name):
                 yield Missing(node.lineno, f"there is no module {name}")
                 continue
             for alias in node.names:
-                if (node.module, alias.name) in MOVED or alias.name == "*":
+                if (name, alias.name) in MOVED_IMPORTS or alias.name == "*":
                     continue
                 if not has_name(name, alias.name):
-                    instead = f"; use {INSTEAD[alias.name]}" if alias.name in INSTEAD and _is_trl_step(name) else ""
-                    yield Missing(alias.lineno, f"{name} has no {alias.name}{instead}")
+                    instead = BY_HAND.get((name, alias.name), "")
+                    if alias.name in INSTEAD and _is_trl_step(name):
+                        instead = f"use {INSTEAD[alias.name]}"
+                    yield Missing(alias.lineno, f"{name} has no {alias.name}{'; ' * bool(instead)}{instead}")
 
 
 def _is_ours(module: str) -> bool:

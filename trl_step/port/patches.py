@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,15 +16,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
 
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 
+from trl_step.import_utils import is_peft_available
 from trl_step.models.notices import users_frame
 from trl_step.port.aliases import OLD
-from trl_step.port.old_flags import with_old_flags
-from trl_step.port.old_reads import keep_given, old_reads
+from trl_step.port.old.attributes import old_attributes
+from trl_step.port.old.flags import old_flags
+from trl_step.port.old.names import old_names
+from trl_step.port.old.reads import keep_given, old_reads
 from trl_step.port.releases import ASKED, UNKNOWN_ORIGIN, Origin
 from trl_step.port.replacing import replaced
-from trl_step.port.rules import CALLS, MOVED, NEW_PARAMETERS, RENAMED_METHODS, TEXT_CLASSIFICATION
+from trl_step.port.rules import CALLS, NEW_PARAMETERS, TEXT_CLASSIFICATION, NewParameter
 from trl_step.port.train_api import EXPERIMENTAL, MODULES, NAMES, PACKAGES
 from trl_step.port.versions import version_of_trl
 from trl_step.trainer.ppo_config import PPOConfig
@@ -61,6 +63,13 @@ def wrapped_functions() -> Iterator[tuple[Any, str, str]]:
     yield transformers.Trainer, "__init__", "Trainer"
     yield transformers.Seq2SeqTrainer, "__init__", "Trainer"
     yield accelerate.Accelerator, "__init__", "Accelerator"
+    yield PreTrainedTokenizerBase, "__call__", "tokenizer"
+    yield PreTrainedTokenizerBase, "encode", "tokenizer"
+    if is_peft_available():
+        import peft
+
+        yield peft.LoraConfig, "__init__", "LoraConfig"
+        yield peft, "prepare_model_for_kbit_training", "prepare_model_for_kbit_training"
 
 
 @contextmanager
@@ -76,14 +85,9 @@ def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN, means_train: boo
             original = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
             shown = owner.__name__ if name.startswith("__") else name
             stack.enter_context(replaced(owner, name, translator.wrap(original, shown, kind)))
-        for (module, name), (new_module, new_name) in MOVED.items():
-            if importlib.util.find_spec(module) is not None:
-                value = getattr(importlib.import_module(new_module), new_name)
-                stack.enter_context(replaced(importlib.import_module(module), name, value))
-        for name, new_name in RENAMED_METHODS.items():
-            stack.enter_context(replaced(PreTrainedTokenizerBase, name, getattr(PreTrainedTokenizerBase, new_name)))
-        parse = with_old_flags(HfArgumentParser.parse_known_args, translator.report_once)
-        stack.enter_context(replaced(HfArgumentParser, "parse_known_args", parse))
+        stack.enter_context(old_names(translator.report_once))
+        stack.enter_context(old_attributes(translator.report_once))
+        stack.enter_context(old_flags(translator.report_once, translator.translate))
         stack.enter_context(replaced(PPOConfig, "__init__", translator.with_defaults(PPOConfig.__init__, origin)))
         stack.enter_context(replaced(PPOConfig, "__dataclass_fields__", _fields_with(origin.defaults or {})))
         stack.enter_context(old_reads(translator.report_once))
@@ -177,7 +181,8 @@ class Translator:
             method = vars(trainer_class).get(name)
             if method is not None and not takes(method, parameter):
                 setattr(trainer_class, name, _without(method, parameter))
-                self.report_once(f"{trainer_class.__name__}.{name}", f"does not get {parameter}: it does not take it")
+                told = f"does not get {parameter.name}: it does not take it"
+                self.report_once(f"{trainer_class.__name__}.{name}", told)
 
     def report_once(self, old: str, new: str) -> None:
         """One line, with the place in the script."""
@@ -196,17 +201,21 @@ def _fields_with(defaults: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-def takes(function: Callable[..., Any], parameter: str) -> bool:
-    """Whether `function` can be given this keyword."""
-    parameters = inspect.signature(function).parameters
-    return parameter in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+def takes(method: Callable[..., Any], parameter: NewParameter) -> bool:
+    """Whether `method` can be given this argument."""
+    parameters = inspect.signature(method).parameters
+    kinds = [each.kind for each in parameters.values()]
+    if parameter.position is None:
+        return parameter.name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return inspect.Parameter.VAR_POSITIONAL in kinds or sum(map(by_position.__contains__, kinds)) > parameter.position
 
 
-def _without(function: Callable[..., Any], parameter: str) -> Callable[..., Any]:
-    @functools.wraps(function)
+def _without(method: Callable[..., Any], parameter: NewParameter) -> Callable[..., Any]:
+    @functools.wraps(method)
     def call(*args: Any, **keywords: Any) -> Any:
-        keywords.pop(parameter, None)
-        return function(*args, **keywords)
+        keywords.pop(parameter.name, None)
+        return method(*args[: parameter.position], **keywords)
 
     return call
 

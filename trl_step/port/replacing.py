@@ -1,12 +1,23 @@
-"""Temporarily replaces an attribute of a module or class."""
+"""Temporarily replaces an attribute of a module or class; who asks for one."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 _ABSENT: Any = object()
+
+LIBRARIES = (
+    "transformers", "accelerate", "peft", "datasets", "torch", "trl_step", "dataclasses", "copy", "inspect", "importlib"
+)  # fmt: skip
+"""They see packages and objects as they are without the kit."""
+
+
+def is_asked_by_library() -> bool:
+    """Whether one of `LIBRARIES` asks for the attribute that the calling function answers."""
+    return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in LIBRARIES
 
 
 @contextmanager

@@ -24,13 +24,12 @@ from trl_step.port.imports import (
     module_edit,
     train_import_edits,
 )
+from trl_step.port.moved import MOVED_IMPORTS, MOVED_MODULES, RENAMED_ATTRIBUTES, RENAMED_METHODS
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
 from trl_step.port.rules import (
     ALL_SCORES,
     CALLS,
-    MOVED,
     NEW_PARAMETERS,
-    RENAMED_METHODS,
     TEXT_CLASSIFICATION,
     Rule,
     Source,
@@ -41,6 +40,8 @@ KINDS = {
     "Seq2SeqTrainingArguments": "TrainingArguments",
     "Seq2SeqTrainer": "Trainer",
     "GenerationConfig": "generate",
+    "prepare_model_for_int8_training": "prepare_model_for_kbit_training",
+    "prepare_model_for_training": "prepare_model_for_kbit_training",
     "RLOOConfig": "OnPolicyConfig",
     "PPOv2Config": "OnPolicyConfig",
 }
@@ -57,6 +58,8 @@ DICTIONARIES = {
 """Keywords whose dictionary holds the arguments of another call."""
 ATOMS = (ast.Name, ast.Attribute, ast.Constant, ast.Call, ast.Subscript, ast.Dict, ast.List)
 MOST_PASSES = 8
+MOVED_PLACES = {".".join(old): ".".join(new) for old, new in MOVED_IMPORTS.items()}
+"""Dotted names that moved."""
 ALL_SCORES_IMPORT = "from trl_step.extras.all_scores import AllScoresPipeline"
 
 
@@ -121,6 +124,12 @@ class Rewriter:
         self.script = script
         self.nodes = list(nodes_outside_of_f_strings(script.tree))
         self.own_functions = {node.name for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        self.own_names = self.own_functions | {
+            node.target.id
+            for node in self.nodes
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        }
+        """Functions, classes and fields of the script."""
         self.imports = Imports(self.nodes, script.tree.body)
         self.needed: dict[str, str] = {}
         """Names that the edits need, and the statements that import them."""
@@ -157,25 +166,43 @@ class Rewriter:
                 for alias in node.names:
                     if new_name(alias.name) != alias.name:
                         yield self.script.edit(self.script.span(alias), import_of(alias), NEW_PACKAGE)
+                    elif alias.name in MOVED_MODULES:
+                        bound = f" as {alias.asname}" if alias.asname else ""
+                        new = f"{MOVED_MODULES[alias.name]}{bound}"
+                        yield self.script.edit(self.script.span(alias), new, f"{alias.name} is {new} today")
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 if self.means_train and new_name(node.module) in PLACES:
                     yield from train_import_edits(self.script, node)
                 elif new_name(node.module) != node.module:
                     yield module_edit(self.script, node, new_name(node.module), NEW_PACKAGE)
+                elif node.module in MOVED_MODULES:
+                    new = MOVED_MODULES[node.module]
+                    yield module_edit(self.script, node, new, f"{node.module} is {new} today")
                 for alias in node.names:
-                    if (node.module, alias.name) in MOVED:
+                    if (node.module, alias.name) in MOVED_IMPORTS:
                         yield self._moved_name(node, alias)
+            elif isinstance(node, ast.Attribute) and (place := self.imports.place_of(node)) in MOVED_PLACES:
+                yield self._moved_attribute(node, place, MOVED_PLACES[place])
             elif isinstance(node, ast.Attribute) and self.means_train and self.step_name(node):
                 package = ast.unparse(node).partition(".")[0]
                 self._need(f"import {EXPERIMENTAL}", EXPERIMENTAL)
                 text = f"{package}{EXPERIMENTAL.removeprefix('trl_step')}.{node.attr}"
                 yield self.script.edit(self.script.span(node), text, WITH_TRAIN)
 
+    def _moved_attribute(self, node: ast.Attribute, old: str, new: str) -> Edit:
+        """`package.old` by the name that the script gives the package, or by the whole name of another one."""
+        bound, package = ast.unparse(node).partition(".")[0], new.partition(".")[0]
+        if self.imports.packages[bound] == package:
+            new = f"{bound}{new.removeprefix(package)}"
+        else:
+            self._need(f"import {new.rpartition('.')[0]}", new.rpartition(".")[0])
+        return self.script.edit(self.script.span(node), new, f"{old} is {MOVED_PLACES[old]} today")
+
     def _moved_name(self, node: ast.ImportFrom, alias: ast.alias) -> Edit:
-        module, name = MOVED[str(node.module), alias.name]
+        module, name = MOVED_IMPORTS[str(node.module), alias.name]
         bound = alias.asname or alias.name
         text = name if name == bound else f"{name} as {bound}"
-        note = f"{alias.name} was removed from {node.module}"
+        note = f"{alias.name} of {node.module} is {module}.{name} today"
         if module == node.module:
             return self.script.edit(self.script.span(alias), text, note)
         if len(node.names) == 1:
@@ -388,13 +415,21 @@ class Rewriter:
                 and isinstance(node.func, ast.Attribute)
                 and node.func.attr in RENAMED_METHODS.keys() - self.own_functions
             ):
-                end = self.script.span(node.func)[1]
-                start = self.script.data.rindex(b".", 0, end)
+                start, end = self._attribute(node.func)
                 new = ".__call__" if _is_super(node.func.value) else ""
                 note = f"{node.func.attr} was removed: call the tokenizer"
                 yield Edit(start, end, new, node.func.end_lineno or node.lineno, note)
+            elif isinstance(node, ast.Attribute) and node.attr in RENAMED_ATTRIBUTES.keys() - self.own_names:
+                new = RENAMED_ATTRIBUTES[node.attr]
+                note = f"{node.attr} -> {new} (it was renamed)"
+                yield Edit(*self._attribute(node), f".{new}", node.end_lineno or node.lineno, note)
             elif isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Trainer") for base in node.bases):
                 yield from self._override_edits(node)
+
+    def _attribute(self, node: ast.Attribute) -> tuple[int, int]:
+        """Where `.name` of `owner.name` is."""
+        end = self.script.span(node)[1]
+        return self.script.data.rindex(b".", 0, end), end
 
     def _override_edits(self, node: ast.ClassDef) -> Iterator[Edit]:
         """A further parameter for the methods of `NEW_PARAMETERS`."""
@@ -402,12 +437,17 @@ class Rewriter:
             parameter = NEW_PARAMETERS.get(getattr(method, "name", ""))
             if parameter is None or not isinstance(method, ast.FunctionDef):
                 continue
-            given = [*method.args.posonlyargs, *method.args.args, *method.args.kwonlyargs]
-            if method.args.kwarg is None and parameter not in [argument.arg for argument in given]:
+            by_position = [*method.args.posonlyargs, *method.args.args]
+            given = {argument.arg for argument in (*by_position, *method.args.kwonlyargs)}
+            takes_it = method.args.kwarg is not None or parameter.name in given
+            if parameter.position is not None:
+                is_last = method.args.kwarg is None and not method.args.kwonlyargs
+                takes_it = method.args.vararg is not None or len(by_position) > parameter.position or not is_last
+            if not takes_it:
                 end = self.script.end_of_parameters(method)
                 comma = " " if self.script.data[:end].endswith(b",") else ", "
-                note = f"Trainer also passes {parameter} to {method.name}"
-                yield self.script.edit((end, end), f"{comma}{parameter}=None", note)
+                note = f"Trainer also passes {parameter.name} to {method.name}"
+                yield self.script.edit((end, end), f"{comma}{parameter.name}=None", note)
 
 
 def nodes_outside_of_f_strings(node: ast.AST) -> Iterator[ast.AST]:

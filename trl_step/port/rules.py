@@ -331,6 +331,11 @@ TRAINING: tuple[Rule, ...] = (
     Group(("dispatch_batches", "split_batches"), "accelerator_config", "accelerate's settings are in one dictionary"),
     *(Drop(name, WHAT_TO_DO.get(name, "transformers 5 has no such setting")) for name in WITHOUT_EFFECT),
 )  # fmt: skip
+TOKENIZING: tuple[Rule, ...] = (
+    Flag("pad_to_max_length", {"padding": "max_length"}, {}, "transformers 5 ignores it", {"padding": False}),
+    Rename("is_pretokenized", "is_split_into_words", "transformers 5 ignores it"),
+    Rename("truncation_strategy", "truncation"),
+)
 SAMPLING: tuple[Rule, ...] = (
     WholeNumber("top_k", "a number of tokens is an int; 0 switches it off"),
     WholeNumber("min_length", "a number of tokens; 0 means no minimum, as -1 did"),
@@ -338,7 +343,8 @@ SAMPLING: tuple[Rule, ...] = (
 
 CALLS: Mapping[str, tuple[Rule, ...]] = {
     "pipeline": (*LOADING, ALL_SCORES, Drop("framework", "torch is the only framework")),
-    "pipe": (ALL_SCORES,),
+    "pipe": (ALL_SCORES, *TOKENIZING),
+    "tokenizer": TOKENIZING,
     "from_pretrained": (*LOADING, Quantization()),
     "value_head.from_pretrained": LOADING,  # it takes load_in_8bit itself
     "generate": SAMPLING,
@@ -365,20 +371,35 @@ CALLS: Mapping[str, tuple[Rule, ...]] = {
     "Trainer": (Rename("tokenizer", "processing_class"),),
     "Accelerator": (
         Rename("logging_dir", "project_dir"),
+        Flag("fp16", {"mixed_precision": "fp16"}, {}, "precision is chosen by its name", {"mixed_precision": None}),
         LoaderSettings(),
+    ),
+    "prepare_model_for_kbit_training": (
+        Drop("output_embedding_layer_name", "the whole of the model that is not quantized becomes float32"),
+        Drop("layer_norm_names", "the whole of the model that is not quantized becomes float32"),
+    ),
+    "LoraConfig": (
+        Drop("merge_weights", "merge_and_unload() merges adapters"),
+        Drop("enable_lora", "target_modules chooses"),
     ),
 }  # fmt: skip
 
-MOVED: Mapping[tuple[str, str], tuple[str, str]] = {
-    ("peft", "prepare_model_for_int8_training"): ("peft", "prepare_model_for_kbit_training"),
-    ("transformers", "top_k_top_p_filtering"): ("trl_step.core", "top_k_top_p_filtering"),
-    ("transformers", "load_tool"): ("trl_step.port.tools", "load_tool"),
-    ("transformers", "Tool"): ("trl_step.port.tools", "Tool"),
+
+class NewParameter(NamedTuple):
+    """An argument that `Trainer` passes to one of its methods since transformers 4.46.
+
+    Attributes:
+        name: of the argument.
+        position: counted from `self`, which is 0; None if it is passed by its name.
+    """
+
+    name: str
+    position: int | None = None
+
+
+NEW_PARAMETERS: Mapping[str, NewParameter] = {
+    "compute_loss": NewParameter("num_items_in_batch"),
+    "training_step": NewParameter("num_items_in_batch", 3),
+    "log": NewParameter("start_time", 2),
 }
-"""(module, name) that no longer exists, and where the same function is today."""
-
-RENAMED_METHODS: Mapping[str, str] = {"batch_encode_plus": "__call__", "encode_plus": "__call__"}
-"""Removed methods of a tokenizer; calling the tokenizer does the same."""
-
-NEW_PARAMETERS: Mapping[str, str] = {"compute_loss": "num_items_in_batch"}
 """Methods that subclasses of Trainer override, and the argument that they now get in addition."""

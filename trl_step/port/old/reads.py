@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import transformers
 
-from trl_step.port.replacing import replaced
+from trl_step.port.replacing import is_asked_by_library, replaced
 from trl_step.trainer.text.training_arguments import OLD_NAMES, RENAMED, TrainingArguments
 
 Report = Callable[[str, str], None]
 
-LIBRARIES = ("transformers", "accelerate", "peft", "datasets", "torch", "trl_step", "dataclasses", "copy", "inspect")
 FROM_OTHERS: Mapping[str, Callable[[Any], Any]] = {
     "warmup_ratio": lambda args: args.warmup_steps if 0 < args.warmup_steps < 1 else 0.0,
     "adafactor": lambda args: args.optim == "adafactor",
@@ -56,8 +54,7 @@ class OldRead:
         self.has_before, self.before = hasattr(owner, name), getattr(owner, name, None)
 
     def __get__(self, args: Any, owner: type) -> Any:
-        reader = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
-        if args is None or reader in LIBRARIES:
+        if args is None or is_asked_by_library():
             if self.has_before:
                 return self.before
             raise AttributeError(f"{owner.__name__} has no attribute {self.name!r}")

@@ -1,0 +1,136 @@
+"""Old settings of `TrainingArguments` on a script's command line, `--evaluation_strategy steps`, in YAML and JSON."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from trl_step.port.old.reads import keep_given
+from trl_step.port.replacing import replaced
+from trl_step.port.rules import CALLS, Values
+
+Report = Callable[[str, str], None]
+NO = ("false", "no", "f", "n", "0")
+"""Words that mean false on the command line; a flag alone means true."""
+
+
+def translated_words(
+    words: Sequence[str], known: set[str], report: Report, left_out: dict[str, Any] | None = None
+) -> list[str]:
+    """`words` of a command line, translated for a parser that knows the flags `known`.
+
+    An unknown flag is renamed if the parser knows its new name. If the parser is for training arguments, a switch that
+    another flag replaces becomes that flag, and a flag that today's packages no longer have is left out with its
+    value, which `left_out` gets.
+    """
+    rules = {f"--{rule.flag}": rule for rule in CALLS["TrainingArguments"] if rule.flag}
+    are_of_training = "--eval_strategy" in known
+    new_words: list[str] = []
+    waiting = _without_zero_steps(words)[::-1]
+    if are_of_training:
+        waiting = _with_new_values(waiting[::-1], report)[::-1]
+    while waiting:
+        word = waiting.pop()
+        flag, equals, value = word.partition("=")
+        rule = rules.get(flag) if flag not in known else None
+        if rule is not None and f"--{rule.new_flag}" in known:
+            new_words.append(f"--{rule.new_flag}{equals}{value}")
+            report(flag, f"--{rule.new_flag} ({rule.why})")
+        elif rule is not None and not rule.new_flag and are_of_training:
+            if not equals and waiting and not waiting[-1].startswith("--"):
+                value = waiting.pop()
+            chosen = rule.values({rule.flag: value.lower() not in NO}) or {}
+            given = [
+                text
+                for name, new in chosen.items()
+                for text in (f"--{name}", *([new] if isinstance(new, str) else new))
+            ]
+            new_words += given
+            if left_out is not None and not given:
+                left_out[rule.flag] = value or True
+            report(flag, f"{' '.join(given) or 'left out'} ({rule.why})")
+        else:
+            new_words.append(word)
+    return new_words
+
+
+def _without_zero_steps(words: Sequence[str]) -> list[str]:
+    """`words` without `--warmup_steps 0` beside `--warmup_ratio`, which counted then."""
+    words = list(words)
+    if not any(word.partition("=")[0] == "--warmup_ratio" for word in words):
+        return words
+    if "--warmup_steps=0" in words:
+        words.remove("--warmup_steps=0")
+    for i in range(len(words) - 1):
+        if words[i : i + 2] == ["--warmup_steps", "0"]:
+            return words[:i] + words[i + 2 :]
+    return words
+
+
+def _with_new_values(words: Sequence[str], report: Report) -> list[str]:
+    """`words` with today's names of values, such as optimizers."""
+    words = list(words)
+    for rule in (rule for rule in CALLS["TrainingArguments"] if isinstance(rule, Values)):
+        flag = f"--{rule.name}"
+        for i, word in enumerate(words):
+            old = word.removeprefix(f"{flag}=") if word.startswith(f"{flag}=") else word
+            if old in rule.new and (old != word or words[max(i - 1, 0)] == flag):
+                words[i] = word.removesuffix(old) + rule.new[old]
+                report(f"{flag} {old}", f"{rule.new[old]} ({rule.why})")
+    return words
+
+
+@contextmanager
+def old_flags(report: Report, translate: Callable[[str, dict[str, Any], str], dict[str, Any]]) -> Iterator[None]:
+    """Inside, `HfArgumentParser` takes old settings of `TrainingArguments`: as words, from YAML, JSON and dictionaries.
+
+    Args:
+        report: called with the old and the new words.
+        translate: gives and reports the settings of today; called with the kind of call, settings and a name.
+    """
+    parse_words, parse_all = HfArgumentParser.parse_known_args, HfArgumentParser.parse_args_into_dataclasses
+    parse_settings = HfArgumentParser.parse_dict
+
+    @functools.wraps(parse_words)
+    def parse_known_args(
+        parser: Any, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> tuple[Namespace, list[str]]:
+        words = sys.argv[1:] if args is None else args
+        parser.left_out = {}
+        known = set(parser._option_string_actions)
+        return parse_words(parser, translated_words(words, known, report, parser.left_out), namespace)
+
+    @functools.wraps(parse_all)
+    def parse_args_into_dataclasses(parser: Any, *args: Any, **options: Any) -> tuple[Any, ...]:
+        return _which_answer(parse_all(parser, *args, **options), parser.left_out)
+
+    @functools.wraps(parse_settings)
+    def parse_dict(parser: Any, args: Mapping[str, Any], *more: Any, **options: Any) -> tuple[Any, ...]:
+        kinds = parser.dataclass_types
+        own = {field.name for kind in kinds if not issubclass(kind, TrainingArguments) for field in fields(kind)}
+        new = dict(args)
+        if any(issubclass(kind, TrainingArguments) for kind in kinds):
+            theirs = {name: value for name, value in args.items() if name not in own}
+            new = {**{name: value for name, value in args.items() if name in own},
+                   **translate("TrainingArguments", theirs, TrainingArguments.__name__)}  # fmt: skip
+        return _which_answer(parse_settings(parser, new, *more, **options), args)
+
+    with ExitStack() as stack:
+        for method in (parse_known_args, parse_args_into_dataclasses, parse_dict):
+            stack.enter_context(replaced(HfArgumentParser, method.__name__, method))
+        yield
+
+
+def _which_answer(objects: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """`objects`, whose training arguments answer with what was given for settings that nothing stands for today."""
+    for one in objects:
+        if isinstance(one, TrainingArguments):
+            keep_given(one, given)
+    return objects

@@ -1,0 +1,75 @@
+"""What stands for names of transformers 4 and datasets 2 that nothing else stands for today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW with the defaults of transformers 4: no weight decay, an epsilon of 1e-6, a rate of 1e-3.
+
+    transformers divided the epsilon by the root of the second bias correction, which made its first few hundred updates
+    smaller where gradients are about as small as the epsilon.
+
+    Raises:
+        ValueError: `correct_bias` is off: torch has no Adam without the correction.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        correct_bias: bool = True,
+        no_deprecation_warning: bool = False,
+    ) -> None:
+        if not correct_bias:
+            raise ValueError("correct_bias=False is not there: torch's AdamW corrects the bias; leave it out")
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def _always(answer: bool, meaning: str) -> Callable[[], bool]:
+    def ask() -> bool:
+        return answer
+
+    ask.__doc__ = meaning
+    return ask
+
+
+is_tf_available = _always(False, "Whether models of TensorFlow are there: transformers 5 has none.")
+is_flax_available = _always(False, "Whether models of Flax are there: transformers 5 has none.")
+is_ipex_available = _always(False, "Whether Intel's extension is used: torch has its parts today.")
+is_safetensors_available = _always(True, "Whether safetensors is installed, which transformers 5 requires.")
+is_torch_fx_available = _always(True, "Whether torch has fx.")
+is_torchdynamo_available = _always(True, "Whether torch can compile.")
+is_torch_bf16_cpu_available = _always(True, "Whether a CPU computes in bfloat16.")
+
+
+def send_example_telemetry(*args: Any, **kwargs: Any) -> None:
+    """Nothing is sent."""
+
+
+def set_caching_enabled(boolean: bool) -> None:
+    """Whether datasets keeps the results of `map` and others on disk."""
+    import datasets
+
+    (datasets.enable_caching if boolean else datasets.disable_caching)()
+
+
+def build_inputs_with_special_tokens(
+    tokenizer: Any, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+) -> list[int]:
+    """Token ids of one text or of two, with the tokens that the tokenizer puts around and between texts."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    texts = ("a",) if token_ids_1 is None else ("a", "a")
+    rest, built = list(tokenizer(*texts)["input_ids"]), []
+    for token_ids in (token_ids_0, token_ids_1)[: len(texts)]:
+        start = next(i for i in range(len(rest)) if rest[i : i + len(plain)] == plain)
+        built += [*rest[:start], *(token_ids or ())]
+        rest = rest[start + len(plain) :]
+    return built + rest

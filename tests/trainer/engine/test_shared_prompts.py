@@ -294,10 +294,10 @@ def test_an_encoder_decoder_is_padded() -> None:
 def test_a_cuda_device_leaves_padding_out_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = tiny.trainer(value_head(made("gpt2")))
     monkeypatch.setattr(type(ours.accelerator), "device", torch.device("cuda"))
-    models = [ours.model, ours.ref_model]
-    assert ours._may_leave_padding_out(models)
-    ours.config.padding_free = False
-    assert not ours._may_leave_padding_out(models)
+    for chosen, packs in ((None, True), (False, False)):
+        ours.config.padding_free = chosen
+        del ours._padding_free  # asked anew
+        assert ours._padding_free == packs
 
 
 def test_whole_groups_run_together_in_the_rollout() -> None:

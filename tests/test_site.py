@@ -142,3 +142,12 @@ def test_links_inside_of_code_stay() -> None:
     assert hook._linked_from("docs/x.md", "[a](other.md) [b](https://example.org/LICENSE) [c](../examples)") == {
         "examples/README.md"
     }
+
+
+def test_a_notebook_is_shown_with_its_outputs(tmp_path: Path) -> None:
+    site = built(tmp_path, "[a game](../examples/notebooks/own_game.ipynb)")
+    html = (site / "repository" / "examples" / "notebooks" / "own_game.ipynb.html").read_text(encoding="utf-8")
+    assert "<h1 id=" in html
+    assert "data:image/png;base64," in html
+    assert "found within 12 turns" in html
+    assert "execution_count" not in html

@@ -1,11 +1,12 @@
 """A hook of MkDocs: a page may link to any file of the repository, as it does where the repository is read.
 
-What is linked becomes part of the site under `repository/`: Markdown as a page, an image as it is, code as a page that
-shows it.
+What is linked becomes part of the site under `repository/`: Markdown and notebooks as pages, an image as it is, code as
+a page that shows it.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -70,6 +71,8 @@ def _as_file(target: str, config: MkDocsConfig) -> File:
     path = ROOT / target
     if target.endswith(AS_IT_IS):
         file = File.generated(config, _in_the_site(target), abs_src_path=str(path))
+    elif path.suffix == ".ipynb":
+        file = File.generated(config, _in_the_site(target), content=_notebook(path))
     else:
         code = path.read_text(encoding="utf-8")
         language = path.suffix.removeprefix(".") or "text"
@@ -77,3 +80,20 @@ def _as_file(target: str, config: MkDocsConfig) -> File:
         file = File.generated(config, _in_the_site(target), content=shown)
     file.inclusion = InclusionLevel.NOT_IN_NAV
     return file
+
+
+def _notebook(path: Path) -> str:
+    """The cells of a notebook and what they showed, as a page."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                parts.append(f"![what the cell draws](data:image/png;base64,{data['image/png'].strip()})")
+            elif "text/markdown" in data:
+                parts.append("".join(data["text/markdown"]))
+            else:
+                parts.append(f"```text\n{''.join(data['text/plain'])}\n```")
+    return "\n\n".join(parts) + "\n"

@@ -6,11 +6,14 @@ import json
 import math
 import os
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import trl_step
 from tests.markdown_pages import ROOT
@@ -195,3 +198,21 @@ def test_demo_of_an_installed_package_is_its_copy(
     script.write_text("import sys, neighbour\nprint(neighbour.name, *sys.argv[1:])\n")
     assert main(["demo", "--seed=2"]) == 0
     assert capsys.readouterr().out.strip() == "neighbour --seed=2"
+
+
+def test_what_the_demo_builds_is_for_other_programs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {"train_reviews": 40, "test_reviews": 8, "vocabulary": 400, "layers": 1, "width": 16,
+            "model_updates": 2, "classifier_updates": 2}  # fmt: skip
+    own = ModuleType("assets")
+    monkeypatch.setitem(sys.modules, "assets", own)
+    monkeypatch.delitem(sys.modules, "corpus", raising=False)
+    path = list(sys.path)
+    built = sentiment_demo.demo_assets(tmp_path, **tiny)
+    assert len((built.reviews / "train.jsonl").read_text().splitlines()) == 40
+    assert AutoModelForCausalLM.from_pretrained(built.model).config.n_embd == 16
+    assert AutoModelForSequenceClassification.from_pretrained(built.classifier).config.label2id["POSITIVE"] == 1
+    assert (sys.modules["assets"], sys.path) == (own, path)
+    assert "corpus" not in sys.modules
+    written = (built.model / "model.safetensors").stat().st_mtime_ns
+    assert sentiment_demo.demo_assets(str(tmp_path), **tiny) == built
+    assert (built.model / "model.safetensors").stat().st_mtime_ns == written

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from tests import tiny
-from trl_step import create_reference_model
+from trl_step import PPOTrainer, create_reference_model
 from trl_step.models.shortcuts import frozen_trunk
 
 
@@ -88,6 +88,31 @@ def test_frozen_layers_run_once_a_step(name, way):
     if theirs is not None:
         assert theirs[0] <= 1  # a probe
         assert theirs[1] >= minibatches
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_frozen_layers_run_once_a_step_with_checkpointing(way, reentrant, monkeypatch):
+    """Embeddings ask for a gradient then, whether anybody takes it or not. Layers that are checkpointed in the older
+    way need it, and run as they are."""
+    found = []
+    for find_cut in (frozen_trunk.find_cut, lambda model: None):
+        monkeypatch.setattr(frozen_trunk, "find_cut", find_cut)
+        model, reference = WAYS[way]("llama")
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        trainer = PPOTrainer(tiny.config(), model, reference, tiny.tokenizer(), optimizer=optimizer)
+        calls = count_calls(layers_of(model))
+        before = tiny.weights(model)
+        trainer.step(*tiny.batch())
+        found.append((calls, tiny.weights(model)))
+    (cut, weights), (whole, expected) = found
+    minibatches, epochs, probes = 2, 4, 5
+    assert reentrant or cut[0] <= minibatches + probes
+    assert whole[0] >= 2 * minibatches * epochs
+    assert cut[1] >= 2 * minibatches * epochs, "what trains is recomputed"
+    torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(before[name], weight) for name, weight in weights.items() if "layers.1" in name)
 
 
 def test_a_trained_prompt_goes_through_every_layer():

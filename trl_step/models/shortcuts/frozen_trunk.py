@@ -50,6 +50,8 @@ def find_cut(model: nn.Module) -> TrunkCut | None:
     # a layer that is left out would not gather its weights, or move its input, as the others expect
     if is_sharded(model) or spans_devices(model):
         return None
+    if any(_asks_its_input(layer) for layer in layers):
+        return None
     try:
         cut = _deepest_frozen(model, layers)
         if cut is not None and not _gives_the_same(model, cut):
@@ -129,6 +131,13 @@ def _layers(model: nn.Module) -> list[nn.Module] | None:
     return list(found[0]) if len(found) == 1 else None
 
 
+def _asks_its_input(layer: nn.Module) -> bool:
+    """Whether a layer is checkpointed in torch's older way: its weights get a gradient only if its input takes one."""
+    if not getattr(layer, "gradient_checkpointing", False):
+        return False
+    return bool(getattr(layer._gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True))
+
+
 def _run(model: nn.Module) -> torch.Tensor:
     """Logits of three tokens, through whatever adapter is around the model: a trained prompt must not go unseen."""
     ids = torch.tensor(PROBE_IDS, device=plain_model(model).get_input_embeddings().weight.device)
@@ -140,7 +149,11 @@ def _deepest_frozen(model: nn.Module, layers: list[nn.Module]) -> TrunkCut | Non
     """The last layer whose input carries no gradient: everything before it is frozen."""
     frozen: dict[int, bool] = {}
     tuples: list[bool] = []
+    embedding = plain_model(model).get_input_embeddings()
     with ExitStack() as stack:
+        if not any(parameter.requires_grad for parameter in embedding.parameters()):
+            # for checkpointing transformers lets frozen embeddings ask for a gradient that nobody takes
+            stack.callback(embedding.register_forward_hook(lambda _module, _args, output: output.detach()).remove)
         for i, layer in enumerate(layers):
 
             def note(_module: nn.Module, args: Any, kwargs: Any, i: int = i) -> None:

@@ -50,5 +50,5 @@ class Precision:
             asked = keywords.get("mixed_precision")
             raise ValueError(
                 f"the Accelerator of {self.place} fixed the precision of the process before mixed_precision={asked!r} "
-                f"was asked for: make it after TrainingArguments, or give it mixed_precision={asked!r}"
+                f"was asked for: give it mixed_precision={asked!r}"
             ) from error

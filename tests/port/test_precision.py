@@ -58,7 +58,7 @@ def test_others_are_left_alone(source: str, tmp_path: Path) -> None:
 def test_one_of_another_precision_is_named_in_the_refusal(tmp_path: Path) -> None:
     source = "args = arguments(bf16=True)\nown = Accelerator(mixed_precision='no')\ntrainer(args)"
     with pytest.raises(
-        ValueError, match=r"the Accelerator of old\.py:10 fixed the precision.*give it mixed_precision='b"
+        ValueError, match=r"the Accelerator of old\.py:10 fixed the precision.*give it mixed_precision="
     ):
         run(HEAD.format(folder=str(tmp_path)) + source)
 

@@ -26,6 +26,7 @@ from trl_step.port.imports import (
 )
 from trl_step.port.moved import MOVED_IMPORTS, MOVED_MODULES
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
+from trl_step.port.rewriting.devices import device_edits, device_questions
 from trl_step.port.rewriting.members import member_edits
 from trl_step.port.rewriting.precision import precision_edits, precision_questions
 from trl_step.port.rules import (
@@ -91,6 +92,7 @@ def undecided(data: bytes, origin: Origin) -> list[tuple[int, str]]:
     """Line and text of calls that mean something else in another release, and stay as they are."""
     rewriter = Rewriter(Script(data), origin)
     found = list(for_the_user(rewriter.nodes, rewriter.class_of))
+    found += device_questions(rewriter.script, rewriter.nodes, rewriter.kind_of)
     found += precision_questions(rewriter.nodes, rewriter.kind_of)
     if rewriter.imports.is_old:
         found += questions(rewriter.script, rewriter.nodes, rewriter.is_config, origin)
@@ -144,6 +146,7 @@ class Rewriter:
         """All edits but new imports, in no order; they may overlap."""
         parts = [self._import_edits(), self._call_edits(), self._dictionary_edits()]
         parts.append(member_edits(self.script, self.nodes, self.own_names))
+        parts.append(device_edits(self.script, self.nodes, self.source, self._need))
         parts.append(precision_edits(self.script, self.nodes, self.kind_of, self._need))
         return [edit for part in parts for edit in part]
 
@@ -295,7 +298,7 @@ class Rewriter:
         by_name = {item.name: item for item in items}
         for rule in CALLS[kind]:
             given = [by_name[old] for old in rule.old if old in by_name]
-            new = rule.sources({item.name: self._source(item.value) for item in given}) if given else None
+            new = rule.sources({item.name: self.source(item.value) for item in given}) if given else None
             if new is None:
                 continue
             if any(name in by_name and name not in rule.old for name in new):
@@ -316,7 +319,8 @@ class Rewriter:
             for item in others:
                 yield self.script.edit(self.script.removal(item.start, item.end), "", f"{item.name}: see {first.name}")
 
-    def _source(self, value: ast.expr) -> Source:
+    def source(self, value: ast.expr) -> Source:
+        """An expression for the rules."""
         text = self.script.text(value)
         try:
             return Source(text, ast.literal_eval(value))
@@ -402,7 +406,7 @@ class Rewriter:
             return
         item = Item(target.slice.value, *self.script.span(node), value)
         for rule in CALLS[kind]:
-            new = rule.sources({item.name: self._source(value)}) if item.name in rule.old else None
+            new = rule.sources({item.name: self.source(value)}) if item.name in rule.old else None
             if new is not None:
                 given, owner = list(new.items()), self.script.text(target.value)
                 text = f"{owner}.update({', '.join(map('='.join, given))})"

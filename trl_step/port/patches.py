@@ -24,9 +24,10 @@ from trl_step.port.aliases import OLD
 from trl_step.port.old.attributes import old_attributes
 from trl_step.port.old.flags import old_flags
 from trl_step.port.old.names import old_names
+from trl_step.port.old.precision import Precision
 from trl_step.port.old.reads import keep_given, old_reads
 from trl_step.port.releases import ASKED, UNKNOWN_ORIGIN, Origin
-from trl_step.port.replacing import replaced
+from trl_step.port.replacing import is_asked_by_library, replaced
 from trl_step.port.rules import CALLS, NEW_PARAMETERS, TEXT_CLASSIFICATION, NewParameter
 from trl_step.port.train_api import EXPERIMENTAL, MODULES, NAMES, PACKAGES
 from trl_step.port.versions import version_of_trl
@@ -125,6 +126,7 @@ class Translator:
 
     def __init__(self, report: Report) -> None:
         self.report = report
+        self.precision = Precision(self.report_once)
         self.reported: set[tuple[str, str]] = set()
 
     def wrap(self, function: Any, name: str, kind: str) -> Any:
@@ -136,9 +138,13 @@ class Translator:
         def call(*args: Any, **keywords: Any) -> Any:
             if kind == "pipeline":
                 _take_all_scores(args, keywords)
+            if kind == "Accelerator":
+                with self.precision.of(args, keywords, is_asked_by_library()):
+                    return function(*args, **self.translate(kind, keywords, name))
             found = function(*args, **self.translate(kind, keywords, name))
             if kind == "TrainingArguments":
                 keep_given(args[0], keywords)
+                self.precision.note(args[0])
             return found
 
         return call

@@ -24,12 +24,14 @@ from trl_step.port.imports import (
     module_edit,
     train_import_edits,
 )
-from trl_step.port.moved import MOVED_IMPORTS, MOVED_MODULES, RENAMED_ATTRIBUTES, RENAMED_METHODS
+from trl_step.port.moved import MOVED_IMPORTS, MOVED_MODULES
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
+from trl_step.port.rewriting.devices import device_edits, device_questions
+from trl_step.port.rewriting.members import member_edits
+from trl_step.port.rewriting.precision import precision_edits, precision_questions
 from trl_step.port.rules import (
     ALL_SCORES,
     CALLS,
-    NEW_PARAMETERS,
     TEXT_CLASSIFICATION,
     Rule,
     Source,
@@ -90,6 +92,8 @@ def undecided(data: bytes, origin: Origin) -> list[tuple[int, str]]:
     """Line and text of calls that mean something else in another release, and stay as they are."""
     rewriter = Rewriter(Script(data), origin)
     found = list(for_the_user(rewriter.nodes, rewriter.class_of))
+    found += device_questions(rewriter.script, rewriter.nodes, rewriter.kind_of)
+    found += precision_questions(rewriter.nodes, rewriter.kind_of)
     if rewriter.imports.is_old:
         found += questions(rewriter.script, rewriter.nodes, rewriter.is_config, origin)
     return found
@@ -140,7 +144,11 @@ class Rewriter:
 
     def edits(self) -> list[Edit]:
         """All edits but new imports, in no order; they may overlap."""
-        return [*self._import_edits(), *self._call_edits(), *self._dictionary_edits(), *self._method_edits()]
+        parts = [self._import_edits(), self._call_edits(), self._dictionary_edits()]
+        parts.append(member_edits(self.script, self.nodes, self.own_names))
+        parts.append(device_edits(self.script, self.nodes, self.source, self._need))
+        parts.append(precision_edits(self.script, self.nodes, self.kind_of, self._need))
+        return [edit for part in parts for edit in part]
 
     def default_edits(self, origin: Origin) -> list[Edit]:
         """The defaults of the script's release; none in a script that is ported already."""
@@ -290,7 +298,7 @@ class Rewriter:
         by_name = {item.name: item for item in items}
         for rule in CALLS[kind]:
             given = [by_name[old] for old in rule.old if old in by_name]
-            new = rule.sources({item.name: self._source(item.value) for item in given}) if given else None
+            new = rule.sources({item.name: self.source(item.value) for item in given}) if given else None
             if new is None:
                 continue
             if any(name in by_name and name not in rule.old for name in new):
@@ -311,7 +319,8 @@ class Rewriter:
             for item in others:
                 yield self.script.edit(self.script.removal(item.start, item.end), "", f"{item.name}: see {first.name}")
 
-    def _source(self, value: ast.expr) -> Source:
+    def source(self, value: ast.expr) -> Source:
+        """An expression for the rules."""
         text = self.script.text(value)
         try:
             return Source(text, ast.literal_eval(value))
@@ -397,7 +406,7 @@ class Rewriter:
             return
         item = Item(target.slice.value, *self.script.span(node), value)
         for rule in CALLS[kind]:
-            new = rule.sources({item.name: self._source(value)}) if item.name in rule.old else None
+            new = rule.sources({item.name: self.source(value)}) if item.name in rule.old else None
             if new is not None:
                 given, owner = list(new.items()), self.script.text(target.value)
                 text = f"{owner}.update({', '.join(map('='.join, given))})"
@@ -405,49 +414,6 @@ class Rewriter:
                     text = f'{owner}["{given[0][0]}"] = {given[0][1]}'
                 yield self.script.edit((item.start, item.end), text, self._note(rule, [item], text))
                 self._need_of(rule, text)
-
-    # --- methods ---------------------------------------------------------------------------------------------
-
-    def _method_edits(self) -> Iterator[Edit]:
-        for node in self.nodes:
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr in RENAMED_METHODS.keys() - self.own_functions
-            ):
-                start, end = self._attribute(node.func)
-                new = ".__call__" if _is_super(node.func.value) else ""
-                note = f"{node.func.attr} was removed: call the tokenizer"
-                yield Edit(start, end, new, node.func.end_lineno or node.lineno, note)
-            elif isinstance(node, ast.Attribute) and node.attr in RENAMED_ATTRIBUTES.keys() - self.own_names:
-                new = RENAMED_ATTRIBUTES[node.attr]
-                note = f"{node.attr} -> {new} (it was renamed)"
-                yield Edit(*self._attribute(node), f".{new}", node.end_lineno or node.lineno, note)
-            elif isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Trainer") for base in node.bases):
-                yield from self._override_edits(node)
-
-    def _attribute(self, node: ast.Attribute) -> tuple[int, int]:
-        """Where `.name` of `owner.name` is."""
-        end = self.script.span(node)[1]
-        return self.script.data.rindex(b".", 0, end), end
-
-    def _override_edits(self, node: ast.ClassDef) -> Iterator[Edit]:
-        """A further parameter for the methods of `NEW_PARAMETERS`."""
-        for method in node.body:
-            parameter = NEW_PARAMETERS.get(getattr(method, "name", ""))
-            if parameter is None or not isinstance(method, ast.FunctionDef):
-                continue
-            by_position = [*method.args.posonlyargs, *method.args.args]
-            given = {argument.arg for argument in (*by_position, *method.args.kwonlyargs)}
-            takes_it = method.args.kwarg is not None or parameter.name in given
-            if parameter.position is not None:
-                is_last = method.args.kwarg is None and not method.args.kwonlyargs
-                takes_it = method.args.vararg is not None or len(by_position) > parameter.position or not is_last
-            if not takes_it:
-                end = self.script.end_of_parameters(method)
-                comma = " " if self.script.data[:end].endswith(b",") else ", "
-                note = f"Trainer also passes {parameter.name} to {method.name}"
-                yield self.script.edit((end, end), f"{comma}{parameter.name}=None", note)
 
 
 def nodes_outside_of_f_strings(node: ast.AST) -> Iterator[ast.AST]:

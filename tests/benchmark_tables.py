@@ -39,6 +39,20 @@ def step_table() -> str:
     return markdown(header, rows)
 
 
+def one_step_table(name: str = "fixed") -> str:
+    """Time and memory of a step of one case beside release 0.7.11."""
+    ours, theirs = (results("step")["cases"][name][peer] for peer in ("trl_step", REFERENCE))
+    header = [f"a step: {describe(CASES[name]).split(': ')[1]}", "TRL 0.7.11", "`trl_step`", "ratio"]
+    rows = [
+        [what, f"{theirs[key]:.{digits}f} {unit}", f"{ours[key]:.{digits}f} {unit}", f"{ours[key] / theirs[key]:.2f}"]
+        for what, key, unit, digits in (
+            ("time", "seconds", "s", 1),
+            ("memory: growth of the peak during the step", "peak_mb", "MB", 0),
+        )
+    ]
+    return markdown(header, rows)
+
+
 def describe(case: Case) -> str:
     """A case in words."""
     if case.shared_layers:
@@ -187,6 +201,7 @@ def within_limit(record: dict[str, Any]) -> bool:
 TABLES = {
     "what was seen on a GPU": gpu_report,
     "table of estimators": seeds_table,
+    "table of one step": one_step_table,
     "table of steps": step_table,
     "table of libraries": peers_table,
     "table of algorithms": algorithms_table,

@@ -1,5 +1,5 @@
-"""Tables that are made: logged keys and times in README.md, and in docs/ the porting kit's translations, the tuning
-curves and what was measured.
+"""Tables that are made: in docs/ the logged keys, the porting kit's translations, the tuning curves and what was
+measured; in README.md what was seen on a GPU, and the time of a step.
 
 `python -m tests.readme_tables` writes them anew after a change of `trl_step.algorithms.stats`,
 of `trl_step.port.rules`, or of the files in `benchmarks/results/`.

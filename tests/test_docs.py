@@ -103,6 +103,12 @@ SETUPS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 """What a page needs before its first snippet, and a reader has: files in the working directory, names. By page."""
 
+WRITTEN = {
+    "how-to.md": ("my-adapter/adapter_model.safetensors", "my-model/model.safetensors", "runs/my-run/state/*"),
+    "logging.md": ("runs/**/events.out.tfevents*",),
+}
+"""Files that are there after the last snippet, as patterns, by page."""
+
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", WITH_SNIPPETS)
@@ -111,6 +117,8 @@ def test_snippets_run_in_the_order_of_the_page(page: str, tmp_path: Path, monkey
     monkeypatch.setattr("sys.argv", [page])
     write_tiny_models()
     run_snippets(DOCS / page, SETUPS[page]() if page in SETUPS else None)
+    for pattern in WRITTEN.get(page, ()):
+        assert list(tmp_path.glob(pattern)), f"no {pattern}"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -128,6 +136,7 @@ def test_every_page_is_linked_from_the_index_of_its_folder_and_the_index_from_th
 
 def test_plots_are_shown_and_small() -> None:
     shown = {(DOCS / page).parent / target for page in PAGES for target in links(DOCS / page)}
+    shown |= {README.parent / target for target in links(README)}
     for plot in (DOCS / "plots").glob("*"):
         assert plot in shown, f"no page shows {plot.name}"
         assert plot.stat().st_size < LARGEST_PLOT

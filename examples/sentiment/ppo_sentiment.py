@@ -131,6 +131,7 @@ def main() -> None:
 def train(trainer: PPOTrainer, reward_model: RewardModel, arguments: Arguments) -> list[dict[str, float]]:
     """The loop that this library is for: generate, score, step. Returns, of every step, the mean reward (a logit), the
     KL (nats per response) and the entropy (nats per token)."""
+    warnings.filterwarnings("ignore", "no response of the last")  # responses are meant to be cut at max_new_tokens
     history = History(arguments.output_dir / "history.jsonl", trainer)
     progress = tqdm(batches(trainer), initial=trainer.steps_done, total=trainer.config.total_ppo_epochs, desc="PPO")
     for batch in progress:

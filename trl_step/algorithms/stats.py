@@ -1,6 +1,6 @@
 """The one table of every logged key, and the functions that compute and reduce them.
 
-`STATS` is what the README prints and what the tests compare a step's output with. A mean over mini-batches counts
+`STATS` is what docs/logging.md prints and what the tests compare a step's output with. A mean over mini-batches counts
 each of them once. `m` is the response mask, sums run over counted tokens unless said otherwise.
 """
 

@@ -37,8 +37,9 @@ setup(
     description="PPO for language models as a step API: generate, score, trainer.step(queries, responses, scores)",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    keywords="reinforcement learning, language models, RLHF, PPO, GRPO, RLOO, transformers, PyTorch",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="reinforcement learning, language models, RLHF, PPO, GRPO, RLOO, transformers, PyTorch, agents",
     packages=[*find_packages(include=["trl_step", "trl_step.*"]), "trl_step.examples.sentiment"],
     package_dir={"trl_step.examples.sentiment": "examples/sentiment"},  # for `trl_step demo`
     package_data={"trl_step": ["py.typed"], "trl_step.examples.sentiment": ["*.grammar"]},

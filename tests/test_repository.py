@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
+
+import pytest
 
 import trl_step
 from tests.markdown_pages import ROOT
@@ -26,3 +30,28 @@ def test_the_workflow_runs_what_continuous_integration_runs() -> None:
 def test_the_pythons_of_the_workflow_are_those_of_the_package() -> None:
     named = set(re.findall(r"Python :: (3\.\d+)", text_of("setup.py")))
     assert set(re.findall(r'"(3\.\d+)"', text_of(".github/workflows/ci.yml"))) == named
+
+
+def tracked() -> list[str]:
+    """Files of the repository; none in an unpacked source distribution."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a clone")
+    return listed.stdout.splitlines()
+
+
+def test_a_source_distribution_holds_every_folder_and_file() -> None:
+    """setuptools adds these by itself: the package, setup.py, pyproject.toml, README.md and MANIFEST.in."""
+    lines = [line.split() for line in text_of("MANIFEST.in").splitlines() if line.startswith(("graft", "include"))]
+    named = {name for _, *names in lines for name in names}
+    by_itself = {"trl_step", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in"}
+    assert {name.partition("/")[0] for name in tracked()} == named | by_itself
+
+
+def test_a_wheel_holds_what_the_package_reads() -> None:
+    """A file that is no module must be in `package_data`."""
+    inside = [Path(name) for name in tracked() if name.startswith("trl_step/") and not name.endswith(".py")]
+    assert [str(name) for name in inside] == ["trl_step/py.typed"]
+    assert '"trl_step": ["py.typed"]' in text_of("setup.py")
+    folders = {Path(name).parent for name in tracked() if name.startswith("trl_step/") and name.endswith(".py")}
+    assert all((ROOT / folder / "__init__.py").exists() for folder in folders)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,13 @@ import torch
 from accelerate import Accelerator
 
 from tests import tiny
-from trl_step.commands.cli_utils import TrlParser
+from trl_step.commands.cli_utils import (
+    DPOScriptArguments,
+    RewardScriptArguments,
+    SFTScriptArguments,
+    TrlParser,
+    init_zero_verbose,
+)
 from trl_step.env_utils import strtobool
 from trl_step.models.utils import prepare_fsdp, unwrap_model_for_generation
 from trl_step.trainer import ppo_trainer
@@ -74,6 +82,28 @@ def test_settings_that_nothing_knows(config: str) -> None:
         TrlParser(Run).parse_args_and_config(["--model", "a", "--x", "1"])
     with pytest.raises(ValueError, match="--config needs the path"):
         TrlParser(Run).parse_args_and_config(["--config"])
+
+
+def test_the_arguments_of_the_example_scripts() -> None:
+    given = ["--dataset_name", "films", "--dataset_test_split", "valid", "--steps", "2", "--model", "gpt2"]
+    for arguments in (SFTScriptArguments, RewardScriptArguments, DPOScriptArguments):
+        of_script, run = TrlParser((arguments, Run)).parse_args_and_config(given)
+        assert (of_script.dataset_name, of_script.dataset_train_split) == ("films", "train")
+        assert (of_script.dataset_test_split, of_script.gradient_checkpointing_use_reentrant) == ("valid", False)
+        assert run.steps == 2
+    assert SFTScriptArguments().dataset_name == "timdettmers/openassistant-guanaco"
+    assert RewardScriptArguments().dataset_name == "trl-lib/ultrafeedback_binarized"
+    assert DPOScriptArguments().dataset_name is None
+    assert (DPOScriptArguments().sanity_check, DPOScriptArguments().ignore_bias_buffers) == (False, False)
+
+
+def test_warnings_are_logged_with_the_rich_command_line(caplog: pytest.LogCaptureFixture) -> None:
+    init_zero_verbose()
+    try:
+        warnings.warn("an old name", UserWarning, stacklevel=1)
+        assert "an old name" in caplog.text
+    finally:
+        logging.captureWarnings(False)
 
 
 def test_the_template_without_special_tokens() -> None:

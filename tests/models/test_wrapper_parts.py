@@ -35,6 +35,17 @@ def test_a_generation_config_given_to_the_wrapper_is_the_models(adapter: Any) ->
     assert model.generate(**inputs_of()).shape == (3, 9)
 
 
+@pytest.mark.parametrize("adapter", [None, lora()])
+def test_the_modules_that_are_not_split_are_the_models_or_those_assigned(adapter: Any) -> None:
+    model = wrapped(peft_config=adapter)
+    assert model._no_split_modules == ["GPT2Block"]
+    model._no_split_modules = ["GPT2MLP"]  # as verl's critic does
+    assert model._no_split_modules == ["GPT2MLP"]
+    assert wrapped()._no_split_modules == ["GPT2Block"]
+    model._no_split_modules = None
+    assert model._no_split_modules == ["GPT2Block"]
+
+
 def test_a_subclass_may_have_a_device_of_its_own() -> None:
     class Mine(AutoModelForCausalLMWithValueHead):
         def __init__(self, pretrained_model: Any, **kwargs: Any) -> None:

@@ -1,13 +1,52 @@
-"""Legacy path of TRL 0.8 to 0.11: `TrlParser`."""
+"""Legacy path of TRL 0.8 to 0.11: `TrlParser`, and the arguments of its example scripts."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Union
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
 
 from transformers import HfArgumentParser
+
+
+def init_zero_verbose() -> None:
+    """Log errors only, as the example scripts of TRL ask for with `TRL_USE_RICH=1`."""
+    logging.basicConfig(level=logging.ERROR)
+    logging.captureWarnings(True)
+
+
+def _argument(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass
+class SFTScriptArguments:
+    """What TRL's example of supervised fine-tuning reads from its command line beside the trainer's settings."""
+
+    dataset_name: str = _argument("timdettmers/openassistant-guanaco", "data set")
+    dataset_train_split: str = _argument("train", "its part for training")
+    dataset_test_split: str = _argument("test", "its part for evaluation")
+    config: Optional[str] = _argument(None, "YAML file of settings")
+    gradient_checkpointing_use_reentrant: bool = _argument(False, "`use_reentrant` of gradient checkpointing")
+
+
+@dataclass
+class RewardScriptArguments(SFTScriptArguments):
+    """The same for a reward model."""
+
+    dataset_name: str = _argument("trl-lib/ultrafeedback_binarized", "data set")
+
+
+@dataclass
+class DPOScriptArguments(SFTScriptArguments):
+    """The same for DPO."""
+
+    dataset_name: Optional[str] = _argument(None, "data set")  # type: ignore[assignment]
+    sanity_check: bool = _argument(False, "take 1,000 samples")
+    ignore_bias_buffers: bool = _argument(False, "leave buffers of booleans out of DDP")
 
 
 class TrlParser(HfArgumentParser):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -199,8 +199,13 @@ class PreTrainedModelWrapper(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """Classes of modules that sharding treats as units: the wrapped model's layers."""
-        return list(plain_model(self.pretrained_model)._no_split_modules or [])
+        """Classes of modules that sharding treats as units: what was assigned, or the wrapped model's layers."""
+        own = self.__dict__.get("_own_no_split_modules")
+        return list((plain_model(self.pretrained_model)._no_split_modules if own is None else own) or [])
+
+    @_no_split_modules.setter
+    def _no_split_modules(self, names: Sequence[str] | None) -> None:
+        self.__dict__["_own_no_split_modules"] = names
 
     # --- what the wrapped model can do -----------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ HOMES = {
         "DPOConfig",
         "SFTConfig",
     ),
+    "trl_step.trainer.text.rich_progress": ("RichProgressCallback",),
     "trl_step.trainer.utils": (
         "AdaptiveKLController",
         "ConstantLengthDataset",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from trl_step.trainer.rloo_trainer import RLOOTrainer
     from trl_step.trainer.sft_trainer import SFTTrainer
     from trl_step.trainer.text.configs import DPOConfig, SFTConfig
+    from trl_step.trainer.text.rich_progress import RichProgressCallback
     from trl_step.trainer.utils import (
         AdaptiveKLController,
         ConstantLengthDataset,
@@ -95,6 +97,7 @@ __all__ = [
     "RLOOTrainer",
     "RewardConfig",
     "RewardTrainer",
+    "RichProgressCallback",
     "RunningMoments",
     "SFTConfig",
     "SFTTrainer",

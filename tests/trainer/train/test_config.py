@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def test_what_cannot_work_is_refused_by_name(kind: Any, options: dict[str, Any],
 def test_fields_of_the_first_releases_are_taken(tmp_path: Path) -> None:
     config = RLOOConfig(str(tmp_path), base_model="here", penalty_reward_value=-1, vf_coef=0.1, world_size=None)
     assert config.world_size == 1
+    assert (config.sanity_check, config.non_eos_penalty) == (False, False), "the examples of 0.9 read them"
+    assert not {"sanity_check", "non_eos_penalty"} & {field.name for field in fields(RLOOConfig)}
 
 
 def test_exact_with_sizes_of_which_the_release_makes_one_update(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ class OnPolicyConfig(TrainingArguments):
     mini_batch_size: Optional[int] = None
     """answers of an update over all processes; set by the trainer"""
 
+    non_eos_penalty = sanity_check = False  # no fields: the examples of TRL 0.9 read them
+
     def __init__(self, output_dir: Optional[str] = None, **arguments: Any) -> None:
         for name, advice in OF_EARLY_RELEASES.items():
             if arguments.pop(name, None):

@@ -1,0 +1,54 @@
+"""LLaMA-Factory's PPO with a reward model in a folder: as its command line runs it, or (`trainer`) its part alone."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+sys.modules.setdefault("torchaudio", ModuleType("torchaudio"))  # it reads no sound here
+from safetensors.torch import save_file  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+model = AutoModelForCausalLM.from_pretrained("llama")
+model.save_pretrained("reward")
+AutoTokenizer.from_pretrained("llama").save_pretrained("reward")
+save_file(
+    {"v_head.summary.weight": torch.randn(1, model.config.hidden_size), "v_head.summary.bias": torch.zeros(1)},
+    "reward/value_head.safetensors",
+)
+Path("dataset_info.json").write_text(json.dumps({"instructions": {"file_name": "instructions/train.jsonl"}}))
+
+settings = {
+    "stage": "ppo",
+    "do_train": True,
+    "model_name_or_path": "llama",
+    "reward_model": "reward",
+    "reward_model_type": "full",
+    "finetuning_type": "lora" if "lora" in sys.argv else "full",
+    "template": "alpaca",
+    "dataset": "instructions",
+    "dataset_dir": ".",
+    "cutoff_len": 128,
+    "output_dir": "out",
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "num_train_epochs": 1,
+    "max_new_tokens": 8,
+    "logging_steps": 1,
+    "save_steps": 3,
+    "report_to": "none",
+    "plot_loss": True,
+}
+if "trainer" in sys.argv:
+    from llamafactory.hparams import get_train_args
+    from llamafactory.train.ppo.workflow import run_ppo
+
+    model, data, training, finetuning, generating = get_train_args(settings)
+    run_ppo(model, data, training, finetuning, generating)
+else:
+    from llamafactory.train.tuner import run_exp
+
+    run_exp(settings)
+assert any(Path("out").glob("*.safetensors")), "nothing was saved"

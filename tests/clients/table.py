@@ -1,0 +1,44 @@
+"""The table of clients in the documentation, from the results of the last run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results.json"
+RUNS = "runs"
+ORDER = (RUNS, "runs after `--write`", "needs a hand", "not tried")
+
+
+def table_of_clients() -> str:
+    """Markdown: the date; then for each client a row of what runs, and one for each program that does not."""
+    recorded = json.loads(RESULTS.read_text(encoding="utf-8"))
+    rows = recorded["results"]
+    counts = ", ".join(f"{sum(row['result'] == kind for row in rows)} {_plural(kind)}" for kind in ORDER)
+    lines = [f"Of {len(rows)} programs on {recorded['date']}: {counts}.", ""]
+    lines += ["| client | what was run | result | where it stops |", "|---|---|---|---|"]
+    for client in dict.fromkeys(f"{row['client']} {row['version']}" for row in rows):
+        own = [row for row in rows if f"{row['client']} {row['version']}" == client]
+        running = [row for row in own if row["result"] == RUNS]
+        if running:
+            lines.append(f"| {client} | {_names(running)} | {RUNS} | |")
+        others = sorted((row for row in own if row["result"] != RUNS), key=lambda row: ORDER.index(row["result"]))
+        lines += [f"| {client} | {_names([row])} | {row['result']} | {_cell(row['line'])} |" for row in others]
+    return "\n".join(lines)
+
+
+def _plural(kind: str) -> str:
+    return kind.replace("runs", "run").replace("needs", "need")
+
+
+def _names(rows: Iterable[Mapping[str, Any]]) -> str:
+    return ", ".join(f"`{row['program']}`" for row in rows)
+
+
+def _cell(line: str) -> str:
+    """An error message as text: nothing in it is a link, a tag or the end of the cell."""
+    for sign in "\\`*_[]<>|":
+        line = line.replace(sign, f"\\{sign}")
+    return line

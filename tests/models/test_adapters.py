@@ -143,6 +143,20 @@ def test_the_reference_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "again" / "reference").exists()
 
 
+def test_the_reference_does_not_stand_between_the_parameters(tmp_path: Path) -> None:
+    """Two models are compared parameter by parameter, and the first one has no reference yet."""
+    saved = trained_adapter(tmp_path)
+    loaded = Wrapper.from_pretrained(tmp_path / "adapter")
+    assert (saved.reference_adapter_name, loaded.reference_adapter_name) == (None, "reference")
+    ours, theirs = ([*model.named_parameters()] for model in (saved, loaded))
+    assert [name for name, _ in theirs[: len(ours)]] == [name for name, _ in ours]
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(ours, theirs, strict=False))
+    extra = [name for name, _ in theirs[len(ours) :]]
+    assert extra
+    assert all(".reference." in name for name in extra)
+    assert [id(parameter) for parameter in loaded.parameters()] == [id(parameter) for _, parameter in theirs]
+
+
 def test_a_peft_model_with_a_reference_is_wrapped_again(tmp_path: Path) -> None:
     trained_adapter(tmp_path)
     first = Wrapper.from_pretrained(tmp_path / "adapter", is_trainable=True)

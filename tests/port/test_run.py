@@ -381,6 +381,24 @@ def test_the_ratio_of_warm_up_on_the_command_line(words: list[str], expected: li
     assert translated_words(words, {"--warmup_steps", "--eval_strategy"}, lambda *_: None) == expected
 
 
+WITHOUT_ROWS = """
+import torch
+from transformers import Trainer, TrainingArguments
+arguments = TrainingArguments("out", evaluation_strategy="steps", report_to="none", use_cpu=True)
+one = Trainer(torch.nn.Linear(2, 2), arguments, train_dataset=[1])
+two = Trainer(torch.nn.Linear(2, 2), args=arguments, train_dataset=[1])
+three = Trainer(model=torch.nn.Linear(2, 2), args=arguments, train_dataset=[1], eval_dataset=[1])
+found = [str(trainer.args.eval_strategy.value) for trainer in (one, two, three)], arguments.eval_strategy.value
+"""
+
+
+def test_an_evaluation_without_rows_is_left_out() -> None:
+    """transformers 5 refuses it when the trainer is built; of old, the first evaluation failed, if it came to one."""
+    told: list[str] = []
+    assert run(WITHOUT_ROWS, told)["found"] == (["no", "no", "steps"], "steps")
+    assert sum("eval_strategy without eval_dataset -> no evaluation" in line for line in told) == 1
+
+
 VERSIONS = """
 import importlib.metadata
 from transformers.utils.versions import require_version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,14 @@ SAVE_ARGUMENTS = (
 Wrapper = TypeVar("Wrapper", bound="PreTrainedModelWrapper")
 
 
+class _Architectures:
+    """Models of transformers and, once peft is imported, PeftModels."""
+
+    def __get__(self, model: Any, owner: Any = None) -> tuple[type, ...]:
+        peft = sys.modules.get("peft")
+        return (PreTrainedModel,) if peft is None else (PreTrainedModel, peft.PeftModel)
+
+
 class PreTrainedModelWrapper(nn.Module):
     """A transformers model, or a PeftModel around one, with additional modules of this library.
 
@@ -62,6 +71,7 @@ class PreTrainedModelWrapper(nn.Module):
         supported_args: arguments of `from_pretrained` that are passed to the constructor of this class.
         supported_modules: additional modules that a checkpoint holds besides the wrapped model.
         supported_rm_modules: names that the score head of a reward adapter may have.
+        supported_pretrained_model_architectures: classes of the models that `from_pretrained` takes.
 
     Args:
         pretrained_model: the model to wrap.
@@ -77,7 +87,7 @@ class PreTrainedModelWrapper(nn.Module):
     supported_args: tuple[str, ...] | None = None
     supported_modules: tuple[str, ...] = ("v_head",)
     supported_rm_modules: tuple[str, ...] = ("score",)
-    supported_pretrained_model_architectures: tuple[type, ...] = (PreTrainedModel,)
+    supported_pretrained_model_architectures: Any = _Architectures()
 
     def __init__(
         self,
@@ -257,6 +267,17 @@ class PreTrainedModelWrapper(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         """The wrapped model's."""
         return plain_model(self.pretrained_model).get_output_embeddings()
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """As torch's, but the frozen reference adapter comes last: before it stand those that the model would have
+        without it, in their order."""
+        reference, last = getattr(self, "reference_adapter_name", None), []
+        for name, parameter in super().named_parameters(*args, **kwargs):
+            if reference is not None and reference in name.split("."):
+                last.append((name, parameter))
+            else:
+                yield name, parameter
+        yield from last
 
     def value_parameters(self) -> list[nn.Parameter]:
         """The parameters that only values depend on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -134,15 +134,20 @@ class _ValueHeadModel(LanguageModelWrapper):
 
 
 class AutoModelForCausalLMWithValueHead(_ValueHeadModel):
-    """A causal language model with a value head. Arguments and errors: see `_ValueHeadModel`."""
+    """A causal language model with a value head. Arguments and errors: see `_ValueHeadModel`.
+
+    Class attribute `lm_head_namings`: names that output embeddings may have in release 0.7; here the model is asked.
+    """
 
     transformers_parent_class = AutoModelForCausalLM
+    lm_head_namings: ClassVar[list[str]] = ["lm_head", "embed_out"]
 
 
 class AutoModelForSeq2SeqLMWithValueHead(_ValueHeadModel):
     """An encoder-decoder language model with a value head on the decoder. Arguments and errors: `_ValueHeadModel`."""
 
     transformers_parent_class = AutoModelForSeq2SeqLM
+    lm_head_namings: ClassVar[list[str]] = ["lm_head", "embed_out", "output_projection"]
     is_encoder_decoder = True
 
 

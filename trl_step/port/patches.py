@@ -141,6 +141,8 @@ class Translator:
             if kind == "Accelerator":
                 with self.precision.of(args, keywords, is_asked_by_library()):
                     return function(*args, **self.translate(kind, keywords, name))
+            if kind == "Trainer":
+                args = self.without_evaluation(function, args, keywords)
             found = function(*args, **self.translate(kind, keywords, name))
             if kind == "TrainingArguments":
                 keep_given(args[0], keywords)
@@ -164,6 +166,20 @@ class Translator:
             loading = self.translate("from_pretrained", keywords["model_kwargs"], "model_kwargs")
             keywords = {**keywords, "model_kwargs": loading}
         return keywords
+
+    def without_evaluation(self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
+        """Positional arguments of a Trainer that is told to evaluate, but not on what: today it is refused. Of old, the
+        error came with the first evaluation, which is why such a script ended before."""
+        given = {**dict(zip(inspect.signature(function).parameters, args, strict=False)), **keywords}
+        settings = given.get("args")
+        if given.get("eval_dataset") is not None or getattr(settings, "eval_strategy", "no") == "no":
+            return args
+        self.report_once("eval_strategy without eval_dataset", "no evaluation")
+        changed = copy.copy(settings)
+        changed.eval_strategy = type(settings.eval_strategy)("no")
+        if "args" in keywords:
+            keywords["args"] = changed
+        return tuple(changed if value is settings else value for value in args)
 
     def with_defaults(self, make: Callable[..., None], origin: Origin) -> Callable[..., None]:
         """`PPOConfig.__init__` with the defaults of the script's release."""

@@ -66,8 +66,8 @@ class DDPOConfig:
     """Epochs between checkpoints"""
     num_checkpoint_limit: int = 5
     """Checkpoints kept, the newest ones"""
-    mixed_precision: str = "fp16"
-    """Of accelerate: fp16, which needs a GPU, bf16 or no"""
+    mixed_precision: Optional[str] = "fp16"
+    """Of accelerate: fp16, which needs a GPU, bf16 or no; None: what `accelerate launch` says, or no"""
     allow_tf32: bool = True
     """Let Ampere and later GPUs multiply in TF32"""
     resume_from: Optional[str] = ""
@@ -124,6 +124,8 @@ class DDPOConfig:
     """What samples should not look like, as one text"""
 
     def __post_init__(self) -> None:
+        if self.mixed_precision is None:
+            self.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         self._check_values()
         if self.log_with is None:
             warn_user("without log_with='wandb' or 'tensorboard' no images are logged")

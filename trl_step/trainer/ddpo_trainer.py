@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class DDPOTrainer(StepTrainer):
         ValueError: a setting cannot work here; the message names it.
     """
 
-    _tag_names = ("trl", "ddpo")
+    _tag_names: ClassVar[list[str]] = ["trl", "ddpo"]
     _tracked_as = "ddpo_trainer_config"
     _tracked_keys = DDPO_STATS
 

@@ -203,8 +203,7 @@ class IterativeSFTTrainer(TargetMeanTrainer):
         return slice(-self.max_length, None) if self.truncation_mode == "keep_end" else slice(self.max_length)
 
     def _tokenize(self, texts: list[str], name: str) -> dict[str, list[torch.Tensor]]:
-        if not core.is_list(texts) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{name} must be a list of texts with at least one")
+        _check_texts(texts, name)
         tokens = tokens_of(self.tokenizer, list(texts), self.max_length)
         return {
             part: [torch.tensor(row, dtype=torch.long) for row in tokens[part]]
@@ -225,10 +224,26 @@ class IterativeSFTTrainer(TargetMeanTrainer):
             self.optimizer.zero_grad()
         self.state.global_step += 1
         self._losses.append(loss.detach())
-        self._log_and_evaluate()
+        self._maybe_log_save_evaluate()
         return loss.detach()
 
-    def _log_and_evaluate(self) -> None:
+    @staticmethod
+    def _step_safety_checker(
+        input_ids: Any, attention_mask: Any, labels: Any, texts: Any, texts_labels: Any
+    ) -> tuple[Any, Any, Any, Any, Any]:
+        """What a subclass with a `step` of its own calls in release 0.7: the arguments of `step`, checked."""
+        if texts is None:
+            _check_rows(input_ids, "input_ids")
+            _check_rows(attention_mask, "attention_mask", input_ids)
+            _check_rows(labels, "labels", input_ids)
+        else:
+            _check_texts(texts, "texts")
+            if texts_labels is not None:
+                _check_texts(texts_labels, "texts_labels")
+        return input_ids, attention_mask, labels, texts, texts_labels
+
+    def _maybe_log_save_evaluate(self) -> None:
+        """Called after each batch; the log and the evaluation that are due."""
         if (
             self.args.eval_steps
             and self.eval_dataset is not None
@@ -240,6 +255,11 @@ class IterativeSFTTrainer(TargetMeanTrainer):
             loss = self.accelerator.reduce(torch.stack(self._losses).mean(), "mean").item()
             self._losses.clear()
             self.log({"loss": loss, "learning_rate": self._get_learning_rate()})
+
+
+def _check_texts(texts: Any, name: str) -> None:
+    if not core.is_list(texts) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} must be a list of texts with at least one")
 
 
 def _check_rows(rows: Any, name: str, beside: list[torch.Tensor] | None = None, same_lengths: bool = False) -> None:

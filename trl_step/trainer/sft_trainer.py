@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from functools import partial
 from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 from trl_step.core import is_list
 from trl_step.data.collators import DataCollatorForCompletionOnlyLM, DataCollatorForTexts, padding_on_the_right
@@ -123,29 +123,14 @@ class SFTTrainer(TargetMeanTrainer):
 
         dataset_kwargs = dict(dataset_kwargs or {})
         skips = dataset_kwargs.pop("skip_prepare_dataset", False)
-        prepare = partial(
-            prepare_packed if packing else prepare_texts,
-            tokenizer=tokenizer,
-            dataset_text_field=dataset_text_field,
-            formatting_func=formatting_func,
-            max_seq_length=max_seq_length,
-            **dataset_kwargs,
-        )
-        if packing:
-            prepare = partial(
-                prepare, seed=args.seed, num_of_sequences=num_of_sequences, chars_per_token=chars_per_token
-            )
-        else:
-            prepare = partial(
-                prepare,
-                remove_unused_columns=args.remove_unused_columns,
-                num_proc=dataset_num_proc,
-                batch_size=dataset_batch_size,
-            )
-        text_is_named = dataset_text_field is not None or formatting_func is not None
+        self.dataset_num_proc, self.dataset_batch_size, self._packing_seed = (
+            dataset_num_proc, dataset_batch_size, args.seed,
+        )  # fmt: skip
+        texts = dataset_text_field, max_seq_length, formatting_func
+        packs = num_of_sequences, chars_per_token, args.remove_unused_columns
 
         def prepare_rows(rows: Any) -> Any:
-            return prepare(rows) if not skips and _has_texts(rows, text_is_named) else rows
+            return rows if skips else self._prepare_dataset(rows, tokenizer, packing, *texts, *packs, **dataset_kwargs)
 
         train_dataset, eval_dataset = prepared(prepare_rows, train_dataset, eval_dataset)
         self._prepare_rows = prepare_rows
@@ -166,6 +151,89 @@ class SFTTrainer(TargetMeanTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
 
+    # --- methods that subclasses of release 0.7 override, with its arguments --------------------------------------
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        tokenizer: Any,
+        packing: bool | None,
+        dataset_text_field: str | None,
+        max_seq_length: int,
+        formatting_func: Callable | None,
+        num_of_sequences: int | None,
+        chars_per_token: float | None,
+        remove_unused_columns: bool = True,
+        append_concat_token: bool = True,
+        add_special_tokens: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Rows with `input_ids` of rows with texts; what has tokens already stays as it is."""
+        if not _has_texts(dataset, dataset_text_field is not None or formatting_func is not None):
+            return dataset
+        texts = tokenizer, dataset, dataset_text_field, max_seq_length
+        if packing:
+            joins = formatting_func, append_concat_token, add_special_tokens
+            return self._prepare_packed_dataloader(*texts, num_of_sequences, chars_per_token, *joins, **options)
+        return self._prepare_non_packed_dataloader(
+            *texts, formatting_func, add_special_tokens, remove_unused_columns, **options
+        )
+
+    def _prepare_non_packed_dataloader(
+        self,
+        tokenizer: Any,
+        dataset: Any,
+        dataset_text_field: str | None,
+        max_seq_length: int,
+        formatting_func: Callable | None = None,
+        add_special_tokens: bool = True,
+        remove_unused_columns: bool = True,
+    ) -> Any:
+        """See `prepare_texts`."""
+        texts = dataset_text_field, formatting_func, max_seq_length
+        processes, batch_size = self.dataset_num_proc, self.dataset_batch_size
+        return prepare_texts(
+            dataset, tokenizer, *texts, remove_unused_columns, add_special_tokens, processes, batch_size
+        )
+
+    def _prepare_packed_dataloader(
+        self,
+        tokenizer: Any,
+        dataset: Any,
+        dataset_text_field: str | None,
+        max_seq_length: int,
+        num_of_sequences: int | None,
+        chars_per_token: float | None,
+        formatting_func: Callable | None = None,
+        append_concat_token: bool = True,
+        add_special_tokens: bool = True,
+        **options: Any,
+    ) -> Any:
+        """See `prepare_packed`."""
+        return prepare_packed(
+            dataset,
+            tokenizer,
+            dataset_text_field,
+            formatting_func,
+            max_seq_length,
+            self._packing_seed,
+            num_of_sequences=num_of_sequences,
+            chars_per_token=chars_per_token,
+            append_concat_token=append_concat_token,
+            add_special_tokens=add_special_tokens,
+            **options,
+        )
+
+    def _trl_activate_neftune(self, model: Any) -> Any:
+        """Noise on the input embeddings of `model` from now on; `self.neftune_hook_handle.remove()` ends it.
+
+        `train` does so by itself.
+        """
+        embeddings = self.accelerator.unwrap_model(model).get_input_embeddings()
+        embeddings.neftune_noise_alpha = self.neftune_noise_alpha
+        self.neftune_hook_handle = embeddings.register_forward_hook(neftune_post_forward_hook)
+        return model
+
 
 def prepare_texts(
     dataset: Any,
@@ -177,12 +245,8 @@ def prepare_texts(
     add_special_tokens: bool = True,
     num_proc: int | None = None,
     batch_size: int = 1000,
-    append_concat_token: bool = True,
 ) -> Any:
-    """`dataset` with `input_ids` and `attention_mask`, one row per text; arguments are those of `SFTTrainer`.
-
-    `append_concat_token` is for packed rows and has no effect here.
-    """
+    """`dataset` with `input_ids` and `attention_mask`, one row per text; arguments are those of `SFTTrainer`."""
     _require_text(dataset_text_field, formatting_func)
 
     def tokenize(rows: Any) -> dict[str, Any]:

@@ -405,3 +405,29 @@ def test_bfloat16_keeps_what_trains_in_float32(tmp_path: Path) -> None:
         ours.train()
         assert next(values for _, values in found if "loss" in values)["approx_kl"] == 0
         assert not same(weights(ours), before)
+
+
+def test_precision_may_be_left_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert tiny_diffusion.config(tmp_path, mixed_precision=None).mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert tiny_diffusion.config(tmp_path, mixed_precision=None).mixed_precision == "bf16"
+
+
+def test_samples_are_a_dictionary_too(tmp_path: Path) -> None:
+    """In release 0.7 they are one, and a subclass may make them so."""
+
+    class Own(DDPOTrainer):
+        def _generate_samples(self, *args: Any) -> Any:
+            samples, images = super()._generate_samples(*args)
+            names = (*samples[0]._fields, "negative_prompt_embeds")
+            return [{name: getattr(part, name, None) for name in names} for part in samples], images
+
+    ours, own = trainer(tmp_path), trainer(tmp_path, cls=Own)
+    sample = trainer(tmp_path)._generate_samples(1, 2)[0][0]
+    assert torch.equal(sample["latents"], sample.latents)
+    assert torch.equal(sample[0], sample.prompt_ids)
+    for one in (ours, own):
+        torch.manual_seed(1)
+        one.train(1)
+    assert same(weights(own), weights(ours))

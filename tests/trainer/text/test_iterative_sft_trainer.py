@@ -215,3 +215,12 @@ def test_a_gradient_norm_of_0_means_no_clipping(tmp_path: Path) -> None:
         found.append(tiny.weights(ours.model))
         assert moved(tiny.weights(trainer(tmp_path).model), ours.model)
     assert all(torch.equal(one, other) for one, other in zip(*(each.values() for each in found), strict=True))
+
+
+def test_parts_of_a_step_of_release_07() -> None:
+    row = [torch.tensor([5, 6])]
+    assert IterativeSFTTrainer._step_safety_checker(row, None, row, None, None) == (row, None, row, None, None)
+    with pytest.raises(ValueError, match="texts must be a list of texts"):
+        IterativeSFTTrainer._step_safety_checker(None, None, None, "w5", None)
+    with pytest.raises(ValueError, match="labels has 2 rows for 1 texts"):
+        IterativeSFTTrainer._step_safety_checker(row, None, row * 2, None, None)

@@ -288,3 +288,46 @@ def test_rows_of_texts_are_evaluated(tmp_path: Path, packing: bool) -> None:
     expected = ours.evaluate()["eval_loss"]
     assert ours.evaluate(ROWS)["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert ours.predict(ROWS).metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_a_subclass_makes_of_the_rows_is_trained(tmp_path: Path, packing: bool) -> None:
+    """With the arguments of release 0.7.11, in its order."""
+
+    class Own(SFTTrainer):
+        def _prepare_non_packed_dataloader(self, tokenizer: Any, dataset: Any, dataset_text_field: Any,
+                                           max_seq_length: Any, formatting_func: Any = None,
+                                           add_special_tokens: Any = True,
+                                           remove_unused_columns: Any = True) -> Any:  # fmt: skip
+            assert (dataset_text_field, max_seq_length, add_special_tokens, remove_unused_columns) == (
+                "text", 8, False, True,
+            )  # fmt: skip
+            return dataset.map(lambda row: {"input_ids": [5, 6]}, remove_columns=dataset.column_names)
+
+        def _prepare_packed_dataloader(self, tokenizer: Any, dataset: Any, dataset_text_field: Any,
+                                       max_seq_length: Any, num_of_sequences: Any, chars_per_token: Any,
+                                       formatting_func: Any = None, append_concat_token: Any = True,
+                                       add_special_tokens: Any = True) -> Any:  # fmt: skip
+            assert (num_of_sequences, chars_per_token, append_concat_token, add_special_tokens) == (7, 3.0, True, False)
+            rows = super()._prepare_packed_dataloader(
+                tokenizer, dataset, dataset_text_field, max_seq_length, num_of_sequences, chars_per_token,
+                formatting_func, append_concat_token, add_special_tokens,
+            )  # fmt: skip
+            assert all(len(row["input_ids"]) == 8 for row in rows)
+            return rows.map(lambda row: {"input_ids": [5, 6], "labels": [5, 6]})
+
+    ours = Own(
+        tiny.gpt2(), arguments(tmp_path), train_dataset=ROWS, eval_dataset=ROWS, tokenizer=text_tools.tokenizer(),
+        max_seq_length=8, dataset_text_field="text", packing=packing, num_of_sequences=7, chars_per_token=3.0,
+        dataset_kwargs={"add_special_tokens": False},
+    )  # fmt: skip
+    assert all(row["input_ids"] == [5, 6] for rows in (ours.train_dataset, ours.eval_dataset) for row in rows)
+
+
+def test_noise_that_a_script_switches_on_by_itself(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, neftune_noise_alpha=5.0)
+    ours.model = ours._trl_activate_neftune(ours.model)
+    embeddings, word = ours.model.get_input_embeddings(), torch.tensor([[5]])
+    assert not torch.equal(embeddings.train()(word), embeddings(word))
+    ours.neftune_hook_handle.remove()
+    assert torch.equal(embeddings(word), embeddings(word))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +24,10 @@ class DenoisingSamples(NamedTuple):
     log_probs: torch.Tensor
     """of the latents after each step, [B, S] float32"""
 
+    def __getitem__(self, key: Any) -> Any:
+        """A field by its number or, as in release 0.7, where samples are a dictionary, by its name."""
+        return getattr(self, key) if isinstance(key, str) else tuple.__getitem__(self, key)
+
 
 class DenoisingBatch(NamedTuple):
     """One step of each of b samples, and what `calculate_loss` takes of it."""
@@ -39,9 +44,9 @@ class DenoisingBatch(NamedTuple):
     """[b] float32"""
 
 
-def joined(parts: list[DenoisingSamples]) -> DenoisingSamples:
-    """All samples, one part after the other."""
-    return DenoisingSamples(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+def joined(parts: Sequence[DenoisingSamples | Mapping[str, torch.Tensor]]) -> DenoisingSamples:
+    """All samples, one part after the other; a part may be a dictionary, as a subclass of release 0.7 makes it."""
+    return DenoisingSamples(*(torch.cat([part[name] for part in parts]) for name in DenoisingSamples._fields))  # type: ignore[index]
 
 
 class Order(NamedTuple):

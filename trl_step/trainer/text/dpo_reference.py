@@ -24,6 +24,7 @@ from trl_step.models.notices import warn_user
 from trl_step.models.reference import create_reference_model
 from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import eval_mode
+from trl_step.models.utils import prepare_deepspeed
 from trl_step.trainer.text.text_trainer import TextTrainer, each
 
 REFERENCE_COLUMNS = ("reference_chosen_logps", "reference_rejected_logps")
@@ -42,6 +43,7 @@ class ReferenceTrainer(TextTrainer):
 
     train_dataset: Any
     eval_dataset: Any
+
     ref_adapter_name: str | None
     is_peft_model: bool
     precompute_ref_log_probs: bool
@@ -59,6 +61,10 @@ class ReferenceTrainer(TextTrainer):
         super().__init__(tokenizer, **arguments)
         if self.ref_model is not None:
             self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
+
+    def _prepare_deepspeed(self, model: Any) -> Any:
+        """What subclasses of release 0.7 call for a reference of their own; see `prepare_deepspeed`."""
+        return prepare_deepspeed(model, self.accelerator)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """As in `TextTrainer`; the reference is the model as it is built, unless `ref_model` is given."""

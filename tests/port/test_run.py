@@ -20,6 +20,7 @@ from trl_step.port.aliases import trl_is_trl_step
 from trl_step.port.old.flags import translated_words
 from trl_step.port.patches import translated, wrapped_functions
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
+from trl_step.port.rewrite import rewritten
 from trl_step.port.tools import load_tool
 
 
@@ -365,11 +366,13 @@ def test_module_runs_a_script_with_its_arguments_and_its_neighbours(tmp_path: Pa
 
 @pytest.mark.parametrize(("steps", "expected"), [("", 100), (", warmup_steps=0", 100), (", warmup_steps=20", 20)])
 def test_the_ratio_of_warm_up_counts_without_steps(steps: str, expected: int, tmp_path: Path) -> None:
-    run(
+    source = (
         "from transformers import TrainingArguments\n"
         f"args = TrainingArguments(r'{tmp_path}', warmup_ratio=0.1{steps}, report_to=[], use_cpu=True)\n"
         f"assert args.get_warmup_steps(1000) == {expected}, args.get_warmup_steps(1000)"
     )
+    run(source)
+    exec(rewritten(source.encode())[0].decode(), {})
 
 
 @pytest.mark.parametrize(("words", "expected"), [

@@ -29,6 +29,7 @@ from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
 from trl_step.port.rewriting.devices import device_edits, device_questions
 from trl_step.port.rewriting.members import member_edits
 from trl_step.port.rewriting.precision import precision_edits, precision_questions
+from trl_step.port.rewriting.reads import arguments_of, read_edits, read_questions
 from trl_step.port.rules import (
     ALL_SCORES,
     CALLS,
@@ -93,6 +94,7 @@ def undecided(data: bytes, origin: Origin) -> list[tuple[int, str]]:
     rewriter = Rewriter(Script(data), origin)
     found = list(for_the_user(rewriter.nodes, rewriter.class_of))
     found += device_questions(rewriter.script, rewriter.nodes, rewriter.kind_of)
+    found += read_questions(rewriter.script, rewriter.nodes, rewriter.training_arguments(), rewriter.own_names)
     found += precision_questions(rewriter.nodes, rewriter.kind_of)
     if rewriter.imports.is_old:
         found += questions(rewriter.script, rewriter.nodes, rewriter.is_config, origin)
@@ -147,6 +149,7 @@ class Rewriter:
         parts = [self._import_edits(), self._call_edits(), self._dictionary_edits()]
         parts.append(member_edits(self.script, self.nodes, self.own_names))
         parts.append(device_edits(self.script, self.nodes, self.source, self._need))
+        parts.append(read_edits(self.script, self.nodes, self.training_arguments(), self.own_names))
         parts.append(precision_edits(self.script, self.nodes, self.kind_of, self._need))
         return [edit for part in parts for edit in part]
 
@@ -165,6 +168,10 @@ class Rewriter:
     def train_name(self, node: ast.expr) -> str | None:
         """Which of `train_api.NAMES` the expression is, if it is that of PPO with `train()`."""
         return self.step_name(node) if self.means_train else self.imports.name_from(node, NAMES, (EXPERIMENTAL,))
+
+    def training_arguments(self) -> frozenset[str]:
+        """Expressions of the script that are training arguments."""
+        return arguments_of(self.nodes, self.kind_of_class)
 
     # --- imports ---------------------------------------------------------------------------------------------
 
@@ -242,6 +249,11 @@ class Rewriter:
         """The name of what is called, before an import gave it another."""
         name = _last_name(function)
         return self.imports.originals.get(name, name) if isinstance(function, ast.Name) else name
+
+    def kind_of_class(self, name: ast.expr) -> str | None:
+        """The kind of calls of a class, which may be one of the script's."""
+        last = _last_name(name)
+        return self.kinds_of_classes.get(last) if last in self.own_functions else self._kind_of_name(name)
 
     def _kind_of_name(self, function: ast.expr) -> str | None:
         if train_name := self.train_name(function):

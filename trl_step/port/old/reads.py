@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 
 from trl_step.port.replacing import is_asked_by_library, replaced
+from trl_step.port.rules import CALLS
 from trl_step.trainer.text.training_arguments import OLD_NAMES, RENAMED, TrainingArguments
 
 Report = Callable[[str, str], None]
@@ -45,8 +46,8 @@ DEFAULTS: Mapping[str, Any] = {
 class OldRead:
     """An attribute that answers a script with what stands for it today, or with what the script gave.
 
-    Libraries, which read every field of a dataclass, see the class as it is without the kit. It defines no `__set__`,
-    so that a value in the object's own dictionary is found before it.
+    What a script sets goes to what stands for it, too. Libraries, which read every field of a dataclass, see the class
+    as it is without the kit.
     """
 
     def __init__(self, owner: type, name: str, report: Report) -> None:
@@ -54,6 +55,8 @@ class OldRead:
         self.has_before, self.before = hasattr(owner, name), getattr(owner, name, None)
 
     def __get__(self, args: Any, owner: type) -> Any:
+        if args is not None and self.name in vars(args):
+            return vars(args)[self.name]
         if args is None or is_asked_by_library():
             if self.has_before:
                 return self.before
@@ -68,6 +71,18 @@ class OldRead:
             source = f"{value!r}, the default of transformers 4"
         self.report(f"{owner.__name__}.{self.name} is read", source)
         return value
+
+    def __set__(self, args: Any, value: Any) -> None:
+        new: dict[str, Any] = {}
+        if not is_asked_by_library():
+            rules = (rule for rule in CALLS["TrainingArguments"] if rule.flag == self.name)
+            new = next((rule.values({self.name: value}) or {} for rule in rules), {})
+            told = ", ".join(new) or "no effect, transformers 5 has no such setting"
+            self.report(f"{type(args).__name__}.{self.name} is set", told)
+        for name, today in new.items():
+            setattr(args, name, today)
+        if not new:
+            vars(args)[self.name] = value
 
 
 @contextmanager

@@ -96,7 +96,8 @@ class RewardTrainer(TextTrainer):
             max_length = length_or_default(configured or max_length, DEFAULT_LENGTH, "RewardConfig.max_length", model)
             data_collator = RewardDataCollatorWithPadding(tokenizer, max_length=max_length)
             args = arguments_of(args, remove_unused_columns=False)
-            tokenize = partial(_tokenized, tokenizer=tokenizer, max_length=max_length)
+            processes = getattr(args, "dataset_num_proc", None)
+            tokenize = partial(_tokenized, tokenizer=tokenizer, max_length=max_length, num_proc=processes)
             train_dataset, eval_dataset = prepared(tokenize, train_dataset, eval_dataset)
             self._prepare_rows = tokenize
         args = arguments_of(args)
@@ -168,7 +169,7 @@ class RewardTrainer(TextTrainer):
         return loss, preferences, preferences.new_zeros(len(preferences))
 
 
-def _tokenized(dataset: Any, tokenizer: Any, max_length: int) -> Any:
+def _tokenized(dataset: Any, tokenizer: Any, max_length: int, num_proc: int | None) -> Any:
     """`dataset` with token columns; one that has them already is returned unchanged."""
     columns = getattr(dataset, "column_names", None)
     if columns is None or set(PAIR_COLUMNS) <= set(columns) or not {"chosen", "rejected"} <= set(columns):
@@ -177,6 +178,7 @@ def _tokenized(dataset: Any, tokenizer: Any, max_length: int) -> Any:
         tokenize_pair_for_rewards,
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
         remove_columns=[name for name in columns if name != "margin"],
+        **({} if num_proc is None else {"num_proc": num_proc}),  # a stream takes none
     )
 
 

@@ -175,3 +175,18 @@ def test_a_head_that_stays_as_it_is_is_told(tmp_path: Path) -> None:
 def test_rows_of_texts_are_evaluated(tmp_path: Path) -> None:
     ours = trainer(tmp_path)
     assert ours.evaluate(preferences())["eval_loss"] == pytest.approx(ours.evaluate()["eval_loss"])
+
+
+def test_processes_for_preparing_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    real = Dataset.map
+
+    def recorded(self: Dataset, *args: object, num_proc: int | None = None, **kwargs: object) -> Dataset:
+        asked.append(num_proc)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Dataset, "map", recorded)
+    run = trainer(tmp_path, config={"dataset_num_proc": 2})
+    assert asked == [2, 2]
+    assert (run.args.dataset_num_proc, RewardConfig(str(tmp_path)).dataset_num_proc) == (2, None)
+    trainer(tmp_path, preferences().to_iterable_dataset(num_shards=1))  # has no num_proc

@@ -169,6 +169,15 @@ def test_a_folder_that_is_not_there_is_named(load: str, place: str, tmp_path: Pa
     assert ("expanduser" in str(raised.value)) == place.startswith("~")
 
 
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no config.json, so there is no model in it$"):
+        AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
+    plain("gpt2").save_pretrained(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=f"no model in it; there is a model in {tmp_path / 'model'}$"):
+        AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
+    AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path, subfolder="model")
+
+
 @pytest.mark.parametrize("place", ["nope", "runs/nope"])
 def test_a_name_that_is_neither_a_folder_nor_a_repository(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
 )
+from transformers.utils import CONFIG_NAME
 
 from trl_step.import_utils import is_npu_available, is_xpu_available
 from trl_step.models.checkpoints import dtype_of_checkpoint, hub_arguments, require_source
@@ -53,9 +55,11 @@ def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], k
             whatever the file has, unless they are quantized: an optimizer loses small updates in 16 bits.
 
     Raises:
-        FileNotFoundError: there is no such folder, and the hub does not give a model of this name.
+        FileNotFoundError: there is no such folder, and the hub does not give a model of this name; or no model is in
+            the folder.
     """
     require_source(source)
+    _require_config(source, kwargs)
     kwargs = translate_quantization(kwargs)
     if "quantization_config" in kwargs:
         _require_bitsandbytes(kwargs["quantization_config"])
@@ -76,6 +80,16 @@ def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], k
     kwargs = choose_dtype(source, kwargs, config)
     with _quiet_about_value_heads(parent_class, config):
         return parent_class.from_pretrained(source, *model_args, **kwargs)
+
+
+def _require_config(source: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise a `FileNotFoundError` if `source` is a folder without a model, and say which folders in it have one."""
+    folder = Path(source, kwargs.get("subfolder") or "")
+    if not os.path.isdir(source) or {"config", "gguf_file"} & set(kwargs) or (folder / CONFIG_NAME).exists():
+        return
+    inside = sorted(str(found.parent) for found in folder.glob(f"*/{CONFIG_NAME}"))
+    hint = f"; there is a model in {', '.join(inside[:3])}" if inside else ""
+    raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}, so there is no model in it{hint}")
 
 
 def _load_config(source: str, kwargs: Mapping[str, Any]) -> Any:

@@ -6,13 +6,13 @@ DOCS := $(VENV)/.installed-docs
 # waiting threads sleep instead of spinning: on a busy machine a spinning thread occupies the core that it waits for
 export OMP_WAIT_POLICY ?= PASSIVE
 # two workers on two cores: one thread each
-test test-fast: export OMP_NUM_THREADS ?= 1
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2
 
 .PHONY: help demo demo-calculator demo-game demo-rloo demo-ppo demo-ddpo demo-frozen-lake demo-two-players stack-llama \
 	test test-fast bench-quick docs docs-serve gpu-check lint type format clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,10 +49,10 @@ stack-llama: $(INSTALLED) ## the StackLLaMA pipeline with a small Llama: SFT, re
 	$(BIN)/python examples/stack_llama/pipeline.py
 
 test: $(INSTALLED) ## run all tests
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 test-fast: $(INSTALLED) ## run all tests that are not marked slow
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 BENCHMARKS := import_time step step_path generate scaling options soak environment demo_seeds curves entropy_drift \
 	time_to_reward

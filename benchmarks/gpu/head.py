@@ -153,7 +153,7 @@ def check_compiled(section: Section, batch: Batch, expected: dict[str, torch.Ten
     if not section.on_gpu:
         section.absent("tiles in one kernel", "on a CPU the cache does the same")
         return
-    section.check("tiles are compiled", float(section.device not in compiled.DEVICES), 0)
+    section.goal("tiles that could not be compiled", float(section.device not in compiled.DEVICES), 0)
     with section.attempt("trl_step without a compiler", "figure"):
         compiled.DEVICES.clear()
         measure(section, "trl_step without a compiler", ours, batch)

@@ -40,9 +40,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "accumulated": ("gpt2", {"mini_batch_size": 2, "gradient_accumulation_steps": 2}),
     "in parts, clipped": ("gpt2", {"forward_tokens": 16, "max_grad_norm": 0.1}),
     "gspo": ("llama", {"policy_loss": "gspo", "cliprange": 0.01, "entropy_coef": 0.05}),
+    "padding-free": ("llama", {"padding_free": True}),
+    "padded": ("llama", {"padding_free": False}),
+    "reference on the host": ("gpt2", {"offload_reference": True}),
 }
 """Name -> model, and settings of `moved`."""
-FEW = ("adapters", "t5")
+FEW = ("adapters", "t5", "padding-free")
 """Of `VARIANTS`, with --tiny."""
 SAME = 1e-3
 """For two ways to compute one move in float32."""
@@ -65,12 +68,16 @@ def make(
     lora: bool = False,
     sgd: bool = True,
     handlers: Any = (),
+    placed: Callable[[Any], Any] | None = None,
     **settings: Any,
 ) -> PPOTrainer:
-    """A trainer of a tiny model."""
+    """A trainer of a tiny model; `placed` spreads it over devices."""
     torch.manual_seed(0)
     options = {"peft_config": adapters()} if lora else {}
     model = tiny.with_value_head(name, **options)
+    if placed is not None:
+        model.pretrained_model = placed(model.pretrained_model)
+        model.post_init({})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.05) if sgd else None
     accelerator = {"cpu": device == "cpu", "mixed_precision": precision, "kwargs_handlers": list(handlers)}
@@ -141,6 +148,32 @@ def check_verdicts(section: Section) -> None:
                       f"{skipped[0]:.0f} of 8 skipped")  # fmt: skip
         section.check("skipped, on the device against on the host", abs(skipped[0] - skipped[1]), 0)
         section.check("some are skipped and some are not", float(not 0 < skipped[0] < 8), 0)
+
+
+def check_padding(section: Section, found: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Rows without padding, which a GPU takes by itself, against padded samples."""
+    with section.attempt("rows without padding"):
+        trainer = make(section.device, "llama")
+        section.check("rows are packed by itself on a GPU", float(trainer._padding_free != section.on_gpu), 0)
+        plain = found.get("padded") or moved(make(section.device, "llama", padding_free=False), "llama")[0]
+        section.check("move, without padding against padded", distance(found["padding-free"], plain), SAME)
+
+
+def check_device_map(section: Section) -> None:
+    """Layers on two GPUs of one process."""
+    if not section.on_gpu or torch.cuda.device_count() < 2:
+        section.absent("device_map over several GPUs", "there are no two GPUs")
+        return
+    with section.attempt("device_map over several GPUs"):
+        from accelerate import dispatch_model
+
+        single, _ = moved(make(section.device, "llama"), "llama")
+        names = ("embed_tokens", "rotary_emb", "layers.0", "layers.1", "norm")
+        places: dict[str, Any] = {f"model.{name}": int(i > 2) for i, name in enumerate(names)}
+        apart, _ = moved(
+            make(section.device, "llama", placed=lambda model: dispatch_model(model, {**places, "lm_head": 1})), "llama"
+        )
+        section.check("move, layers on two GPUs against one", distance(apart, single), SAME)
 
 
 def check_scaler(section: Section) -> None:
@@ -223,6 +256,8 @@ def main() -> None:
         with section.attempt("move against the CPU"):
             for name, move in expected().items():
                 section.check(f"move, {name}, against the CPU", distance(found[name], move), SAME)
+        check_padding(section, found)
+        check_device_map(section)
     check_parity(section)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from wheels import synchronize, trl_0_11
 from worker import batch
 
 import trl_step
+from trl_step.trainer.updates.updater import Updater
 
 COMPARED = ("GPT-2 124M", "Llama 0.5B", "Llama 1.5B")
 GOAL = 0.35
@@ -29,7 +31,7 @@ def case_of(section: Section, samples: int, query: int, response: int, mini_batc
 
 
 def measured(
-    section: Section, library: Any, model: Any, case: Case, steps: int, **settings: Any
+    section: Section, library: Any, model: Any, case: Case, steps: int, prepare: Any = None, **settings: Any
 ) -> tuple[dict[str, float], Any]:
     """Seconds of a step, the peak and how far it lies above the start of a step, in GB; and the trainer."""
     accelerator = {"cpu": not section.on_gpu, "mixed_precision": "bf16"}
@@ -38,6 +40,8 @@ def measured(
         **settings,
     )  # fmt: skip
     trainer = library.PPOTrainer(config, model, None, tokenizer())
+    if prepare is not None:
+        prepare(trainer)
     trainer.step(*batch(case, 0))
     synchronize(section.device)
     start_gb = peak_gb = seconds = 0.0
@@ -88,6 +92,30 @@ def compare(section: Section, other: Any, shape: str) -> None:
                 section.goal(f"{shape}: {unit} over that of TRL 0.11.4", ours[what] / theirs[what], GOAL)
 
 
+def ragged(section: Section) -> None:
+    """0.5B, 64 samples of 16 to 256 + 16 to 256 tokens: without padding, with it, and with verdicts on the host."""
+    size, shape = (8 if section.tiny else 256), COMPARED[1]
+    lengths = (max(size // 16, 1), size)
+    case = replace(case_of(section, 64, size, size, 8), query=lengths, response=lengths)
+    for name, prepare, settings in (
+        ("without padding", None, {"padding_free": True}),
+        ("padded", None, {"padding_free": False}),
+        ("verdicts on the host", host_verdicts, {"padding_free": True}),
+    ):
+        with section.attempt(f"{shape}, ragged, {name}", "figure"):
+            model = trl_step.AutoModelForCausalLMWithValueHead.from_pretrained(language_model(section, shape))
+            found, _ = measured(section, trl_step, model, case, steps=1, prepare=prepare, **settings)
+            section.figure(f"{shape}, ragged, {name}: step", found["seconds"], "s")
+        model = None
+        release()
+
+
+def host_verdicts(trainer: Any) -> None:
+    """Let the host wait for the verdict on every mini-batch: once for each, in place of once for the step."""
+    own = (trainer._processes, trainer.model, trainer.optimizer, trainer.model_params, trainer.config)
+    trainer._updater = Updater(*own)
+
+
 def large(section: Section) -> None:
     """8B in bf16 with adapters of rank 16: 16 samples of 512 + 512 tokens in one mini-batch, with checkpointing."""
     with section.attempt("Llama 8B with adapters"):
@@ -110,6 +138,7 @@ def main() -> None:
     for shape in COMPARED[:1] if section.tiny else COMPARED:
         compare(section, other, shape)
     large(section)
+    ragged(section)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def may_decide_on_device(accelerator: Accelerator, model: Any, optimizer: Any, c
 
 
 class OnDeviceUpdater(Updater):
-    """An `Updater` that keeps its verdicts on the device.
+    """An `Updater` that keeps its verdicts on the device: the host waits once in a step, not once in a mini-batch.
 
     A mini-batch that is skipped has its gradient replaced by 0; if a whole backward batch is skipped, the
     optimizer's `found_inf` leaves weights and state as they are. `finish` counts the skipped mini-batches, and raises

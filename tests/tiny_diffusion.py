@@ -19,14 +19,14 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PROMPTS = ("a cat", "a dog", "a fox")
 
 
-def tokenizer() -> CLIPTokenizer:
+def tokenizer(length: int = LENGTH) -> CLIPTokenizer:
     """One token for each letter."""
     words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
         vocabulary.write_text(json.dumps({word: number for number, word in enumerate(words)}), encoding="utf-8")
         merges.write_text("#version: 0.2\n", encoding="utf-8")
-        return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=LENGTH)
+        return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=length)
 
 
 def unet(**options: Any) -> UNet2DConditionModel:
@@ -60,16 +60,18 @@ def scheduler(**options: Any) -> DDIMScheduler:
     )
 
 
-def pipeline(seed: int = 0, unet_options: Any = None, **scheduler_options: Any) -> StableDiffusionPipeline:
-    """Images of 8x8 pixels from latents of 4x4."""
+def pipeline(
+    seed: int = 0, unet_options: Any = None, length: int = LENGTH, width: int = 8, **scheduler_options: Any
+) -> StableDiffusionPipeline:
+    """Images of 8x8 pixels from latents of 4x4; `width` is that of the text's embeddings."""
     torch.manual_seed(seed)
-    words = tokenizer()
+    words = tokenizer(length)
     text = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=LENGTH, bos_token_id=0, eos_token_id=1,
+        vocab_size=len(words), hidden_size=width, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=length, bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
     return StableDiffusionPipeline(
-        unet=unet(**(unet_options or {})),
+        unet=unet(cross_attention_dim=width, **(unet_options or {})),
         vae=AutoencoderKL(
             block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2,

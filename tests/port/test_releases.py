@@ -81,6 +81,7 @@ PINS = [
     ("requirements-train.txt", "trl == 0.8.6\n", ("0.8.6",), 1),
     ("requirements.txt", "trl @ git+https://github.com/huggingface/trl@v0.7.10\n", ("0.7.10",), 1),
     ("requirements.txt", "trl>=0.7.9,<0.8.0\n", ("0.7.9", "0.7.10", "0.7.11"), 1),
+    ("requirements.txt", "trl<=0.2.1\n", ("0.2.0", "0.2.1"), 1),
     ("requirements.txt", "trl~=0.11.2\n", ("0.11.2", "0.11.3", "0.11.4"), 1),
     ("requirements.txt", "trlx==0.7.4\nmy-trl==0.7.4\ntrl\ntrl>=1.12\n", (), 0),
     ("pyproject.toml", '[project]\ndependencies = [\n    "trl==0.9.6",\n]\n', ("0.9.6",), 3),
@@ -115,6 +116,8 @@ def test_a_pin_is_looked_for_in_the_script_and_up_to_the_root_of_the_repository(
 def test_a_range_of_releases_counts_if_its_defaults_agree() -> None:
     assert Origin(("0.7.9", "0.7.10")).defaults["mini_batch_size"] == 1
     assert Origin(("0.7.10", "0.7.11")).defaults is None
+    assert Origin(("0.2.0", "0.4.7", "0.7.1")).defaults == Origin(("0.7.1",)).defaults
+    assert Origin(("0.4.7",)).defaults["target_kl"] == 0.1
     assert Origin(("0.8.6", "0.11.4")).defaults == {}, "a name that only scripts read differs"
     (found,) = undecided(b"import trl\ntrl.PPOConfig()", Origin(("0.7.10", "0.7.11"), "r.txt:1"))
     assert "TRL 0.7.10 to 0.7.11 (r.txt:1) allows both" in found[1]
@@ -130,7 +133,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit, match="2"):
         main(["--check", "--release", "1.12.0", str(path)])
     refused = capsys.readouterr().err
-    assert "--release 1.12.0: the releases with the step API are 0.5.0, " in refused
+    assert "--release 1.12.0: the releases with the step API are 0.2.0, " in refused
     assert "those with PPO with train() are 0.12.0, " in refused
     (tmp_path / "requirements.txt").write_text("trl==0.7.4\n")
     assert main(["--write", str(path)]) == 0

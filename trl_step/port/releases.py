@@ -23,7 +23,7 @@ UNTIL_0_7_10: Mapping[str, Any] = {
     "reward_model": None,
 }
 CHANGES: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ("0.5.0", {**UNTIL_0_7_10, "target_kl": 0.1}),
+    ("0.2.0", {**UNTIL_0_7_10, "target_kl": 0.1}),
     ("0.7.2", UNTIL_0_7_10),
     ("0.7.11", {}),
     ("0.11.0", {"query_dataset": "stanfordnlp/imdb"}),
@@ -34,6 +34,7 @@ NAMES = ("model_name", "query_dataset", "reward_model")
 ASKED = tuple(name for name in UNTIL_0_7_10 if name not in NAMES)
 """What a script must set if nobody knows its release."""
 RELEASES = (
+    "0.2.0", "0.2.1", "0.3.0", "0.3.1", "0.4.0", "0.4.1", "0.4.2", "0.4.3", "0.4.4", "0.4.5", "0.4.6", "0.4.7",
     "0.5.0", "0.6.0", "0.7.0", "0.7.1", "0.7.2", "0.7.3", "0.7.4", "0.7.5", "0.7.6", "0.7.7", "0.7.8", "0.7.9",
     "0.7.10", "0.7.11", "0.8.0", "0.8.1", "0.8.2", "0.8.3", "0.8.4", "0.8.5", "0.8.6", "0.9.2", "0.9.3", "0.9.4",
     "0.9.6", "0.10.1", "0.11.0", "0.11.1", "0.11.2", "0.11.3", "0.11.4",

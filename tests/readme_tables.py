@@ -1,8 +1,8 @@
-"""Tables that are made: in docs/ the logged keys, the porting kit's translations, the tuning curves and what was
-measured; in README.md what was seen on a GPU, and the time of a step.
+"""Tables that are made: in docs/ the logged keys, the porting kit's translations, the tuning curves, the clients that
+were tried and what was measured; in README.md what was seen on a GPU, and the time of a step.
 
 `python -m tests.readme_tables` writes them anew after a change of `trl_step.algorithms.stats`,
-of `trl_step.port.rules`, or of the files in `benchmarks/results/`.
+of `trl_step.port.rules`, or of the files in `benchmarks/results/` and `tests/clients/results.json`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests import benchmark_tables
+from tests.clients.table import table_of_clients
 from tests.markdown_pages import DOCS, README, ROOT
 from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, STATS, Stat
 from trl_step.port.moved import MOVED, MOVED_MODULES, RENAMED_ATTRIBUTES, RENAMED_METHODS
@@ -143,6 +144,7 @@ def with_tables(page: str) -> str:
         "table of translations": translation_table,
         "table of curves": curve_table,
         "table of metrics of train": loop_metric_table,
+        "table of clients": table_of_clients,
         **benchmark_tables.TABLES,
     }
     for mark, table in tables.items():

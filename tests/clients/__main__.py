@@ -28,7 +28,6 @@ from tests.clients import examples, packages
 from tests.clients.running import (
     BY_HAND,
     NOT_TRIED,
-    REASONS,
     REWRITTEN,
     ROOT,
     RUNS,
@@ -105,8 +104,6 @@ def tried(
         result, line = NOT_TRIED, "no clone of the repository" if options.clones is None else f"no file {program.path}"
     else:
         result, line = runner.run(program, text, models, folder, options.limit)
-    reasons = [reason for part, reason in REASONS.items() if part in line]
-    line = "; ".join([line, *reasons])
     shown = " ".join([program.path, *program.shown])
     return Result(client.name, client.version, shown, result, line, elapsed(start))
 

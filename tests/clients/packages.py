@@ -40,7 +40,7 @@ class Client:
         return None if clones is None else clones / self.clone / program.path
 
 
-RECIPE = """model_name_or_path: huggyllama/llama-7b
+RECIPE = """model_name_or_path: ./llama
 torch_dtype: float32
 dataset_mixer:
   ultrafeedback: 1.0

@@ -22,14 +22,6 @@ REWRITTEN = "runs after `--write`"
 BY_HAND = "needs a hand"
 NOT_TRIED = "not tried"
 
-REASONS = {
-    "env/reward_dist": "the notebook reads `logs`, which it never fills",
-    "not a notebook of format": "the file in TRL's repository is no JSON: it has a comma too many",
-    "columns ['answer']": "the same on release 0.7.11: the script logs a column that it does not have",
-    "Predictions and/or references": "evaluate makes numbers of arrays with one entry, which NumPy 2.4 refuses; flatten them",
-}
-"""What an error contains -> why neither this package nor the porting kit is to blame."""
-
 
 @dataclass
 class Program:
@@ -165,11 +157,12 @@ def stopped_at(said: str, script: str, package: Path | None = None) -> str:
         package: folder that the client is installed in, if its own lines are of interest, and not the program's
     """
     lines = said.splitlines()
-    errors = [i for i, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exit|Exception|Interrupt)\b", line)]
+    errors = [i for i, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exit|Exception|Interrupt|Enabled)\b", line)]
     if not errors:
         usage = [line for line in lines if "error: " in line]
         return usage[-1].strip()[:300] if usage else ""
-    message = " ".join(part.strip() for part in lines[errors[-1] :][:2] if part.strip())
+    message = " ".join(part.strip() for part in lines[errors[-1] :][:1] if part.strip())
+    message = re.sub(r" \(/[^)]*\)", "", message)  # where a package is installed here
     place = ""
     for path, line in re.findall(r'File "([^"]+)", line (\d+)', "\n".join(lines[: errors[-1]])):
         if package is not None and package in Path(path).parents:

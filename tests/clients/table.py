@@ -9,6 +9,20 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results.json"
 RUNS = "runs"
+REASONS = {
+    "has no KTOTrainer": "its command line imports every trainer that it has",
+    "no attribute '__self__'": "its gradient checkpointing does not fit transformers 5",
+    "'CPOConfig'": "it is made for the trainers of today's TRL",
+    "'use_temp_dir'": "leave it out: transformers 5 has no such argument",
+    "KeyError: -1": "give `apply_chat_template` return_dict=False: in transformers 5 it returns a dictionary",
+    "'maybe_extract_prompt'": "cut what both answers share into a column `prompt`",
+    "env/reward_dist": "the notebook reads `logs`, which it never fills",
+    "not a notebook of format": "the file in TRL's repository is no JSON: it has a comma too many",
+    "columns ['answer']": "on release 0.7.11 as well: the script logs a column that it does not have",
+    "no attribute 'num_proc'": "the script reads an argument that it does not have",
+    "Predictions and/or": "flatten both: evaluate makes a number of an array of one entry, which NumPy 2.4 refuses",
+}
+"""What an error contains -> what is the matter, or what to do."""
 ORDER = (RUNS, "runs after `--write`", "needs a hand", "not tried")
 
 
@@ -38,7 +52,8 @@ def _names(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _cell(line: str) -> str:
-    """An error message as text: nothing in it is a link, a tag or the end of the cell."""
+    """An error message as text, and what is said of it; nothing in it is a link, a tag or the end of the cell."""
+    line = "; ".join([line, *(reason for part, reason in REASONS.items() if part in line)])
     for sign in "\\`*_[]<>|":
         line = line.replace(sign, f"\\{sign}")
     return line

@@ -4,6 +4,7 @@ Habana's own packages, and the parts of optimum-habana that need them, are repla
 """
 
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -25,17 +26,31 @@ habana.torch = module("habana_frameworks.torch", __path__=[])
 habana.torch.core = module("habana_frameworks.torch.core", mark_step=lambda *_: None)
 
 
+class Graph:
+    """In place of a graph of the device: what it captures runs, and the next mini-batch captures anew."""
+
+    def capture_begin(self): ...
+
+    def capture_end(self):
+        sys.modules[GaudiPPOTrainer.__module__]._recorded_graph = None
+
+
+habana.torch.hpu = module(
+    "habana_frameworks.torch.hpu", HPUGraph=Graph, default_stream=lambda: None, stream=lambda _: nullcontext()
+)
+
+
 class Clock:
     """In place of HabanaGenerationTime."""
 
-    last_duration = total_duration = 0.0
+    last_duration = 0.0
 
     def start(self): ...
 
     def step(self): ...
 
-    def is_valid(self):
-        return True
+    def total_time(self):
+        return 0.0
 
 
 root = find_spec("optimum").submodule_search_locations[0] + "/habana"

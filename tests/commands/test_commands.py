@@ -200,6 +200,12 @@ def test_demo_of_an_installed_package_is_its_copy(
     assert capsys.readouterr().out.strip() == "neighbour --seed=2"
 
 
+def test_the_demo_names_all_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sentiment_demo, "find_spec", {"rich": object()}.get)
+    with pytest.raises(SystemExit, match=r"needs matplotlib, tensorboard: pip install matplotlib tensorboard$"):
+        main(["demo"])
+
+
 def test_what_the_demo_builds_is_for_other_programs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = {"train_reviews": 40, "test_reviews": 8, "vocabulary": 400, "layers": 1, "width": 16,
             "model_updates": 2, "classifier_updates": 2}  # fmt: skip

@@ -6,6 +6,7 @@ import importlib
 import runpy
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from trl_step.port.run import command_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPT = Path("examples", "sentiment", "ppo_sentiment.py")
+NEEDED = ("rich", "matplotlib", "tensorboard")
+"""Packages of the extra `demo`."""
 MODULES = ("assets", "building", "corpus")
 """The files beside the script that build what it needs."""
 
@@ -29,8 +32,12 @@ def find_script() -> Path:
     """The example's script. A package that was installed from a wheel contains a copy of it (see setup.py).
 
     Raises:
+        SystemExit: packages of the extra `demo` are missing.
         FileNotFoundError: the package was copied here without its examples.
     """
+    missing = [package for package in NEEDED if find_spec(package) is None]
+    if missing:
+        raise SystemExit(f"trl_step demo needs {', '.join(missing)}: pip install {' '.join(missing)}")
     packaged, cloned = PACKAGE / SCRIPT, PACKAGE.parent / SCRIPT
     for script in (packaged, cloned):
         if script.is_file():

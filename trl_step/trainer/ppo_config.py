@@ -13,11 +13,12 @@ from typing import Any, Literal, Optional, Union, get_args
 
 from trl_step.algorithms.importance import ImportanceCorrection
 from trl_step.algorithms.kl import KL_PENALTIES
-from trl_step.algorithms.losses.policy import COUPLED, PolicyLoss
+from trl_step.algorithms.losses.policy import PolicyLoss
 from trl_step.algorithms.losses.tokens import LossNormalization
 from trl_step.command_line_types import JSON, Suppress
 from trl_step.core import flatten_dict
 from trl_step.import_utils import TrackerName, is_rich_available, require_tracker
+from trl_step.trainer.updates.settings_together import check_together
 
 AdvantageEstimator = Literal["gae", "grpo", "rloo", "reinforce_plus_plus", "remax"]
 GROUP_ESTIMATORS = ("grpo", "rloo")
@@ -69,35 +70,6 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 }
 # pairs of numbers, and whether the second may be below the first
 _PAIRS: dict[str, bool] = {"sapo_temperatures": True, "importance_bounds": False}
-# setting: (another setting, what that must be for the first to have an effect)
-_ACTS_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "group_scale": ("advantage_estimator", ("grpo",)),
-    "cliprange_high": ("policy_loss", ("clip", *COUPLED)),
-    "dual_clip": ("policy_loss", ("clip", *COUPLED)),
-    "cispo_bound": ("policy_loss", ("cispo",)),
-    "sapo_temperatures": ("policy_loss", ("sapo",)),
-    "dppo_delta": ("policy_loss", ("dppo",)),
-    "loss_constant_length": ("loss_normalization", ("constant",)),
-    "importance_bounds": ("importance_correction", get_args(ImportanceCorrection)),
-    "value_learning_rate": ("advantage_estimator", ("gae",)),
-    "value_warmup_steps": ("advantage_estimator", ("gae",)),
-    "value_lam": ("advantage_estimator", ("gae",)),
-    "length_adaptive_alpha": ("advantage_estimator", ("gae",)),
-    "gae_level": ("advantage_estimator", ("gae",)),
-}
-# the same for settings that release 0.7 has, which a script may leave as they are while it tries estimators
-_ACTS_WITH_OF_V07: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "cliprange": ("policy_loss", ("clip", *COUPLED)),
-    "gamma": ("advantage_estimator", ("gae", "reinforce_plus_plus", "remax")),
-    "lam": ("advantage_estimator", ("gae",)),
-    "vf_coef": ("advantage_estimator", ("gae",)),
-    "cliprange_value": ("advantage_estimator", ("gae",)),
-}
-_AFTER_V07 = (
-    *_ACTS_WITH, "advantage_estimator", "policy_loss", "whiten_advantages", "kl_in", "entropy_coef",
-    "importance_correction", "positive_nll_coef", "loss_normalization",
-)  # fmt: skip
-"""Settings of the algorithm that release 0.7 does not have."""
 _FLAGS = (
     "remove_unused_columns",
     "adap_kl_ctrl",
@@ -397,7 +369,18 @@ class PPOConfig:
                 allowed = f"a finite number {'>=' if closed else '>'} {low}" + (f" and <= {high}" * (high < _INF))
                 raise ValueError(f"{name}={value!r} must be {allowed}")
         self._check_choice("kl_penalty", KL_PENALTIES)
-        self._check_algorithm()
+        self._check_choice("loss_normalization", get_args(LossNormalization))
+        self._check_choice("advantage_estimator", get_args(AdvantageEstimator))
+        self._check_choice("policy_loss", get_args(PolicyLoss))
+        self._check_choice("group_scale", ("std", "batch", "none"))
+        self._check_choice("kl_in", ("reward", "loss"))
+        self._check_choice("gae_level", ("token", "turn"))
+        self._check_choice("importance_correction", (None, *get_args(ImportanceCorrection)))
+        self._check_choice("whiten_advantages", (None, True, False))
+        self._check_choice("padding_free", (None, True, False))
+        for name, any_order in _PAIRS.items():
+            self._check_pair(name, any_order)
+        check_together(self)
         if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**32):
             raise ValueError(f"seed={self.seed!r} must be None or a whole number from 0 to 2**32 - 1")
         if self.pad_for_acceleration and self.pad_max_len is None:
@@ -422,63 +405,6 @@ class PPOConfig:
             raise ValueError(
                 f"batch_size={batch}{by_default[0]} must be a multiple of mini_batch_size * "
                 f"gradient_accumulation_steps = {mini}{by_default[1]} * {accumulated} = {self.backward_batch_size}"
-            )
-
-    def _check_algorithm(self) -> None:
-        self._check_choice("loss_normalization", get_args(LossNormalization))
-        self._check_choice("advantage_estimator", get_args(AdvantageEstimator))
-        self._check_choice("policy_loss", get_args(PolicyLoss))
-        self._check_choice("group_scale", ("std", "batch", "none"))
-        self._check_choice("kl_in", ("reward", "loss"))
-        self._check_choice("gae_level", ("token", "turn"))
-        self._check_choice("importance_correction", (None, *get_args(ImportanceCorrection)))
-        self._check_choice("whiten_advantages", (None, True, False))
-        self._check_choice("padding_free", (None, True, False))
-        for name, any_order in _PAIRS.items():
-            self._check_pair(name, any_order)
-        changed = {f.name for f in fields(self) if f.name in _AFTER_V07 and getattr(self, f.name) != f.default}
-        if self.exact_v07 and (changed or self.kl_penalty == "k3"):
-            name = min(changed, default="kl_penalty")
-            raise ValueError(
-                f"{name}={getattr(self, name)!r} with exact_v07=True: release 0.7 has no such setting; leave one of "
-                "them out"
-            )
-        for name, (other, values) in _ACTS_WITH.items():
-            if name in changed and getattr(self, other) not in values:
-                needed = " or ".join(map(repr, values))
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} acts only with {other}={needed}, but {other} is "
-                    f"{getattr(self, other)!r}"
-                )
-        if self.loss_normalization == "constant" and self.loss_constant_length is None:
-            raise ValueError('loss_normalization="constant" needs loss_constant_length, the longest response in tokens')
-        if self.kl_in == "loss" and self.kl_penalty == "full":
-            raise ValueError(
-                'kl_penalty="full" with kl_in="loss" would need the whole distributions of both models in every '
-                'mini-batch; take "k3" or "mse", whose gradients have the same mean for samples of the policy'
-            )
-        defaults = {f.name: f.default for f in fields(self)}
-        for name, (other, values) in _ACTS_WITH_OF_V07.items():
-            if getattr(self, name) != defaults[name] and getattr(self, other) not in values:
-                warnings.warn(
-                    f"{name}={getattr(self, name)!r} has no effect with {other}={getattr(self, other)!r}; it acts with "
-                    f"{' or '.join(map(repr, values))}",
-                    UserWarning,
-                    stacklevel=5,
-                )
-        if self.kl_in == "loss" and self.kl_penalty == "kl" and self.init_kl_coef:
-            warnings.warn(
-                'kl_in="loss" with kl_penalty="kl": the gradient of logprob - ref_logprob is 0 on average, so this '
-                'penalty holds nothing back; take "k3" or "mse"',
-                UserWarning,
-                stacklevel=5,
-            )
-        if self.policy_loss == "gspo" and self.cliprange >= 0.05:
-            warnings.warn(
-                f'policy_loss="gspo" clips the geometric mean of the ratios of a whole response, and cliprange='
-                f"{self.cliprange:g} hardly ever does; its authors take cliprange=3e-4, cliprange_high=4e-4",
-                UserWarning,
-                stacklevel=5,
             )
 
     def _check_pair(self, name: str, any_order: bool) -> None:

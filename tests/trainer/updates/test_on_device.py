@@ -140,9 +140,10 @@ class NoLook(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("padding_free", [None, True], ids=["padded", "padding-free"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "frozen bottom"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "padding_free"), [*((size, None) for size in SIZES), ("each an update", True), ("in parts", True)]
+)
 def test_nothing_waits_inside_a_mini_batch(
     size: str, name: str, padding_free: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,7 @@ class Environment:
         state = {"trajectory_id": f"rollout {i}"}
         headers = {name: state[key] for name, key in config.extra_headers_from_state.items()}
         messages = list(row["prompt"])
-        for _ in range(2):
+        for _ in range(0 if row.get("silent") else 2):
             answer = await client.chat.completions.create(
                 model=given["model"], messages=messages, extra_headers=headers, **given["sampling_args"]
             )
@@ -68,6 +68,8 @@ class Environment:
             messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "again"}]
             if row.get("fails"):
                 return {**row, **state, "reward": 0.0, "error": {"error": "ToolError", "message": "no such tool"}}
+        if row.get("silent"):
+            return {**row, **state, "reward": 0.0, "error": None}
         reward = float(said == row["answer"]) if self.scored else None
         return {**row, **state, "reward": reward, "error": None}
 
@@ -124,6 +126,15 @@ def test_failed_rollouts_are_named_and_left_out(served: Endpoint) -> None:
     assert played.scores == [0.0]
     assert [output["answer"] for output in played.outputs] == ["one"]
     assert [output["answer"] for output in played.failed] == ["two"]
+
+
+@pytest.mark.usefixtures("documented")
+def test_rollouts_that_never_ask_the_model_are_said(served: Endpoint) -> None:
+    rows = [ROWS[0], {**ROWS[1], "silent": True}]
+    with pytest.warns(UserWarning, match=r"1 of 2 rollouts never call the model"):
+        played = VerifiersRunner(Environment(), served).run(rows)
+    assert played.scores == [0.0]
+    assert played.failed == []
 
 
 @pytest.mark.usefixtures("documented")

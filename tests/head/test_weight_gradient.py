@@ -41,6 +41,13 @@ def test_a_narrow_gradient_takes_the_memory_of_half_the_sum(
     assert found.untyped_storage().nbytes() == -(-count // 2) * 3 * 4
 
 
+def test_a_weight_that_lies_column_after_column() -> None:
+    weight = torch.empty(3, 4, dtype=torch.bfloat16).t()
+    total = WeightGradient(weight, torch.bfloat16, empty=True)
+    total.add_rows(torch.tensor([3, 0]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    assert total.handed_out(None).tolist() == [[4.0, 5.0, 6.0], [0.0] * 3, [0.0] * 3, [1.0, 2.0, 3.0]]
+
+
 def test_every_chunk_is_added_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """300 chunks of a row each: summed up in bfloat16, where 256 + 1 is 256, the gradient would stop at 256."""
     monkeypatch.setattr("trl_step.head.tiles.CHUNK_ELEMENTS", 2)

@@ -35,6 +35,12 @@ def test_code_that_names_no_file_is_of_its_module() -> None:
     assert names["f"]().f_code.co_filename == __file__
 
 
+def test_a_folder_beside_the_package_is_the_users() -> None:
+    """As `trl_step_runs` in a clone."""
+    script = function_of(f"{notices.PACKAGE}_runs/train.py", "def f(): return call()", call=users_frame)
+    assert script().f_code.co_filename == f"{notices.PACKAGE}_runs/train.py"
+
+
 def test_a_program_that_is_a_package_itself_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sysconfig.get_path("purelib")
     monkeypatch.setattr(notices, "OF_OTHERS", ("",))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from tests.port.test_run import run
+from trl_step.port.old.precision import Precision
 from trl_step.port.releases import UNKNOWN_ORIGIN
 from trl_step.port.rewrite import rewritten, undecided
 
@@ -53,6 +55,16 @@ def test_others_are_left_alone(source: str, tmp_path: Path) -> None:
     names: dict[str, Any] = run(HEAD.format(folder=str(tmp_path)) + source, told)
     assert names["own"].mixed_precision == "no"
     assert told == []
+
+
+def test_an_old_word_for_the_precision_counts() -> None:
+    """`fp16=True` is what the script asks for, and it is translated only after that."""
+    keywords = {"fp16": True}
+    precision = Precision(lambda *_: None)
+    precision.note(SimpleNamespace(bf16=True, fp16=False))
+    with precision.of((None,), keywords, is_of_library=False):
+        pass
+    assert keywords == {"fp16": True}
 
 
 def test_one_of_another_precision_is_named_in_the_refusal(tmp_path: Path) -> None:

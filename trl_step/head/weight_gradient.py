@@ -28,7 +28,10 @@ class WeightGradient:
         sums, count = wide(dtype), len(weight)
         middle = -(-count // 2) if 2 * weight.dtype.itemsize == sums.itemsize else count
         self._places = [slice(0, middle)] + [slice(middle, count)] * (middle < count)
-        self._sums = [torch.empty_like(weight[place], dtype=sums) for place in self._places]
+        self._sums = [
+            torch.empty(weight[place].shape, dtype=sums, device=weight.device)  # contiguous, whatever the weight is
+            for place in self._places
+        ]
         if empty:
             for total in self._sums:
                 total.zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import site
 import sys
 import sysconfig
@@ -13,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
+INSIDE = PACKAGE + os.sep
+"""How the files of this package begin."""
 OF_OTHERS = (
     "<frozen", site.getusersitepackages(), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 )  # fmt: skip
@@ -36,7 +39,7 @@ def users_frame() -> FrameType:
     while frame is not None:
         # code that is made, such as the __init__ of a dataclass, names no file, but its module has one
         file = str(frame.f_globals.get("__file__") or frame.f_code.co_filename)
-        if not file.startswith(PACKAGE):
+        if not file.startswith(INSIDE):
             if not file.startswith(OF_OTHERS):
                 return frame
             outside = outside or frame
@@ -69,7 +72,7 @@ def described(error: BaseException) -> str:
         message = ""
     text = f"{type(error).__name__}{': ' * bool(message)}{message}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((PACKAGE, *OF_OTHERS))]
+    own = [frame for frame in frames if not frame.filename.startswith((INSIDE, *OF_OTHERS))]
     if not frames:
         return text
     frame = (own or frames)[-1]

@@ -183,8 +183,9 @@ class Rewriter:
                         yield self.script.edit(self.script.span(alias), import_of(alias), NEW_PACKAGE)
                     elif alias.name in MOVED_MODULES:
                         bound = f" as {alias.asname}" if alias.asname else ""
-                        new = f"{MOVED_MODULES[alias.name]}{bound}"
-                        yield self.script.edit(self.script.span(alias), new, f"{alias.name} is {new} today")
+                        new = MOVED_MODULES[alias.name]
+                        note = f"{alias.name} is {new} today"
+                        yield self.script.edit(self.script.span(alias), f"{new}{bound}", note)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 if self.means_train and new_name(node.module) in PLACES:
                     yield from train_import_edits(self.script, node)

@@ -111,6 +111,23 @@ def test_mlflow_gets_texts_and_says_what_it_cannot_take(monkeypatch: pytest.Monk
     mlflow.log_text.assert_called_once_with(MARKDOWN, "game_log/000007.md", run_id="the run")
 
 
+def test_what_is_neither_a_number_nor_an_array_is_named() -> None:
+    tracker = Mock()
+    tracker.name = "tensorboard"
+    logs = {"loss": 1.5, "note": "warm", "list": [1, 2], "nothing": None}
+    assert write(tracker, logs, None, 7) == ["note", "list", "nothing"]
+    tracker.log.assert_called_once_with({"loss": 1.5}, step=7)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    ours = trainer("gpt2", log_with="tensorboard", project_kwargs={"logging_dir": str(tmp_path)})
+    (tracker,) = ours.accelerator.trackers
+    tracker.log = Mock()
+    ours.log_stats({"loss": np.float32(0.5), "count": np.int64(3)}, COLUMNS, [0.5] * 8)
+    logged = tracker.log.call_args.args[0]
+    assert (logged["loss"], logged["count"]) == (0.5, 3)
+
+
 class Own(tracking.GeneralTracker):
     """As somebody who registers a tracker with accelerate writes it."""
 

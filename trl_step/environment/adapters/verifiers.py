@@ -20,7 +20,8 @@ class VerifiersEpisodes(NamedTuple):
     """Played rollouts, ready for `trainer.step(queries, responses, scores, masks)`; all tensors are on the CPU.
 
     Each list but `failed` has one entry per sequence. A rollout is one sequence, or several if the environment changed
-    what stood before in the conversation; each of them has the rollout's reward.
+    what stood before in the conversation; each of them has the rollout's reward. One that never called the model has
+    none.
     """
 
     queries: list[torch.Tensor]
@@ -114,20 +115,24 @@ class VerifiersRunner:
                 f"{len(failed)} of {len(outputs)} rollouts ended with an error and are left out; the first: "
                 f"{failed[0]['error']!s:.300}"
             )
+        played = {*served.ids}
+        silent = sum(name not in played and not output.get("error") for name, output in rollouts.items())
+        if silent:
+            warn_user(f"{silent} of {len(outputs)} rollouts never call the model: they are left out, too")
         if any(output["reward"] is None for output in outputs if not output.get("error")):
             raise ValueError("the environment gives no rewards; leave `score_rollouts` of it at True")
         kept = [i for i, name in enumerate(served.ids) if not rollouts[name].get("error")]
-        played = [rollouts[served.ids[i]] for i in kept]
+        kept_outputs = [rollouts[served.ids[i]] for i in kept]
         numbers: dict[Any, int] = {}
         logprobs = served.sampling_logprobs
         return VerifiersEpisodes(
             [served.queries[i] for i in kept],
             [served.responses[i] for i in kept],
             [served.response_masks[i] for i in kept],
-            [float(output["reward"]) for output in played],
-            [numbers.setdefault(output["example_id"], len(numbers)) for output in played],
+            [float(output["reward"]) for output in kept_outputs],
+            [numbers.setdefault(output["example_id"], len(numbers)) for output in kept_outputs],
             None if logprobs is None else [logprobs[i] for i in kept],
-            played,
+            kept_outputs,
             failed,
         )
 

@@ -36,7 +36,8 @@ class Precision:
             ValueError: the script made one with another precision before.
         """
         if not is_of_library:
-            if self.said is not None and "mixed_precision" not in keywords and len(args) < 4:
+            given = "mixed_precision" in keywords or keywords.get("fp16") or len(args) > 3
+            if self.said is not None and not given:
                 keywords["mixed_precision"] = self.said
                 self.report("Accelerator()", f"mixed_precision={self.said!r} (TrainingArguments said so before)")
             else:

@@ -48,8 +48,9 @@ def write(
         tracker.log(_for_trackio(logs, table), step=step)
         return []
     arrays = {key: value for key, value in logs.items() if isinstance(value, np.ndarray)}
-    tracker.log({key: value for key, value in logs.items() if isinstance(value, (int, float))}, step=step)
-    left_out = []
+    numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
+    tracker.log(numbers, step=step)
+    left_out = [key for key in logs if key not in numbers and key not in arrays]
     if tracker.name in _HISTOGRAMS:
         for key, value in arrays.items():
             if len(finite := value[np.isfinite(value)]):

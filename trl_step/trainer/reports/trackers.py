@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -132,9 +133,9 @@ def _open(accelerator: Accelerator, config: PPOConfig, described: Described) -> 
 
 
 def _plain(value: Any) -> Any:
-    """Tensors as NumPy arrays, those of one element as numbers; the rest stays."""
+    """Tensors as NumPy arrays, those without dimensions and NumPy's numbers as Python's; the rest stays."""
     if not isinstance(value, torch.Tensor):
-        return value
+        return value.item() if isinstance(value, np.generic) else value
     value = value.detach().cpu()
     value = value.float() if value.dtype == torch.bfloat16 else value
     return value.item() if value.dim() == 0 else value.numpy()

@@ -85,6 +85,23 @@ def test_libraries_and_unknown_names_see_the_packages_of_today() -> None:
     assert told == []
 
 
+def test_a_function_that_uses_the_packages_is_pickled() -> None:
+    names = run(
+        """
+import dill, datasets, peft, transformers, trl
+from datasets.fingerprint import Hasher
+def words(row):
+    return [datasets.__name__, peft.__name__, transformers.utils.__name__, trl.__name__, row]
+pickled = dill.dumps(words)
+again = dill.loads(pickled)(1)
+equal = Hasher.hash(words) == Hasher.hash(words)
+"""
+    )
+    assert names["again"] == ["datasets", "peft", "transformers.utils", "trl_step", 1]
+    assert names["equal"]
+    assert b"WithOldNames" not in names["pickled"]  # type: ignore[operator]
+
+
 def test_a_package_that_is_not_installed_is_named() -> None:
     with pytest.raises(ImportError, match=r"datasets\.load_metric is in the package evaluate today: pip install eval"):
         run("from datasets import load_metric")

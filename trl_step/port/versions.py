@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from trl_step.port.aliases import NEW, OLD
+from trl_step.port.old.names import by_name
 from trl_step.port.releases import Origin
 from trl_step.port.replacing import replaced
 
@@ -45,6 +46,9 @@ def version_of_trl(report: Callable[[str, str], None], origin: Origin) -> Iterat
                 return str(vars(self)["__version__"])
             report(f"{OLD}.__version__", answer)
             return answer
+
+        def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+            return by_name(self)
 
     package: Any = sys.modules[NEW]
     before = package.__class__

@@ -62,11 +62,19 @@ def _with_names(module: ModuleType, names: Mapping[str, Place], report: Report) 
             report(f"{self.__name__}.{name}", ".".join(filter(None, names[name])))
             return found
 
+        def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+            return by_name(self)
+
     module.__class__ = WithOldNames
     try:
         yield
     finally:
         module.__class__ = before
+
+
+def by_name(module: ModuleType) -> tuple[Any, ...]:
+    """How a module of another class is pickled, as datasets does with the modules that a function uses."""
+    return importlib.import_module, (module.__name__,)
 
 
 def _at(place: Place, old: str) -> Any:

@@ -255,3 +255,10 @@ def test_a_reference_becomes_an_engine(monkeypatch: pytest.MonkeyPatch, stage: i
     assert trainer._prepare_deepspeed(trainer.ref_model.train()) is trainer.ref_model
     assert not trainer.ref_model.training
     assert given == {"zero_optimization": {"stage": stage}}
+
+
+def test_an_engine_needs_an_accelerator_with_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace())
+    trainer = tiny.trainer(cls=OwnConstructor)
+    with pytest.raises(ValueError, match=r"this accelerator does not train with DeepSpeed"):
+        trainer._prepare_deepspeed(trainer.ref_model)

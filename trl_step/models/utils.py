@@ -108,12 +108,17 @@ def prepare_deepspeed(model: Any, accelerator: Any) -> Any:
 
     Raises:
         ImportError: the package deepspeed is missing.
+        ValueError: `accelerator` does not train with DeepSpeed.
     """
     try:
         import deepspeed
     except ImportError as error:
         raise ImportError("prepare_deepspeed needs the package deepspeed: pip install deepspeed") from error
-    settings = copy.deepcopy(accelerator.state.deepspeed_plugin.deepspeed_config)
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        raise ValueError("this accelerator does not train with DeepSpeed: start the script with accelerate launch, "
+                         "with --use_deepspeed or a configuration that says so")  # fmt: skip
+    settings = copy.deepcopy(plugin.deepspeed_config)
     zero = settings["zero_optimization"]
     sizes = getattr(model.config, "hidden_sizes", None) or [getattr(model.config, "hidden_size", None)]
     if zero["stage"] != 3:

@@ -9,9 +9,11 @@
 The first two take a quarter of an hour on two quiet cores, most of it the first.
 
 A run starts from the example's language model and ends as soon as the mean probability of a positive review, over 256
-held-out prompts, is 0.9. Measured is training alone: sampling, scoring and the update, from the first batch on, without
-imports, loading, and the measurements on the held-out prompts. Model, prompts, scores (the classifier's logit), batches
-of 64 samples, mini-batches of 32, 24 new tokens at temperature 1, float32 and threads are the same for all.
+held-out prompts, is 0.9 with a KL of at most 6 nats per response, the target of PPOConfig: a policy that has left the
+reference fools the classifier in two batches. Measured is training alone: sampling, scoring and the update, from the
+first batch on, without imports, loading, and the measurements on the held-out prompts. Model, prompts, scores (the
+classifier's logit), batches of 64 samples, mini-batches of 32, 24 new tokens at temperature 1, float32 and threads are
+the same for all.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLOTS = ROOT / "docs" / "plots"
 NAME, TUNING = "time_to_reward", "time_to_reward_tuning"
 TASK: dict[str, Any] = {
-    "goal": 0.9, "held_out": 256, "batch": 64, "mini_batch": 32, "new_tokens": 24, "most_batches": 80,
+    "goal": 0.9, "most_kl": 6.0, "held_out": 256, "batch": 64, "mini_batch": 32, "new_tokens": 24, "most_batches": 80,
 }  # fmt: skip
 QUICK_TASK = {**TASK, "goal": 2.0, "held_out": 4, "batch": 8, "mini_batch": 4, "new_tokens": 4, "most_batches": 2}
 QUICK_ASSETS = {
@@ -42,8 +44,8 @@ QUICK_ASSETS = {
     "model_updates": 2, "classifier_updates": 2,
 }  # fmt: skip
 TUNING_SEED = 100
-TUNING_BATCHES = 25
-RATES = (3e-4, 1e-3, 3e-3)
+TUNING_BATCHES = 15
+RATES = (3e-4, 5e-4, 1e-3)
 EPOCHS = (4, 1)
 
 

@@ -101,9 +101,14 @@ class Course:
         self.points: list[dict[str, float]] = []
 
     @property
+    def reached(self) -> bool:
+        """The texts are as positive as wanted, and the policy is still near the reference."""
+        return self.points[-1]["reward"] >= self.job["goal"] and self.points[-1]["kl"] <= self.job["most_kl"]
+
+    @property
     def ended(self) -> bool:
         """The goal is reached, or so many batches were not enough."""
-        return self.points[-1]["reward"] >= self.job["goal"] or len(self.points) > self.job["most_batches"]
+        return self.reached or len(self.points) > self.job["most_batches"]
 
     def measure(self, model: torch.nn.Module) -> None:
         """Add a point: mean reward, KL to the reference (nats per response), share of texts that differ."""
@@ -254,7 +259,7 @@ def main() -> None:
     seconds = clock.seconds
     update = [total - drawn - scored for total, drawn, scored in zip(*seconds.values(), strict=True)]
     result = {
-        "reached": course.points[-1]["reward"] >= job["goal"],
+        "reached": course.reached,
         "parts": {name: seconds[name] for name in ("sampling", "scoring")} | {"update": update},
         "course": course.points,
         "versions": {name: version(name) for name in (job["library"], "torch", "transformers")},

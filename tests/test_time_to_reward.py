@@ -71,9 +71,19 @@ def test_the_kl_is_that_of_the_tokens_up_to_the_end() -> None:
         assert abs(expected) > 0.1
 
 
-@pytest.mark.parametrize(("rewards", "ended"), [([0.5], False), ([0.5, 0.9], True), ([0.5, 0.6, 0.6, 0.6], True)])
-def test_a_run_ends_at_the_goal_or_after_so_many_batches(rewards: list[float], ended: bool) -> None:
+@pytest.mark.parametrize(
+    ("rewards", "kl", "reached", "ended"),
+    [
+        ([0.5], 0.0, False, False),
+        ([0.5, 0.9], 6.0, True, True),
+        ([0.5, 0.9], 6.1, False, False),
+        ([0.5, 0.6, 0.6, 0.6], 1.0, False, True),
+    ],
+)
+def test_a_run_ends_at_the_goal_or_after_so_many_batches(
+    rewards: list[float], kl: float, reached: bool, ended: bool
+) -> None:
     course = Course.__new__(Course)
-    course.job = {"goal": 0.9, "most_batches": 3}
-    course.points = [{"reward": reward} for reward in rewards]
-    assert course.ended == ended
+    course.job = {"goal": 0.9, "most_kl": 6.0, "most_batches": 3}
+    course.points = [{"reward": reward, "kl": kl} for reward in rewards]
+    assert (course.reached, course.ended) == (reached, ended)

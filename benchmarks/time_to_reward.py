@@ -242,7 +242,7 @@ def draw(runs: list[Run], path: Path) -> None:
     figure.axes[0].set_ylabel("mean probability of a positive review", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
-    figure.legend([first[name] for name in names], names, loc="outside upper center", ncols=len(names), fontsize=9)
+    figure.legend([first[name] for name in names], names, loc="outside upper center", ncols=3, fontsize=9)
     save_plot(figure, path)
 
 

@@ -116,6 +116,51 @@ def generate_table() -> str:
     )
 
 
+def rewards_table() -> str:
+    """One row per trainer: median and range over the seeds of a run up to the goal."""
+    runs = results("time_to_reward")["runs"]
+    rows = []
+    for name in dict.fromkeys(run["contender"] for run in runs):
+        mine = [run for run in runs if run["contender"] == name]
+        parts = [statistics.median(run["parts"][part][1] for run in mine) for part in REWARD_PARTS]
+        rows.append(
+            [name, f"{sum(run['reached'] for run in mine)} of {len(mine)}",
+             *(spread([run[key] for run in mine], digits) for key, digits in REWARD_COLUMNS.items()),
+             *(f"{seconds:.1f}" for seconds in parts)]
+        )  # fmt: skip
+    header = ["trainer", "reached", "batches", "s", "CPU s", "KL at the end", *REWARD_PARTS]
+    return markdown(header, rows)
+
+
+REWARD_PARTS = ("sampling", "scoring", "update")
+REWARD_COLUMNS = {"batches": 0, "wall": 1, "cpu": 1, "kl": 1}
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Median and range, or the single value."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def tuning_table() -> str:
+    """CPU seconds up to the goal for each setting that was tried; the chosen ones in bold."""
+    chosen = {(r["contender"], r["learning_rate"], r["epochs"]) for r in results("time_to_reward")["runs"]}
+    tried = {(r["contender"], r["learning_rate"], r["epochs"]): r for r in results("time_to_reward_tuning")["runs"]}
+    settings = sorted({key[1:] for key in tried}, key=lambda key: (-key[1], key[0]))
+
+    def cell(key: tuple[str, float, int]) -> str:
+        if key not in tried:
+            return "not tried"
+        text = f"{tried[key]['cpu']:.1f}" if tried[key]["reached"] else "not reached"
+        return f"**{text}**" if key in chosen else text
+
+    return markdown(
+        ["trainer", *(f"{rate:g}, {epochs} {'epoch' if epochs == 1 else 'epochs'}" for rate, epochs in settings)],
+        [[name, *(cell((name, *key)) for key in settings)] for name in dict.fromkeys(key[0] for key in tried)],
+    )
+
+
 def scaling_table() -> str:
     """One row per size."""
     return markdown(
@@ -206,6 +251,8 @@ TABLES = {
     "table of libraries": peers_table,
     "table of algorithms": algorithms_table,
     "table of generate": generate_table,
+    "table of time to reward": rewards_table,
+    "table of tried settings": tuning_table,
     "table of episodes": episodes_table,
     "table of growth": scaling_table,
     "table of imports": imports_table,

@@ -71,6 +71,14 @@ def test_what_a_script_gave_is_read_back() -> None:
     assert not [line for line in told if "is read" in line]
 
 
+@pytest.mark.parametrize(
+    ("steps", "ratio", "steps_after"), [(100, 0.0, 100), (100, 0.1, 100), (0, 0.1, 0.1), (0.1, 0.05, 0.05)]
+)
+def test_warmup_steps_count_before_a_ratio_that_is_set(steps: float, ratio: float, steps_after: float) -> None:
+    source = f"args = TrainingArguments('o', warmup_steps={steps}, use_cpu=True)\nargs.warmup_ratio = {ratio}"
+    assert run(f"from transformers import TrainingArguments\n{source}")["args"].warmup_steps == steps_after
+
+
 def test_every_old_name_is_answered() -> None:
     assert set(RENAMED) | set(FROM_OTHERS) | set(DEFAULTS) <= set(OLD_NAMES)
     assert set(FROM_OTHERS).isdisjoint(DEFAULTS)

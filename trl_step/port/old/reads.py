@@ -76,7 +76,9 @@ class OldRead:
         new: dict[str, Any] = {}
         if not is_asked_by_library():
             rules = (rule for rule in CALLS["TrainingArguments"] if rule.flag == self.name)
-            new = next((rule.values({self.name: value}) or {} for rule in rules), {})
+            whole = self.name == "warmup_ratio" and args.warmup_steps >= 1  # they count, and the ratio does not
+            known = {"warmup_steps": args.warmup_steps} if whole else {}
+            new = next((rule.values({**known, self.name: value}) or {} for rule in rules), {})
             told = ", ".join(new) or "no effect, transformers 5 has no such setting"
             self.report(f"{type(args).__name__}.{self.name} is set", told)
         for name, today in new.items():

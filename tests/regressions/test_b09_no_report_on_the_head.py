@@ -15,12 +15,13 @@ from trl_step.models import AutoModelForCausalLMWithValueHead
 
 
 @pytest.fixture
-def reports() -> Iterator[list[str]]:
-    """What transformers logs."""
+def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What transformers logs, whatever the level that other tests have left."""
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "level", logging.WARNING)
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)

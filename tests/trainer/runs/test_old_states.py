@@ -52,7 +52,7 @@ def signs_of(run: Any) -> list[list[Any]]:
     if isinstance(run, dict):
         return [signs for value in run.values() for signs in signs_of(value)]
     if isinstance(run, list):
-        if len(run) >= len(KNOWN_SIGNS) and all(isinstance(x, (int, float, dict)) for x in run):
+        if len(run) >= len(KNOWN_SIGNS) and all(isinstance(x, (int, float, str, dict)) for x in run):
             return [run]
         return [signs for value in run for signs in signs_of(value)]
     return []

@@ -101,6 +101,9 @@ def translation_table() -> str:
         "| method of a tokenizer | `build_inputs_with_special_tokens` | the tokens of a call | it was removed |"
     )
     lines.append(
+        "| method of a tokenizer | `apply_chat_template` that tokenizes | `return_dict=False` | it gave token ids |"
+    )
+    lines.append(
         "| attribute of a `Trainer`, argument of callbacks | `tokenizer` | `processing_class` | it was renamed |"
     )
     for name, parameter in NEW_PARAMETERS.items():

@@ -26,6 +26,7 @@ from trl_step.port.imports import (
 )
 from trl_step.port.moved import MOVED_IMPORTS, MOVED_MODULES
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
+from trl_step.port.rewriting.chats import chat_edits, chat_questions
 from trl_step.port.rewriting.devices import device_edits, device_questions
 from trl_step.port.rewriting.members import member_edits
 from trl_step.port.rewriting.precision import precision_edits, precision_questions
@@ -76,6 +77,9 @@ def rewritten(data: bytes, origin: Origin = UNKNOWN_ORIGIN) -> tuple[bytes, list
         SyntaxError: it is not valid in the running Python version.
     """
     data, made = applied(data, Rewriter(Script(data), origin).default_edits(origin))
+    first = Rewriter(Script(data), origin)
+    data, edits = applied(data, chat_edits(first.script, first.nodes, first.imports, first.own_names))
+    made += edits
     needed: dict[str, str] = {}
     for _ in range(MOST_PASSES):
         rewriter = Rewriter(Script(data), origin)
@@ -96,6 +100,7 @@ def undecided(data: bytes, origin: Origin) -> list[tuple[int, str]]:
     found += device_questions(rewriter.script, rewriter.nodes, rewriter.kind_of)
     found += read_questions(rewriter.script, rewriter.nodes, rewriter.training_arguments(), rewriter.own_names)
     found += precision_questions(rewriter.nodes, rewriter.kind_of)
+    found += chat_questions(rewriter.nodes, rewriter.imports, rewriter.own_names)
     if rewriter.imports.is_old:
         found += questions(rewriter.script, rewriter.nodes, rewriter.is_config, origin)
     return found

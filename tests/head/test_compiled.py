@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from trl_step.head import compiled, tiles
 from trl_step.head.logprobs import token_logprobs
@@ -47,10 +49,10 @@ def test_the_numbers_are_those_without_a_compiler(on_cpus: list[str], monkeypatc
     calls = 0
     kernel = compiled._kernel
 
-    def counted(factor: float, keep: bool) -> object:
+    def counted(keep: bool) -> object:
         nonlocal calls
         calls += 1
-        return kernel(factor, keep)
+        return kernel(keep)
 
     monkeypatch.setattr(compiled, "_kernel", counted)
     for rows, vocabulary in ((37, 23), (10, 40)):
@@ -65,7 +67,29 @@ def test_the_numbers_are_those_without_a_compiler(on_cpus: list[str], monkeypatc
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(on_cpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_annealed_temperature_compiles_nothing_anew(on_cpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo runs, but not the compiler behind it."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    compiled._kernel.cache_clear()
+    torch.compiler.reset()
+    hidden, labels, head = made(37, 23)
+    frames = []
+    for temperature in (1.0, 0.9, 0.8, 0.5):
+        found = token_logprobs(hidden, labels, head, temperature)
+        frames.append(counter.frame_count)
+        logits = hidden.float() @ head.weight.float().t() * (head.scale / temperature)
+        expected = torch.log_softmax(logits, dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    compiled._kernel.cache_clear()
+    assert on_cpus == ["cpu"], "it was not compiled"
+    assert frames[0] > 0
+    assert len(set(frames)) == 1, frames
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(
+    on_cpus: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     tries = 0
 
     def no_compiler(*_: object, **__: object) -> object:
@@ -77,6 +101,9 @@ def test_what_cannot_be_compiled_runs_as_it_is(on_cpus: list[str], monkeypatch: 
     compiled._kernel.cache_clear()
     found = numbers(37, 23)
     assert (tries, on_cpus) == (1, []), "it is tried once"
+    (said,) = [record for record in caplog.records if record.name == compiled.__name__]
+    assert said.levelname == "WARNING"
+    assert "no compiler was found" in said.getMessage()
     for one, other in zip(found, numbers(37, 23), strict=True):
         assert torch.equal(one, other)
 

@@ -23,6 +23,7 @@ from tests.sampling.generation_tools import (
     tiny_gpt2,
 )
 from trl_step.models.probes import BatchMates, batch_mates
+from trl_step.sampling import decode
 
 
 def test_ragged_batch_equals_single_queries() -> None:
@@ -269,3 +270,12 @@ def test_stop_strings_in_beam_search_are_those_of_transformers() -> None:
         assert same(got, expected)
         ended += sum(len(row) < 8 for row in got)
     assert ended > 8
+
+
+def test_a_call_inside_of_another_leaves_the_outer_one_silent() -> None:
+    model = tiny_gpt2()
+    with decode._masks_are_given(model):
+        with decode._masks_are_given(model):
+            pass
+        assert "warn_if_padding_and_no_attention_mask" in vars(model)
+    assert "warn_if_padding_and_no_attention_mask" not in vars(model)

@@ -46,24 +46,29 @@ def seen(product: torch.Tensor, place: torch.Tensor, factor: float, keep: bool) 
     if product.device.type not in DEVICES or min(product.shape) < 2 or torch.compiler.is_compiling():
         return None
     try:
-        found = _kernel(factor, keep)(product, place)
+        # a tensor, or each temperature would be compiled for itself; it is filled on the device, so nothing waits
+        scale = torch.full((), factor, dtype=torch.promote_types(product.dtype, torch.float32), device=product.device)
+        found = _kernel(keep)(product, place, scale)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        logger.debug("tiles of the head are not compiled: %s", error)
+        logger.warning(
+            "torch.compile failed, so on %s the softmax over the vocabulary runs in several kernels from now on: the "
+            "same numbers, but slower. Often Triton or a C compiler is missing. The error was: %s",
+            product.device.type,
+            error,
+        )
         DEVICES.remove(product.device.type)
         return None
     return Seen(*found)
 
 
-@lru_cache(maxsize=16)
-def _kernel(factor: float, keep: bool) -> Callable[..., Any]:
-    """Compiled for any number of rows and columns."""
+@lru_cache(maxsize=2)
+def _kernel(keep: bool) -> Callable[..., Any]:
+    """Compiled for any number of rows and columns, and any factor."""
 
-    def kernel(product: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits = product.double() if product.dtype == torch.float64 else product.float()
-        if factor != 1.0:
-            logits = logits * factor
+    def kernel(product: torch.Tensor, place: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        logits = product.to(factor.dtype) * factor
         # finite, so that a tile of tokens that are all excluded has weights of 0
         peak = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
         weights = torch.exp(logits - peak)

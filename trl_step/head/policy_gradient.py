@@ -204,7 +204,8 @@ class _PolicyGradientRows(torch.autograd.Function):
         rows_in, weight_in, factor = hidden.to(dtype), weight.to(dtype), head.scale / temperature
         logprobs = torch.empty(labels.shape, dtype=wide(dtype), device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        # each row is written once: in bfloat16, with the range of float32, nothing is lost but what the caller rounds
+        # each row is written once: bfloat16 has the range of float32, and takes half the bytes until the backward pass.
+        # What is handed out is rounded to it anyway; an upstream factor that is no power of 2 rounds a second time
         d_hidden = torch.empty_like(hidden, dtype=hidden.dtype if hidden.dtype == torch.bfloat16 else wide(dtype))
         none = len(labels) == 0
         d_weight = WeightGradient(weight, dtype, none) if ctx.needs_input_grad[1] else None

@@ -146,10 +146,12 @@ def _masks_are_given(base: Any) -> Iterator[None]:
     parts = (
         [part for part in base.modules() if isinstance(part, PreTrainedModel)] if isinstance(base, nn.Module) else []
     )
+    name = "warn_if_padding_and_no_attention_mask"
+    parts = [part for part in parts if name not in vars(part)]  # those that are silent already stay so
     for part in parts:
-        part.warn_if_padding_and_no_attention_mask = lambda *_inputs: None  # type: ignore[method-assign]
+        setattr(part, name, lambda *_inputs: None)
     try:
         yield
     finally:
         for part in parts:
-            del part.warn_if_padding_and_no_attention_mask
+            vars(part).pop(name, None)

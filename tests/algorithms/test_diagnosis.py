@@ -7,15 +7,8 @@ from typing import Any
 
 import pytest
 
-from trl_step.algorithms.diagnosis import (
-    CRITIC_PATIENCE,
-    END_PATIENCE,
-    PATIENCE,
-    Checkup,
-    Circumstances,
-    Signs,
-    diagnose,
-)
+from trl_step.algorithms.diagnosis import Checkup, Circumstances, diagnose
+from trl_step.algorithms.signs import CRITIC_PATIENCE, END_PATIENCE, PATIENCE, Signs
 
 HEALTHY = Signs(
     kl=3.0,

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import trl_step
 from tests.markdown_pages import ROOT
+from trl_step.algorithms.diagnosis import Checkup, Diagnosis
 from trl_step.commands import main, sentiment_demo
 from trl_step.commands.facts import facts
 from trl_step.commands.saved_runs import saved_runs
@@ -61,6 +62,20 @@ def test_doctor_reads_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     assert f"{sound}: 3 steps" in told
     assert f"{ill}: 2 steps" in told
+
+
+def test_doctor_looks_at_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    look = Checkup.look
+
+    def counted(checkup: Checkup, stats: dict[str, float]) -> list[Diagnosis]:
+        looks.append(stats["number"])
+        return look(checkup, stats)
+
+    monkeypatch.setattr(Checkup, "look", counted)
+    write_lines(tmp_path / "run.jsonl", [SOUND | {"number": float(number)} for number in range(3)])
+    assert main(["doctor", str(tmp_path)]) == 0
+    assert looks == [0, 1, 2]
 
 
 def test_doctor_reads_tensorboard_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,7 @@ class Environment:
 
     def __init__(self, scored: bool = True) -> None:
         self.scored = scored
+        self.score_rollouts = True
         self.given: dict[str, Any] = {}
 
     def generate_sync(self, inputs: list[dict[str, Any]], client: Any, **given: Any) -> dict[str, Any]:
@@ -141,6 +142,28 @@ def test_rollouts_that_never_ask_the_model_are_said(served: Endpoint) -> None:
 def test_groups_are_those_of_the_examples(served: Endpoint) -> None:
     rows = [{**ROWS[i % 2], "example_id": f"example {i % 2}"} for i in range(3)]
     assert VerifiersRunner(Environment(), served).run(rows).group_ids == [0, 1, 0]
+
+
+@pytest.mark.usefixtures("documented")
+def test_a_row_without_an_example_is_a_group_of_its_own(served: Endpoint) -> None:
+    rows = [ROWS[0], {**ROWS[1], "example_id": 0}, ROWS[1], {**ROWS[0], "example_id": 2}]
+    assert VerifiersRunner(Environment(), served).run(rows, n=2).group_ids == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.usefixtures("documented")
+def test_an_environment_that_does_not_score_is_refused_before_it_plays(served: Endpoint) -> None:
+    environment = Environment(scored=False)
+    environment.score_rollouts = False
+    with pytest.raises(ValueError, match=r"score_rollouts"):
+        VerifiersRunner(environment, served).run(ROWS)
+    assert environment.given == {}, "nothing was played"
+
+
+@pytest.mark.usefixtures("documented")
+def test_a_variable_of_the_user_stays(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_STEP_ENDPOINT_TOKEN", "mine")
+    VerifiersRunner(Environment(), served).run(ROWS)
+    assert os.environ["TRL_STEP_ENDPOINT_TOKEN"] == "mine"
 
 
 @pytest.mark.usefixtures("documented")

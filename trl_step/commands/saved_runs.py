@@ -29,10 +29,12 @@ def examine(path: Path) -> int:
         raise SystemExit(printable(f"trl_step doctor: {error}")) from error
     if not runs:
         raise SystemExit(printable(f"trl_step doctor: {path} has no statistics, in {LINES} or {EVENTS}"))
+    sound = True
     for source, steps in runs:
-        print(f"{printable(str(source))}: {len(steps)} steps\n{doctor.report(steps)}")
-    unknown = len(doctor.JUDGED_BY)
-    return int(any(doctor.diagnose(steps) or len(doctor.not_judged(steps)) == unknown for _, steps in runs))
+        findings, missing = doctor.diagnose(steps), doctor.not_judged(steps)
+        print(f"{printable(str(source))}: {len(steps)} steps\n{doctor.worded(findings, missing)}")
+        sound = sound and not findings and len(missing) < len(doctor.JUDGED_BY)
+    return int(not sound)
 
 
 def printable(text: str) -> str:

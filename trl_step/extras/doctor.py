@@ -65,7 +65,11 @@ def diagnose(run: Run) -> list[Finding]:
 
 def report(run: Run) -> str:
     """The findings of `diagnose` as text, one line each; and what saved statistics say nothing about."""
-    findings, missing = diagnose(run), not_judged(run)
+    return worded(diagnose(run), not_judged(run))
+
+
+def worded(findings: Sequence[Finding], missing: Sequence[str]) -> str:
+    """What `report` says, from what `diagnose` and `not_judged` gave."""
     if len(missing) == len(JUDGED_BY) and not findings:
         return "no step has a statistic that the doctor reads, such as objective/kl: it cannot judge this run"
     lines = [str(finding) for finding in findings] or ["nothing is wrong as far as the statistics show"]

@@ -161,9 +161,11 @@ def test_a_registered_tracker_is_taken_by_name_and_its_gaps_are_said_once(monkey
         warnings.simplefilter("always")
         for _ in range(2):
             ours.log_stats({"loss": 1.0, "dist": np.zeros(3)}, COLUMNS, [0.5] * 8)
+        ours.log_stats({"loss": 1.0, "later": np.zeros(3)}, COLUMNS, [0.5] * 8)
     assert own.logged[1] == (2, {"loss": 1.0, "env/reward_mean": 0.5, "env/reward_std": 0.0})
-    (told,) = [str(warning.message) for warning in caught if "no place" in str(warning.message)]
+    told, later = [str(warning.message) for warning in caught if "no place" in str(warning.message)]
     assert told.startswith("own has no place for dist, env/reward_dist, game_log, so they are not logged to it")
+    assert later.startswith("own has no place for later, so they are not logged to it")
 
 
 def test_settings_without_levels_for_trackers_that_take_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

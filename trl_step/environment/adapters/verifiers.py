@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from trl_step.sampling.endpoint.settings import EPISODE_HEADER
 
 TOKEN = "TRL_STEP_ENDPOINT_TOKEN"
 """The environment variable that a client of verifiers reads its key from."""
+NO_REWARDS = "the environment gives no rewards; leave `score_rollouts` of it at True"
 
 
 class VerifiersEpisodes(NamedTuple):
@@ -95,9 +97,11 @@ class VerifiersRunner:
         Raises:
             ValueError: there is no row, `n` is below 1, or the environment does not score (`score_rollouts=False`).
         """
+        if not getattr(self.environment, "score_rollouts", True):
+            raise ValueError(NO_REWARDS)
         if n < 1:
             raise ValueError(f"n={n} must be at least 1")
-        inputs = [{"example_id": i, **row} for i, row in enumerate(rows) for _ in range(n)]
+        inputs = [row for row in _numbered(rows) for _ in range(n)]
         if not inputs:
             raise ValueError("there is no row to play")
         options["state_columns"] = [*options.get("state_columns", ()), "trajectory_id"]
@@ -120,7 +124,7 @@ class VerifiersRunner:
         if silent:
             warn_user(f"{silent} of {len(outputs)} rollouts never call the model: they are left out, too")
         if any(output["reward"] is None for output in outputs if not output.get("error")):
-            raise ValueError("the environment gives no rewards; leave `score_rollouts` of it at True")
+            raise ValueError(NO_REWARDS)
         kept = [i for i, name in enumerate(served.ids) if not rollouts[name].get("error")]
         kept_outputs = [rollouts[served.ids[i]] for i in kept]
         numbers: dict[Any, int] = {}
@@ -137,6 +141,14 @@ class VerifiersRunner:
         )
 
 
+def _numbered(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, each with an `example_id`: its own, or a number that no other row has."""
+    given = [dict(row) for row in rows]
+    taken = {row["example_id"] for row in given if "example_id" in row}
+    free = (number for number in count() if number not in taken)
+    return [row if "example_id" in row else {"example_id": next(free), **row} for row in given]
+
+
 def _client(endpoint: Endpoint) -> Any:
     """A client of verifiers that names the rollout in each of its calls."""
     try:
@@ -150,8 +162,11 @@ def _client(endpoint: Endpoint) -> Any:
         api_key_var=TOKEN,
         extra_headers_from_state={EPISODE_HEADER: "trajectory_id"},
     )
+    before = os.environ.get(TOKEN)
     os.environ[TOKEN] = endpoint.token
     try:
         return resolve_client(config)
-    finally:
-        del os.environ[TOKEN]  # programs that the environment starts must not see it
+    finally:  # programs that the environment starts must not see it
+        del os.environ[TOKEN]
+        if before is not None:
+            os.environ[TOKEN] = before

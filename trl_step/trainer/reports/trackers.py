@@ -47,7 +47,7 @@ class Trackers:
         self.counters = counters
         self.described = described
         self._failed: set[str] = set()
-        self._incomplete: set[str] = set()
+        self._missing: set[tuple[str, str]] = set()
 
     def open(self) -> None:
         """Open them."""
@@ -101,10 +101,11 @@ class Trackers:
                     )
 
     def _say_what_is_missing(self, name: str, keys: list[str]) -> None:
-        if keys and name not in self._incomplete:
-            self._incomplete.add(name)
+        new = [key for key in keys if (name, key) not in self._missing]
+        if new:
+            self._missing.update((name, key) for key in new)
             warn_user(
-                f"{name} has no place for {', '.join(keys)}, so they are not logged to it; a second tracker in "
+                f"{name} has no place for {', '.join(new)}, so they are not logged to it; a second tracker in "
                 "log_with shows them, such as tensorboard (this is said once)"
             )
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import nn
 
+FLASH_KERNELS = ("flash_attention_2", "flash_attention_3")
+"""transformers' names of the attention functions that no CPU has, and that take no mask"""
+
 
 def is_peft_model(model: Any) -> bool:
     """Whether `model` is a PeftModel; does not import peft."""
@@ -35,6 +38,17 @@ def spans_devices(model: nn.Module) -> bool:
     """Whether a device map put the layers of `model` on several devices."""
     places = getattr(plain_model(model), "hf_device_map", None) or {}
     return len({str(place) for place in places.values()}) > 1
+
+
+def waits_for_device(model: nn.Module) -> bool:
+    """Whether a model cannot run yet: it has flash attention, and its weights are still on the host."""
+    kernel = getattr(plain_model(model).config, "_attn_implementation", None)
+    return kernel in FLASH_KERNELS and on_host(model)
+
+
+def on_host(model: nn.Module) -> bool:
+    """Whether all weights are in the memory of the CPU."""
+    return all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
 def output_embedding(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from trl_step.models.decoder_pass import run_decoder
-from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
+from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument, waits_for_device
 from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import eval_mode
 
@@ -161,8 +161,9 @@ def beyond_rounding(one: torch.Tensor, other: torch.Tensor) -> float | None:
 
 
 def can_be_asked(model: nn.Module) -> bool:
-    """Whether all weights of `model` are here."""
-    return not is_sharded(model) and not any(parameter.is_meta for parameter in model.parameters())
+    """Whether all weights of `model` are here, and where its attention runs."""
+    here = not is_sharded(model) and not any(parameter.is_meta for parameter in model.parameters())
+    return here and not waits_for_device(model)
 
 
 def ordinary_ids(model: nn.Module, count: int) -> torch.Tensor:

@@ -30,7 +30,13 @@ from trl_step.trainer.batches.padding import Padded, padding_on_the_right
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
 from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import FusedEngine
-from trl_step.trainer.engine.models import Models, check_reference, prepare, reference_context
+from trl_step.trainer.engine.models import (
+    Models,
+    bring_flash_attention,
+    check_reference,
+    prepare,
+    reference_context,
+)
 from trl_step.trainer.language.old_parts import OldParts
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
@@ -103,6 +109,8 @@ class LanguageTrainer(OldParts):
         self.ref_model: Any = ref_model
 
         # before anything is wrapped
+        for known in self._models:
+            bring_flash_attention(self.accelerator, known)
         _ = self._length_limits, self._forward, self._shares_prompts, self._padding_free
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
         self._custom_collator = training_data_collator is not None

@@ -223,7 +223,7 @@ def causal_kernel(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     AttentionInterface.register("no_masks", attend)
     AttentionMaskInterface.register("no_masks", lambda **_: None)
-    monkeypatch.setattr(shared_prompts, "CAUSAL_KERNELS", ("no_masks",))
+    monkeypatch.setattr(shared_prompts, "FLASH_KERNELS", ("no_masks",))
     return shapes
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from tests import tiny
 from tests.models.shortcuts.test_shared_prompts import KINDS, UNABLE, made
@@ -20,7 +23,9 @@ from trl_step import (
     PPOTrainer,
     create_reference_model,
 )
+from trl_step.models import PreTrainedModelWrapper, inner_model
 from trl_step.models.inner_model import decoder_backbone
+from trl_step.models.shortcuts import shared_prompts
 
 PROMPTS = (0, 1, 0, 2, 1, 0, 2, 3)
 """Of eight samples: three of one prompt, two of two others, and one by itself."""
@@ -298,6 +303,34 @@ def test_a_cuda_device_leaves_padding_out_by_itself(monkeypatch: pytest.MonkeyPa
         ours.config.padding_free = chosen
         del ours._padding_free  # asked anew
         assert ours._padding_free == packs
+
+
+def test_flash_attention_is_asked_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No CPU has it: a stand-in that fails until the model was moved."""
+    arrived: list[nn.Module] = []
+
+    def attend(_module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
+        if not arrived:
+            raise RuntimeError("flash attention on a CPU")
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2), None
+
+    def to(self: nn.Module, *args: Any, **options: Any) -> nn.Module:
+        arrived.append(self)
+        return moved(self, *args, **options)
+
+    moved = PreTrainedModelWrapper.to
+    AttentionInterface.register("on_devices_only", attend)
+    AttentionMaskInterface.register("on_devices_only", lambda **_: None)
+    for module in (inner_model, shared_prompts):
+        monkeypatch.setattr(module, "FLASH_KERNELS", ("on_devices_only",))
+    monkeypatch.setattr(inner_model, "on_host", lambda _: not arrived)
+    model = value_head(made("llama").to(torch.bfloat16))
+    model.pretrained_model.set_attn_implementation("on_devices_only")
+    monkeypatch.setattr("trl_step.trainer.engine.models.needs_no_copy", lambda _: False)
+    monkeypatch.setattr(PreTrainedModelWrapper, "to", to)
+    ours = tiny.trainer(model, padding_free=True)
+    assert ours._padding_free
+    assert arrived[0] is model
 
 
 def test_whole_groups_run_together_in_the_rollout() -> None:

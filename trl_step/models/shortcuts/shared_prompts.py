@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from trl_step.models.inner_model import decoder_backbone, plain_model, takes_argument
+from trl_step.models.inner_model import FLASH_KERNELS, decoder_backbone, plain_model, takes_argument
 from trl_step.models.notices import quiet_transformers
 from trl_step.models.probes import beyond_rounding, can_be_asked, ordinary_ids, probing
 from trl_step.models.shortcuts.modes import replaced_forward
@@ -32,8 +32,6 @@ from trl_step.models.shortcuts.packed_row import PackedRow, Upload
 
 KERNEL = "sdpa"
 """transformers' name of the attention function that is called for stems and for branches"""
-CAUSAL_KERNELS = ("flash_attention_2", "flash_attention_3")
-"""Those that take stems alone, as they take no mask."""
 SHARED = "sdpa_with_shared_prompts"
 """the name of the one here"""
 HARMLESS = frozenset(("position_ids", "s_aux"))
@@ -243,7 +241,7 @@ PROMPT, LENGTHS = 4, (7, 6)
 def _packs(model: nn.Module, shared: bool) -> bool:
     """Whether two samples say the same in one row, with their prompt `shared` or without sharing."""
     backbone: Any = decoder_backbone(model)
-    kernels = (KERNEL,) if shared else (KERNEL, *CAUSAL_KERNELS)
+    kernels = (KERNEL,) if shared else (KERNEL, *FLASH_KERNELS)  # flash attention takes no mask: stems, but no branches
     if backbone is None or not takes_argument(model, "position_ids"):
         return False
     if backbone.config._attn_implementation not in kernels:

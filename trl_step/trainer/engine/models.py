@@ -13,6 +13,8 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
 from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.adapters import replaced_values, trained_base_parameters, without_adapter
+from trl_step.models.critic import wrappers_of
+from trl_step.models.inner_model import waits_for_device
 from trl_step.models.notices import warn_user
 from trl_step.models.sharding import embeddings_in_the_root, start_fsdp
 from trl_step.trainer.engine.forward import TokenForward
@@ -99,6 +101,17 @@ def reference_context(
 def _as_it_was(model: PreTrainedModelWrapper, first: Mapping[torch.nn.Parameter, torch.Tensor]) -> Iterator[None]:
     with model.reference_adapter(), replaced_values(first):
         yield
+
+
+def bring_flash_attention(accelerator: Accelerator, model: Any) -> None:
+    """Move a model with flash attention to the device, where it can be asked what it is able to.
+
+    Others are asked on the host. A model that will be sharded stays there, and is not asked.
+    """
+    if accelerator.is_fsdp2 or deepspeed.uses_deepspeed(accelerator) or needs_no_copy(accelerator.device):
+        return
+    if any(waits_for_device(part.pretrained_model) for part in wrappers_of(model)):
+        model.to(accelerator.device)
 
 
 def prepare(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling
@@ -27,6 +28,13 @@ from trl_step.models import create_reference_model
 from trl_step.trainer import AdaptiveKLController, BaseTrainer, RunningMoments
 from trl_step.trainer.updates.on_device import OnDeviceUpdater
 from trl_step.trainer.updates.updater import Updater
+
+
+@pytest.fixture(autouse=True)
+def plain_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, whatever `TrainingArguments` of an earlier test has left in the process."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class OwnConstructor(PPOTrainer):

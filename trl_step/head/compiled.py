@@ -34,6 +34,12 @@ class Seen(NamedTuple):
     """exp(logit - peak) [n, v] in the dtype of the product, if they were asked for"""
 
 
+def may_be_compiled(product: torch.Tensor) -> bool:
+    """Whether `seen` would try; cheap, for those who have something to prepare for it."""
+    # torch would compile a single row or column anew
+    return product.device.type in DEVICES and min(product.shape) >= 2 and not torch.compiler.is_compiling()
+
+
 def seen(product: torch.Tensor, place: torch.Tensor, factor: float, keep: bool) -> Seen | None:
     """What a softmax needs to know of a tile, in one kernel; None where that cannot be, now or ever.
 
@@ -42,8 +48,7 @@ def seen(product: torch.Tensor, place: torch.Tensor, factor: float, keep: bool) 
         place: int64 [n, 1], a column of each row
         keep: return the weights
     """
-    # torch would compile a single row or column anew
-    if product.device.type not in DEVICES or min(product.shape) < 2 or torch.compiler.is_compiling():
+    if not may_be_compiled(product):
         return None
     try:
         # a tensor, or each temperature would be compiled for itself; it is filled on the device, so nothing waits

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from trl_step.head.compiled import seen
+from trl_step.head.compiled import may_be_compiled, seen
 
 CHUNK_ELEMENTS = 1 << 25
 """Numbers of one chunk on a CPU: 32 Mi, 128 MiB in float32."""
@@ -193,13 +193,11 @@ class RowSoftmax:
     def see(self, logits: torch.Tensor, columns: slice, out: torch.Tensor | None = None) -> torch.Tensor:
         """Takes the next tile's logits [n, v], which it overwrites, and returns its weights, in `out` or in place."""
         inside, place = self.place(columns)
-        known = torch.nan if self._label_logits is None else self._label_logits
-        self._label_logits = torch.where(inside, logits.gather(1, place), known)
+        label_logits = logits.gather(1, place)  # before they are overwritten
         # finite, so that a tile of tokens that are all excluded has weights of 0
         peak = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
         weights = torch.exp(logits.sub_(peak), out=logits if out is None else out)
-        self._peaks.append(peak)
-        self._sums.append(weights.sum(dim=1, keepdim=True))
+        self._remember(inside, label_logits, peak, weights.sum(dim=1, keepdim=True))
         return weights
 
     def see_product(
@@ -210,17 +208,22 @@ class RowSoftmax:
         Returns:
             None if it was not taken; else, to `keep` them, the weights in the dtype of the product, or the sums [n, 1]
         """
-        if head.bias is not None or head.softcap is not None:
+        if head.bias is not None or head.softcap is not None or not may_be_compiled(raw):
             return None
         inside, place = self.place(columns)
         found = seen(raw, place, head.scale / temperature, keep)
         if found is None:
             return None
-        known = torch.nan if self._label_logits is None else self._label_logits
-        self._label_logits = torch.where(inside, found.label_logits, known)
-        self._peaks.append(found.peak)
-        self._sums.append(found.sum)
+        self._remember(inside, found.label_logits, found.peak, found.sum)
         return found.weights if keep else found.sum
+
+    def _remember(
+        self, inside: torch.Tensor, label_logits: torch.Tensor, peak: torch.Tensor, total: torch.Tensor
+    ) -> None:
+        known = torch.nan if self._label_logits is None else self._label_logits
+        self._label_logits = torch.where(inside, label_logits, known)
+        self._peaks.append(peak)
+        self._sums.append(total)
 
     def place(self, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Whether each label is among the columns, and where among them (anywhere if it is not); both [n, 1]."""

@@ -28,6 +28,10 @@ STACK_REWARD = ("--model_name", "gpt2", "--train_subset", "8", "--eval_subset", 
                 "--per_device_train_batch_size", "2")  # fmt: skip
 STACK_RL = ("--model_name", "llama", "--tokenizer_name", "llama", "--reward_model_name", "reward-llama", *SMALL,
             "--gradient_accumulation_steps", "1", "--output_max_length", "40", "--batched_gen", "True")  # fmt: skip
+LLAMA_2_SFT = (
+    "--output_dir", "out", "--max_steps", "2", "--size_valid_set", "8", "--seq_length", "64", "--bf16", "False",
+    "--shuffle_buffer", "8", "--report_to", "none",
+)  # fmt: skip
 MERGE = ("--adapter_model_name", "adapter", "--base_model_name", "huggyllama/llama-7b", "--output_name", "merged")
 TOOLS = ("--max_new_tokens", "8", "--gradient_accumulation_steps", "1")
 EDITS = {
@@ -95,9 +99,7 @@ def _of_0_7_11() -> list[Program]:
         (f"{STACK_LLAMA}/reward_modeling.py", STACK_REWARD),
         (f"{STACK_LLAMA}/rl_training.py", STACK_RL),
         (f"{STACK_LLAMA}/merge_peft_adapter.py", MERGE),
-        (f"{RESEARCH}/stack_llama_2/scripts/sft_llama2.py",
-         ("--output_dir", "out", "--max_steps", "2", "--size_valid_set", "8", "--seq_length", "64", "--bf16", "False",
-          "--shuffle_buffer", "8", "--report_to", "none")),
+        (f"{RESEARCH}/stack_llama_2/scripts/sft_llama2.py", LLAMA_2_SFT),
         (f"{RESEARCH}/stack_llama_2/scripts/dpo_llama2.py",
          ("--model_name_or_path", "llama", "--max_steps", "2", "--sanity_check", "True", "--report_to", "none")),
         (f"{RESEARCH}/tools/calculator.py", ()),
@@ -129,9 +131,7 @@ def _of_train(release: str, tldr_arguments: tuple[str, ...]) -> list[Program]:
         (f"{STACK_LLAMA}/supervised_finetuning.py", STACK_SFT),
         (f"{STACK_LLAMA}/reward_modeling.py", STACK_REWARD),
         (f"{STACK_LLAMA}/rl_training.py", STACK_RL),
-        (f"{RESEARCH}/stack_llama_2/scripts/sft_llama2.py",
-         ("--output_dir", "out", "--max_steps", "2", "--size_valid_set", "8", "--seq_length", "64", "--bf16", "False",
-          "--shuffle_buffer", "8", "--report_to", "none")),
+        (f"{RESEARCH}/stack_llama_2/scripts/sft_llama2.py", LLAMA_2_SFT),
         (f"{RESEARCH}/stack_llama_2/scripts/dpo_llama2.py",
          ("--model_name_or_path", "llama", "--max_steps", "2", "--report_to", "none",
           *(("--sanity_check", "True") if release == "0.9.6" else ()))),

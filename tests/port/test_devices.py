@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.port.rewriting import assert_rewritten
 from trl_step.port.releases import UNKNOWN_ORIGIN
 from trl_step.port.rewrite import rewritten, undecided
 
@@ -26,11 +27,9 @@ IF = "if torch.accelerator.is_available() else None"
     ],
 )  # fmt: skip
 def test_change(old: str, new: str) -> None:
-    got, edits = rewritten(old.encode())
-    assert got.decode() == new
+    edits = assert_rewritten(old, new)
     assert any("a machine without a GPU has only its CPU" in edit.note for edit in edits)
-    assert rewritten(got) == (got, [])
-    assert undecided(old.encode(), UNKNOWN_ORIGIN) == undecided(got, UNKNOWN_ORIGIN) == []
+    assert undecided(old.encode(), UNKNOWN_ORIGIN) == undecided(new.encode(), UNKNOWN_ORIGIN) == []
 
 
 @pytest.mark.parametrize(

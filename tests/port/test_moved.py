@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers.generation.utils import GenerateNonBeamOutput
 
 from tests.markdown_pages import byte_tokenizer
+from tests.port.rewriting import assert_rewritten
 from tests.port.test_run import run
 from trl_step.port.moved import BY_HAND, MOVED, MOVED_IMPORTS, MOVED_MODULES, Place
 from trl_step.port.names import missing_names
@@ -143,10 +144,7 @@ def test_a_package_that_is_not_installed_is_named() -> None:
     ],
 )  # fmt: skip
 def test_change(old: str, new: str) -> None:
-    got, edits = rewritten(old.encode())
-    assert got.decode() == new
-    assert edits
-    assert rewritten(got) == (got, [])
+    assert_rewritten(old, new)
     assert missing_names(old.encode()) == []
 
 

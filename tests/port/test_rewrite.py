@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.port.rewriting import assert_rewritten
 from trl_step.port.command_line import main
 from trl_step.port.edits import Edit, applied, read_source
 from trl_step.port.names import missing_names
@@ -78,10 +79,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("old", "new"), CHANGES)
 def test_change(old: str, new: str) -> None:
-    got, edits = rewritten(old.encode())
-    assert got.decode() == new
-    assert edits
-    assert rewritten(got) == (got, [])
+    assert_rewritten(old, new)
 
 
 LEFT_ALONE = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import TrainingArguments
 
+from tests.port.rewriting import assert_rewritten
 from tests.port.test_run import run
 from trl_step.port.releases import UNKNOWN_ORIGIN
 from trl_step.port.rewrite import rewritten, undecided
@@ -37,10 +38,7 @@ MADE = "a = TrainingArguments('o')\n"
     ],
 )  # fmt: skip
 def test_change(old: str, new: str) -> None:
-    got, edits = rewritten(old.encode())
-    assert got.decode() == new
-    assert edits
-    assert rewritten(got) == (got, [])
+    assert_rewritten(old, new)
     assert undecided(old.encode(), UNKNOWN_ORIGIN) == []
 
 

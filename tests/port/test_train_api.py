@@ -9,6 +9,7 @@ import pytest
 
 import trl_step
 from tests import tiny
+from tests.port.rewriting import assert_rewritten
 from tests.port.test_run import run
 from trl_step.experimental import ppo as experimental
 from trl_step.port.command_line import main
@@ -106,10 +107,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("old", "new"), CHANGES)
 def test_change(old: str, new: str) -> None:
-    got, edits = rewritten(old.encode())
-    assert got.decode() == new
-    assert edits
-    assert rewritten(got) == (got, [])
+    assert_rewritten(old, new)
 
 
 def test_a_script_of_the_step_api_keeps_its_arguments_and_place() -> None:

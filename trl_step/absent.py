@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 _SAMPLED = "PPOTrainer, for which your own loop samples and scores several responses to each query"
+_COMPARED = f"{_SAMPLED}, each scored by comparison"
 _PAIRS = "DPOTrainer on pairs, with loss_type 'sigmoid', 'hinge', 'ipo' or 'kto_pair'"
+_GROUPS = (
+    (("GRPOTrainer", "GRPOConfig"), f'{_SAMPLED}, with PPOConfig(advantage_estimator="grpo")', "1.16", "trl"),
+    (("KTOTrainer", "KTOConfig"), _PAIRS, "1.16", "trl"),
+    (("ORPOTrainer", "ORPOConfig"), _PAIRS, "1.16", "trl.experimental.orpo"),
+    (("CPOTrainer", "CPOConfig"), _PAIRS, "1.16", "trl.experimental.cpo"),
+    (("BCOTrainer", "BCOConfig"), _PAIRS, "1.12", "trl.experimental.bco"),
+    (("OnlineDPOTrainer", "OnlineDPOConfig"), _COMPARED, "1.16", "trl.experimental.online_dpo"),
+    (("NashMDTrainer", "NashMDConfig"), _COMPARED, "1.12", "trl.experimental.nash_md"),
+    (("XPOTrainer", "XPOConfig"), _COMPARED, "1.12", "trl.experimental.xpo"),
+    (("AlignPropTrainer", "AlignPropConfig"), "DDPOTrainer, which needs no gradient of the reward", "0.17", "trl"),
+)
+"""Names, what to use instead, and a release of TRL with its module that has them."""
 INSTEAD = {
-    "GRPOTrainer": f'{_SAMPLED}, with PPOConfig(advantage_estimator="grpo")',
-    "GRPOConfig": 'PPOConfig(advantage_estimator="grpo"), with PPOTrainer',
-    "OnlineDPOTrainer": f"{_SAMPLED}, each scored by comparison",
-    "NashMDTrainer": f"{_SAMPLED}, each scored by comparison",
-    "XPOTrainer": f"{_SAMPLED}, each scored by comparison",
-    "KTOTrainer": _PAIRS,
-    "ORPOTrainer": _PAIRS,
-    "CPOTrainer": _PAIRS,
-    "BCOTrainer": _PAIRS,
-    "AlignPropTrainer": "DDPOTrainer, which needs no gradient of the reward",
-    "AlignPropConfig": "DDPOConfig, with DDPOTrainer",
+    name: f"{instead}; TRL {release} has it in {module}"
+    for names, instead, release, module in _GROUPS
+    for name in names
 }
-"""Name -> what to use instead."""
+"""Name -> what to use instead, and where the thing itself is."""
+
+
+def names_of_module(module: str) -> list[str]:
+    """The absent names that a module of TRL had: "trl.trainer.kto_trainer" -> ["KTOTrainer"]."""
+    last = module.rpartition(".")[2].replace("_", "")
+    return [name for name in INSTEAD if last in (name.lower(), name.lower().removesuffix("trainer"))]
 
 
 def no_such_name(package: str, name: str) -> Exception:

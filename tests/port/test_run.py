@@ -386,19 +386,56 @@ def test_the_ratio_of_warm_up_on_the_command_line(words: list[str], expected: li
 
 WITHOUT_ROWS = """
 import torch
-from transformers import Trainer, TrainingArguments
-arguments = TrainingArguments("out", evaluation_strategy="steps", report_to="none", use_cpu=True)
-one = Trainer(torch.nn.Linear(2, 2), arguments, train_dataset=[1])
-two = Trainer(torch.nn.Linear(2, 2), args=arguments, train_dataset=[1])
-three = Trainer(model=torch.nn.Linear(2, 2), args=arguments, train_dataset=[1], eval_dataset=[1])
-found = [str(trainer.args.eval_strategy.value) for trainer in (one, two, three)], arguments.eval_strategy.value
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        return {"x": torch.ones(2)}
+
+class Model(torch.nn.Linear):
+    def forward(self, x):
+        return {"loss": super().forward(x).pow(2).mean()}
+
+class Own(Trainer):
+    def get_eval_dataloader(self, eval_dataset=None):
+        return super().get_eval_dataloader(Rows())
+
+class Kind(Trainer):
+    def evaluate(self, eval_dataset=None, **options):
+        return super().evaluate(Rows(), **options)
+
+class Count(TrainerCallback):
+    def on_evaluate(self, args, state, control, **options):
+        found.append(state.global_step)
+
+class GiveRows(TrainerCallback):
+    def on_step_begin(self, args, state, control, **options):
+        if state.global_step == 1:
+            trainer.eval_dataset = Rows()
+
+found, counts, same = [], [], []
+for kind, settings, more in (
+    (Trainer, TrainingArguments, []), (Seq2SeqTrainer, Seq2SeqTrainingArguments, []), (Own, TrainingArguments, []),
+    (Kind, TrainingArguments, []), (Trainer, TrainingArguments, [GiveRows()]),
+):
+    arguments = settings("out", evaluation_strategy="steps", eval_steps=1, max_steps=2, report_to="none", use_cpu=True,
+                         save_strategy="no", disable_tqdm=True)
+    trainer = kind(Model(2, 2), arguments, train_dataset=Rows(), callbacks=[Count(), *more])
+    same.append(trainer.args is arguments and arguments.eval_strategy.value == "steps")
+    trainer.train()
+    counts.append(found[:])
+    found.clear()
 """
 
 
 def test_an_evaluation_without_rows_is_left_out() -> None:
     """transformers 5 refuses it when the trainer is built; of old, the first evaluation failed, if it came to one."""
     told: list[str] = []
-    assert run(WITHOUT_ROWS, told)["found"] == (["no", "no", "steps"], "steps")
+    names = run(WITHOUT_ROWS, told)
+    assert names["counts"] == [[], [], [1, 2], [1, 2], [2]]
+    assert all(names["same"])  # type: ignore[call-overload]
     assert sum("eval_strategy without eval_dataset -> no evaluation" in line for line in told) == 1
 
 

@@ -24,6 +24,7 @@ from trl_step.port.aliases import OLD
 from trl_step.port.old.absent import absent_classes
 from trl_step.port.old.attributes import old_attributes
 from trl_step.port.old.chats import old_chats
+from trl_step.port.old.evaluation import evaluation_without_rows
 from trl_step.port.old.flags import old_flags
 from trl_step.port.old.names import old_names
 from trl_step.port.old.precision import Precision
@@ -146,7 +147,8 @@ class Translator:
                 with self.precision.of(args, keywords, is_asked_by_library()):
                     return function(*args, **self.translate(kind, keywords, name))
             if kind == "Trainer":
-                args = self.without_evaluation(function, args, keywords)
+                with evaluation_without_rows(function, args, keywords, self.report_once):
+                    return function(*args, **self.translate(kind, keywords, name))
             found = function(*args, **self.translate(kind, keywords, name))
             if kind == "TrainingArguments":
                 keep_given(args[0], keywords)
@@ -170,20 +172,6 @@ class Translator:
             loading = self.translate("from_pretrained", keywords["model_kwargs"], "model_kwargs")
             keywords = {**keywords, "model_kwargs": loading}
         return keywords
-
-    def without_evaluation(self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
-        """Positional arguments of a Trainer that is told to evaluate, but not on what: today it is refused. Of old, the
-        error came with the first evaluation, which is why such a script ended before."""
-        given = {**dict(zip(inspect.signature(function).parameters, args, strict=False)), **keywords}
-        settings = given.get("args")
-        if given.get("eval_dataset") is not None or getattr(settings, "eval_strategy", "no") == "no":
-            return args
-        self.report_once("eval_strategy without eval_dataset", "no evaluation")
-        changed = copy.copy(settings)
-        changed.eval_strategy = type(settings.eval_strategy)("no")
-        if "args" in keywords:
-            keywords["args"] = changed
-        return tuple(changed if value is settings else value for value in args)
 
     def with_defaults(self, make: Callable[..., None], origin: Origin) -> Callable[..., None]:
         """`PPOConfig.__init__` with the defaults of the script's release."""

@@ -27,6 +27,7 @@ from pathlib import Path
 from tests.clients import examples, packages
 from tests.clients.running import (
     BY_HAND,
+    MENDED,
     NOT_TRIED,
     REWRITTEN,
     ROOT,
@@ -121,7 +122,8 @@ def row(result: Result) -> str:
 
 def table(results: list[Result]) -> str:
     counts = ", ".join(
-        f"{sum(result.result == kind for result in results)} {kind}" for kind in (RUNS, REWRITTEN, BY_HAND, NOT_TRIED)
+        f"{sum(result.result == kind for result in results)} {kind}"
+        for kind in (RUNS, REWRITTEN, MENDED, BY_HAND, NOT_TRIED)
     )
     return "\n".join(["| client | program | result | line |", "|---|---|---|---|", *map(row, results), "", counts])
 

@@ -49,6 +49,12 @@ EDITS = {
                       ("range(100)", "range(1)")],
 }  # fmt: skip
 """Sizes that are no arguments, and what asks for a GPU."""
+MENDS = {
+    "gpt2-sentiment-control.ipynb": [('zip(logs[\\"env/reward_dist\\"], task_list)', "zip(rewards, task_list)")],
+    "calculator.py": [('columns_to_log=["query", "response", "answer"]', 'columns_to_log=["query", "response"]')],
+}
+"""What a program does not have on its own release, either: an entry of `logs`, a column of the batch."""
+MENDS_OF_0_11_4 = {"dpo_llama2.py": [("num_proc=script_args.num_proc", "num_proc=1")]}
 
 
 STACK_LLAMA = "research_projects/stack_llama/scripts"
@@ -58,7 +64,8 @@ RESEARCH = "research_projects"
 def _program(path: str, arguments: Sequence[str], release: str) -> Program:
     name = path.rpartition("/")[2]
     shown = [word for word in ("--use_peft", "--use_seq2seq") if word in arguments]
-    return Program(path, arguments, release, edits=EDITS.get(name, ()), shown=shown)
+    mends = {**MENDS, **(MENDS_OF_0_11_4 if release == "0.11.4" else {})}
+    return Program(path, arguments, release, edits=EDITS.get(name, ()), mends=mends.get(name, ()), shown=shown)
 
 
 def _of_0_4_7() -> list[Program]:

@@ -31,7 +31,7 @@ class Client:
     @property
     def environment(self) -> str:
         """A name for what is installed: TRL's releases share theirs."""
-        return self.name.split()[0]
+        return self.name.split()[0] if self.clone else f"{self.name}-{self.version}"
 
     def text(self, program: Program, clones: Path | None) -> Path | None:
         """Where the program is; None without a clone that it needs."""
@@ -68,6 +68,16 @@ max_length: 128
 max_prompt_length: 64
 """
 
+GAUDI = [
+    Program("gaudi_ppo.py", release="0.9.6"),
+    *(Program("gaudi_trainers.py", [kind], "0.9.6", shown=[kind]) for kind in ("ddpo", "dpo", "sft", "reward")),
+]
+SWIFT = (
+    "aiohttp modelscope addict attrdict binpacking dacite oss2 rouge einops transformers-stream-generator pandas jieba "
+    "nltk"
+)
+"""What ms-swift imports."""
+
 CLIENTS = [
     Client(
         "llamafactory",
@@ -79,10 +89,73 @@ CLIENTS = [
         ["--no-deps llamafactory==0.9.5", "omegaconf fire einops sentencepiece", "--no-deps modelscope"],
     ),
     Client(
+        "llamafactory",
+        "0.8.3",
+        [
+            Program("llama_factory_ppo.py", words, "0.9.6", {"DISABLE_VERSION_CHECK": "1"}, shown=words)
+            for words in ([], ["trainer"], ["trainer", "lora"])
+        ],
+        ["--no-deps llamafactory==0.8.3", "fire einops sentencepiece tiktoken -c constraints.txt"],
+    ),
+    Client(
+        "llmtuner",
+        "0.7.1",
+        [
+            Program("llama_factory_ppo.py", words, "0.8.6", {"DISABLE_VERSION_CHECK": "1"}, shown=words)
+            for words in ([], ["lora"])
+        ],
+        ["--no-deps llmtuner==0.7.1", "fire einops sentencepiece -c constraints.txt"],
+    ),
+    Client(
+        "llamagym",
+        "0.1.1",
+        [Program("llamagym_blackjack.py", release="0.7.11")],
+        ["--no-deps llamagym==0.1.1"],
+    ),
+    Client(
+        "pykoi",
+        "0.0.11",
+        [Program("pykoi_rlhf.py", [kind], "0.7.4", shown=[kind]) for kind in ("sft", "ppo")],
+        ["--no-deps pykoi==0.0.11", "pandas scikit-learn -c constraints.txt"],
+    ),
+    Client(
+        "argilla",
+        "1.29.1",
+        [Program("argilla_trainer.py", [kind], "0.7.11", shown=[kind]) for kind in ("ppo", "sft", "rm", "dpo")],
+        [
+            "--no-deps argilla==1.29.1",
+            "httpx==0.26 deprecated backoff monotonic typer pandas scikit-learn",
+        ],
+    ),
+    Client(
+        "axolotl",
+        "0.6.0",
+        [Program("axolotl_ppo.py", release="0.11.4")],
+        ["--no-deps axolotl==0.6.0"],
+    ),
+    Client(
+        "autotrain-advanced",
+        "0.8.36",
+        [Program("autotrain_llm.py", [kind], "0.13.0", shown=[kind]) for kind in ("sft", "dpo", "reward")],
+        ["--no-deps autotrain-advanced==0.8.36", "loguru -c constraints.txt"],
+    ),
+    Client(
+        "rewardbench",
+        "0.1.4",
+        [Program("rewardbench_value_head.py", release="0.11.4")],
+        ["--no-deps rewardbench==0.1.4", "fschat tiktoken sentencepiece einops -c constraints.txt"],
+    ),
+    Client(
         "optimum-habana",
         "1.21.2",
-        [Program("gaudi_ppo.py", release="0.9.6")],
+        GAUDI,
         ["--no-deps optimum-habana==1.21.2 optimum==2.0.0"],
+    ),
+    Client(
+        "optimum-habana",
+        "1.15.0",
+        GAUDI,
+        ["--no-deps optimum-habana==1.15.0 optimum==1.23.3"],
     ),
     Client(
         "verl",
@@ -96,9 +169,14 @@ CLIENTS = [
         [Program("swift_ppo.py", release="0.26.2")],
         [
             "--no-deps ms-swift==4.6.0",
-            "-c constraints.txt aiohttp modelscope addict attrdict binpacking dacite json-repair oss2 rouge einops "
-            "simplejson transformers-stream-generator zstandard fastapi cpm-kernels tiktoken",
+            f"-c constraints.txt {SWIFT} json-repair simplejson zstandard fastapi cpm-kernels tiktoken",
         ],
+    ),
+    Client(
+        "ms-swift",
+        "2.6.1",
+        [Program("swift_2_ppo.py", release="0.11.4")],
+        ["--no-deps ms-swift==2.6.1", f"-c constraints.txt {SWIFT}"],
     ),
     Client(
         "alignment-handbook",

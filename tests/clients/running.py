@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 RUNS = "runs"
 REWRITTEN = "runs after `--write`"
+MENDED = "runs once mended"
 BY_HAND = "needs a hand"
 NOT_TRIED = "not tried"
 
@@ -35,6 +36,7 @@ class Program:
         settings: environment variables
         seconds: its time limit; None: that of the command line
         edits: (old, new) pieces of text that are changed first, such as sizes that are no arguments
+        mends: likewise, a fault that the program has on its own release, too: changed if it stops unchanged
         files: texts beside it, by name
         untried: why it is not run, if it is not
     """
@@ -45,6 +47,7 @@ class Program:
     settings: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
     edits: Sequence[tuple[str, str]] = ()
+    mends: Sequence[tuple[str, str]] = ()
     untried: str | None = None
     shown: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)
@@ -108,19 +111,19 @@ class Runner:
         shutil.copy(text, script)
         for name, content in program.files.items():
             (folder / name).write_text(content, encoding="utf-8")
-        if program.edits:
-            changed = script.read_text(encoding="utf-8")
-            for old, new in program.edits:
-                if old not in changed:
-                    return NOT_TRIED, f"the text to be changed is not there: {old!r}"
-                changed = changed.replace(old, new)
-            script.write_text(changed, encoding="utf-8")
+        if missing := edited(script, program.edits):
+            return NOT_TRIED, missing
         limit = program.seconds or limit
         port = ["trl_step.port", "--release", program.release]
         unchanged = self._start([*port, script.name, *program.arguments], folder, program.settings, limit)
         if unchanged is None:
             return RUNS, ""
-        if script.suffix == ".ipynb":
+        if program.mends:
+            if missing := edited(script, program.mends):
+                return BY_HAND, f"{unchanged}; {missing}"
+            mended = self._start([*port, script.name, *program.arguments], folder, program.settings, limit)
+            return (BY_HAND, f"{unchanged}; mended: {mended}") if mended else (MENDED, unchanged)
+        if script.suffix == ".ipynb" or self._package is not None:  # no package is rewritten
             return BY_HAND, unchanged
         self._start([*port, "--write", script.name], folder, {}, limit)
         rewritten = self._start([script.name, *program.arguments], folder, program.settings, limit)
@@ -146,6 +149,17 @@ class Runner:
         said = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
         script = next(word for word in command if word.endswith((".py", ".ipynb")))
         return stopped_at(said, script, self._package) or f"exit status {status}"
+
+
+def edited(script: Path, edits: Sequence[tuple[str, str]]) -> str:
+    """Changes pieces of a program's text; what is missing in it, if something is."""
+    text = script.read_text(encoding="utf-8")
+    for old, new in edits:
+        if old not in text:
+            return f"the text to be changed is not there: {old!r}"
+        text = text.replace(old, new)
+    script.write_text(text, encoding="utf-8")
+    return ""
 
 
 def stopped_at(said: str, script: str, package: Path | None = None) -> str:

@@ -17,13 +17,13 @@ REASONS = {
     "KeyError: -1": "give `apply_chat_template` return_dict=False: in transformers 5 it returns a dictionary",
     "'maybe_extract_prompt'": "cut what both answers share into a column `prompt`",
     "env/reward_dist": "the notebook reads `logs`, which it never fills",
-    "not a notebook of format": "the file in TRL's repository is no JSON: it has a comma too many",
+    "not a notebook of format": "the file in TRL's repository is no JSON: an older version stands in the middle",
     "columns ['answer']": "on release 0.7.11 as well: the script logs a column that it does not have",
     "no attribute 'num_proc'": "the script reads an argument that it does not have",
     "Predictions and/or": "flatten both: evaluate makes a number of an array of one entry, which NumPy 2.4 refuses",
 }
 """What an error contains -> what is the matter, or what to do."""
-ORDER = (RUNS, "runs after `--write`", "needs a hand", "not tried")
+ORDER = (RUNS, "runs after `--write`", "runs once mended", "needs a hand", "not tried")
 
 
 def table_of_clients() -> str:

@@ -22,6 +22,7 @@ from trl_step.import_utils import is_peft_available
 from trl_step.models.notices import users_frame
 from trl_step.port.aliases import OLD
 from trl_step.port.old.absent import absent_classes
+from trl_step.port.old.arrays import old_arrays
 from trl_step.port.old.attributes import old_attributes
 from trl_step.port.old.chats import old_chats
 from trl_step.port.old.evaluation import evaluation_without_rows
@@ -92,6 +93,7 @@ def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN, means_train: boo
         stack.enter_context(old_names(translator.report_once))
         stack.enter_context(absent_classes(translator.report_once))
         stack.enter_context(old_attributes(translator.report_once))
+        stack.enter_context(old_arrays(translator.report_once))
         stack.enter_context(old_chats(translator.report_once))
         stack.enter_context(old_flags(translator.report_once, translator.translate))
         stack.enter_context(replaced(PPOConfig, "__init__", translator.with_defaults(PPOConfig.__init__, origin)))

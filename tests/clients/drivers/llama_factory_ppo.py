@@ -1,7 +1,12 @@
-"""LLaMA-Factory's PPO with a reward model in a folder: as its command line runs it, or (`trainer`) its part alone."""
+"""LLaMA-Factory's PPO with a reward model in a folder: as its command line runs it, or (`trainer`) its part alone.
+
+Its name was LLMTuner before.
+"""
 
 import json
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -42,14 +47,10 @@ settings = {
     "plot_loss": True,
     "disable_gradient_checkpointing": True,  # its own function for that does not fit transformers 5.23
 }
+package = "llamafactory" if find_spec("llamafactory") else "llmtuner"
 if "trainer" in sys.argv:
-    from llamafactory.hparams import get_train_args
-    from llamafactory.train.ppo.workflow import run_ppo
-
-    model, data, training, finetuning, generating = get_train_args(settings)
-    run_ppo(model, data, training, finetuning, generating)
+    model, data, training, finetuning, generating = import_module(f"{package}.hparams").get_train_args(settings)
+    import_module(f"{package}.train.ppo.workflow").run_ppo(model, data, training, finetuning, generating)
 else:
-    from llamafactory.train.tuner import run_exp
-
-    run_exp(settings)
+    import_module(f"{package}.train.tuner").run_exp(settings)
 assert any(Path("out").glob("*.safetensors")), "nothing was saved"

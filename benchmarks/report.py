@@ -18,9 +18,9 @@ RESULTS = HERE / "results"
 
 def machine() -> dict[str, Any]:
     """Processor, cores, date and commit."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
+    about = Path("/proc/cpuinfo")  # Linux has it
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
     ).stdout.strip()

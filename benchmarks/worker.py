@@ -19,12 +19,13 @@ from importlib import metadata
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import numpy as np
+import psutil
 import torch
 from cases import Case
 from contenders import make
 
 warnings.filterwarnings("ignore")
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PROCESS = psutil.Process()
 
 
 class PeakMemory:
@@ -48,8 +49,7 @@ class PeakMemory:
 
     @staticmethod
     def resident() -> float:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * PAGE / 1e6
+        return PROCESS.memory_info().rss / 1e6
 
     @property
     def growth(self) -> float:

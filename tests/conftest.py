@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.cpu import stay_on_the_cpu
 from tests.hub_tools import Hub
 from trl_step.models import policy
+
+stay_on_the_cpu()
 
 
 @pytest.fixture(autouse=True)

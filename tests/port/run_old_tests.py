@@ -10,5 +10,8 @@ from unittest.mock import MagicMock
 import huggingface_hub
 import pytest
 
+from tests.cpu import stay_on_the_cpu
+
+stay_on_the_cpu()
 huggingface_hub.HfFolder = huggingface_hub.delete_repo = MagicMock()
 sys.exit(pytest.main([*sys.argv[1:], "-p", "no:cacheprovider"]))

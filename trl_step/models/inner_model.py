@@ -29,6 +29,11 @@ def has_adapter(model: nn.Module) -> bool:
     return any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in model.modules())
 
 
+def pretrained_of(model: Any) -> Any:
+    """The transformers model, or the PeftModel around one, inside a wrapper of this package; other models unchanged."""
+    return getattr(model, "pretrained_model", model)
+
+
 def plain_model(model: nn.Module) -> Any:
     """The transformers model inside `model`, which may be a PeftModel."""
     return model.get_base_model() if is_peft_model(model) else model

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from trl_step.models.inner_model import decoder_backbone, plain_model
+from trl_step.models.inner_model import decoder_backbone, plain_model, pretrained_of
 from trl_step.models.sharding import is_sharded
 
 LAYER_PATTERNS = (
@@ -73,7 +73,7 @@ def _parameters_before(model: nn.Module, layer: int, pattern: str | None) -> lis
 
 def _layer_name(model: nn.Module, layer: int) -> str | None:
     """The beginning of the parameter names of a decoder layer: the one list that is as long as the model is deep."""
-    inner = getattr(model, "pretrained_model", model)
+    inner = pretrained_of(model)
     if not hasattr(plain_model(inner), "get_decoder"):
         return None
     backbone = decoder_backbone(inner) or plain_model(inner)

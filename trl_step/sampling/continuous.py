@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from trl_step.head.logprobs import logprobs_of_logits
 from trl_step.models.decoder_pass import run_decoder
-from trl_step.models.inner_model import plain_model
+from trl_step.models.inner_model import plain_model, pretrained_of
 from trl_step.models.sharding import gathered
 from trl_step.sampling.local import sampling_mode, several
 from trl_step.sampling.options import all_eos_ids, check_arguments, check_positions, check_tokens
@@ -64,7 +64,7 @@ class ContinuousBatchingSampler(Sampler):
         wanted, limits = settings_and_limits(queries, n, settings)
         _refuse(wanted)
         inner = extract_model_from_parallel(self.model)
-        pretrained = getattr(inner, "pretrained_model", inner)
+        pretrained = pretrained_of(inner)
         model = plain_model(pretrained)
         if model.config.is_encoder_decoder:
             raise ValueError(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, StoppingCriteriaList
 
-from trl_step.models.inner_model import generation_arguments, plain_model
+from trl_step.models.inner_model import generation_arguments, plain_model, pretrained_of
 from trl_step.sampling.batches import Batch
 from trl_step.sampling.options import Options
 from trl_step.sampling.prompt_cache import Plan, inputs_of, read_once, selectable
@@ -62,7 +62,7 @@ def decode(
         temperature: return log-probs at this temperature as well.
     """
     rows, width = len(batch.starts), batch.prompt_width
-    base = plain_model(getattr(model, "pretrained_model", model))
+    base = plain_model(pretrained_of(model))
     shares = plan.shares and max(owners) + 1 < rows
     leaves = plan.leaves and not keeps_tail and limits is not None
     if (shares or leaves) and not selectable(base):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from accelerate.utils import extract_model_from_parallel
 
-from trl_step.models.inner_model import plain_model
+from trl_step.models.inner_model import plain_model, pretrained_of
 from trl_step.models.probes import BatchMates, batch_mates
 from trl_step.models.sharding import gathered
 from trl_step.models.shortcuts.modes import eval_mode
@@ -100,7 +100,7 @@ class LocalSampler(Sampler):
         super().__init__(weights)
         self.model = extract_model_from_parallel(model)
         self.tokenizer = tokenizer
-        pretrained = _pretrained(self.model)
+        pretrained = pretrained_of(self.model)
         config = getattr(pretrained, "config", None)
         self.is_encoder_decoder = bool(
             getattr(self.model, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False)
@@ -155,7 +155,7 @@ class LocalSampler(Sampler):
                 tokens.
             torch.OutOfMemoryError: a single row does not fit. Larger batches are halved first.
         """
-        model, inner = self.model, _pretrained(self.model)
+        model, inner = self.model, pretrained_of(self.model)
         end = self.tokenizer.eos_token_id
         token_budget = self.token_budget if token_budget is None else token_budget
         settings = dict(generation_kwargs)
@@ -204,11 +204,6 @@ class LocalSampler(Sampler):
                 frame = frame._replace(multiple=None)
             budget = 0 if in_step else token_budget
             return run_batches(sample, sizes, batch_size, budget, may_shrink=not in_step, mates=mates)
-
-
-def _pretrained(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model or PeftModel, in a value-head wrapper or not."""
-    return getattr(model, "pretrained_model", model)
 
 
 def _numbered(things: Iterable[Hashable]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from trl_step.models.inner_model import plain_model, vocabulary_size
+from trl_step.models.inner_model import plain_model, pretrained_of, vocabulary_size
 from trl_step.models.positions import position_limits
 from trl_step.sampling.row_ends import Criterion
 from trl_step.sampling.stop_strings import StringStoppingCriteria
@@ -28,9 +28,7 @@ def setting_in_force(model: Any, generation_kwargs: Mapping[str, Any], name: str
     """A generation setting as `generate` will take it: the call's, else its generation config's, else the model's."""
     if generation_kwargs.get(name) is not None:
         return generation_kwargs[name]
-    config = generation_kwargs.get("generation_config") or getattr(
-        getattr(model, "pretrained_model", model), "generation_config", None
-    )
+    config = generation_kwargs.get("generation_config") or getattr(pretrained_of(model), "generation_config", None)
     return getattr(config, name, None)
 
 
@@ -152,7 +150,7 @@ def all_eos_ids(
     model: torch.nn.Module | None, eos_token_ids: Collection[int], generation_kwargs: Mapping[str, Any]
 ) -> list[int]:
     """Every id that ends an answer: the tokenizer's `eos_token_ids`, those of the generation config and of the call."""
-    own = getattr(getattr(model, "pretrained_model", model), "generation_config", None)
+    own = getattr(pretrained_of(model), "generation_config", None)
     given = generation_kwargs.get("generation_config")
     asked = generation_kwargs.get("eos_token_id")
     return _as_ids(eos_token_ids, getattr(own, "eos_token_id", None), getattr(given, "eos_token_id", None), asked)

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from trl_step.models.inner_model import generation_arguments, is_peft_model, plain_model
+from trl_step.models.inner_model import generation_arguments, is_peft_model, plain_model, pretrained_of
 from trl_step.models.notices import warn_user
 from trl_step.models.probes import ordinary_ids, probing
 from trl_step.sampling.batches import Batch
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, model: Any, options: Options) -> Plan:
         """That of a model with these settings, whatever its cache."""
-        outer = getattr(model, "pretrained_model", model)
+        outer = pretrained_of(model)
         base = plain_model(outer)
         # a `generate` of a script's own is called once for the whole batch
         replaced = any("generate" in vars(part) for part in (model, outer, base))

@@ -45,12 +45,8 @@ from trl_step.trainer.reports.watch import active_dropout, padded_by_hand, repea
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity, settings_of
 from trl_step.trainer.updates.deepspeed import uses_deepspeed
-from trl_step.trainer.updates.optimizers import (
-    changed_since,
-    check_optimizer,
-    check_trained,
-    make_optimizer,
-)
+from trl_step.trainer.updates.optimizers import check_optimizer, make_optimizer
+from trl_step.trainer.updates.what_trains import changed_since, check_trained, stays_since
 
 if TYPE_CHECKING:
     import datasets
@@ -130,7 +126,7 @@ class LanguageTrainer(OldParts):
         self.optimizer: Any = prepared.optimizer
         self.lr_scheduler: Any = prepared.lr_scheduler
         self.model_params = prepared.parameters
-        _ = self._shapes_at_start, self._updater
+        _ = self._at_start, self._updater
         if not uses_deepspeed(self.accelerator):
             own_accumulation(self.accelerator, config.gradient_accumulation_steps)
         detach(self.accelerator, self.optimizer, self.lr_scheduler, prepared.dataloader)
@@ -211,9 +207,14 @@ class LanguageTrainer(OldParts):
     ) -> StepInputs:
         """The inputs of `step` in one form and on the device; all processes raise if one of them finds an error."""
         policy = self.accelerator.unwrap_model(self.model)
-        error = changed_since(self.model, self._shapes_at_start)
+        error = changed_since(self.model, self._at_start)
+        error = error or stays_since(policy, self._at_start, self.optimizer, self.config.needs_values)
         checked: Any = None
         try:
+            if not torch.is_grad_enabled():
+                raise ValueError("step is inside of torch.no_grad() or torch.inference_mode(): call it outside of them")
+            if self.ref_model is not None and not self._reference_is_adapter:
+                check_reference(*self._models)
             checked = checked_for(
                 queries,
                 responses,

@@ -51,7 +51,7 @@ from trl_step.trainer.batches.given import (
     what_is_missing,
     with_factors,
 )
-from trl_step.trainer.batches.groups import group_samples, nothing_to_compare
+from trl_step.trainer.batches.groups import group_samples, nothing_to_compare, warn_of_mixed_groups
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
 from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import Engine, HookEngine
@@ -62,8 +62,8 @@ from trl_step.trainer.reports.clock import Clock
 from trl_step.trainer.reports.cost import StepFacts
 from trl_step.trainer.reports.hub import MODEL_CARD_TEMPLATE
 from trl_step.trainer.updates.epochs import Trained, run_epochs
-from trl_step.trainer.updates.optimizers import trained_now
 from trl_step.trainer.updates.updater import without_losses
+from trl_step.trainer.updates.what_trains import trained_now
 
 if TYPE_CHECKING:
     import datasets
@@ -295,7 +295,9 @@ class PPOTrainer(LanguageTrainer):
         groups = None
         if compares_groups(given, config):
             groups = group_samples(given.queries, given.group_ids, processes.together, processes.index)
-            processes.raise_together(nothing_to_compare(groups) if given.group_ids is None else None)
+            processes.raise_together(nothing_to_compare(groups, given.group_ids))
+            if given.group_ids is not None:
+                warn_of_mixed_groups(given.queries, given.group_ids)
         self._comparison = Comparison(groups, given.baseline_scores)
 
     def _engine(self, given: StepInputs) -> Engine:

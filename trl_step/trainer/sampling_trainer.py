@@ -9,6 +9,7 @@ from typing import Any, Literal, Optional, Union, overload
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from trl_step.models.notices import warn_user
 from trl_step.sampling.local import LocalSampler, several
 from trl_step.sampling.sampler import Sampler, Samples, Weights
 from trl_step.trainer.batches.layout import Layout
@@ -131,6 +132,8 @@ class SamplingTrainer(StepTrainer):
                 raise ValueError(f"query_tensor[{i}] must be a tensor of token ids with one dimension, got {shape}")
         n = several(n, generation_kwargs)
         if length_sampler is not None:
+            if generation_kwargs.get("max_new_tokens") is not None:
+                warn_user(f"max_new_tokens={generation_kwargs['max_new_tokens']} is ignored: a length_sampler is given")
             generation_kwargs["max_new_tokens"] = [int(length_sampler()) for _ in range(n * len(queries))]
         self._sampling.saw_generate(self.accelerator.unwrap_model(self.model), generation_kwargs)
         settings = {"batch_size": batch_size, "return_logprobs": return_logprobs, **generation_kwargs}

@@ -12,7 +12,7 @@ import torch
 from tests.tiny import gpt2, tokenizer, weights
 from tests.trainer.plain_step import samples
 from trl_step import PPOConfig, PPOTrainer
-from trl_step.trainer.batches.groups import group_samples, nothing_to_compare
+from trl_step.trainer.batches.groups import group_samples, nothing_to_compare, warn_of_mixed_groups
 
 QUERIES = [torch.tensor(q) for q in ([4, 5], [6], [4, 5], [6], [4, 5])]
 
@@ -37,7 +37,30 @@ def test_no_query_repeats() -> None:
     ours = trainer(advantage_estimator="grpo")
     with pytest.raises(ValueError, match=r"no query repeats among the 2 samples, .* give\s+step several responses"):
         ours.step(QUERIES[:2], QUERIES[:2], [0.0, 1.0])
-    ours.step(QUERIES[:2], QUERIES[:2], [0.0, 1.0], group_ids=["a", "b"])
+    with pytest.warns(UserWarning, match="each of the 2 samples a group of its own, so all advantages are 0"):
+        ours.step(QUERIES[:2], QUERIES[:2], [0.0, 1.0], group_ids=["a", "b"])
+
+
+def told_of_mixture(ids: list[Any]) -> list[str]:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        warn_of_mixed_groups(QUERIES, ids)
+    return [str(warning.message) for warning in seen]
+
+
+def test_ids_in_another_order_than_the_queries_are_said() -> None:
+    (told,) = told_of_mixture([0, 0, 0, 1, 1])
+    assert "puts samples 0 and 1, whose queries differ, into one group" in told
+    assert "samples 1 and 3, whose queries are equal, into two" in told
+    ours = trainer(advantage_estimator="grpo")
+    with pytest.warns(UserWarning, match="is it in the order of the queries"):
+        ours.step(QUERIES, QUERIES, [0.0, 1.0, 2.0, 3.0, 4.0], group_ids=[0, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("ids", [list("abaca"), list("abcbc"), [0, 0, 0, 0, 0], [0, 1, 0, 1, 0]], ids=str)
+def test_groups_that_join_or_part_queries_are_not(ids: list[Any]) -> None:
+    """One task may begin with different words, and two tasks with the same."""
+    assert not told_of_mixture(ids)
 
 
 def test_groups_span_processes() -> None:

@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import batch, gpt2, trainer, with_value_head
-from trl_step import AutoModelForCausalLMWithValueHead
+from tests.tiny import batch, config, gpt2, tokenizer, trainer, weights, with_value_head
+from trl_step import AutoModelForCausalLMWithValueHead, PPOTrainer
 
 MESSAGE = "nothing of the policy but its value head trains"
 
@@ -92,10 +92,66 @@ def test_an_adapter_that_comes_later_is_refused() -> None:
         ours.step(*batch())
 
 
-def test_a_layer_may_be_thawed_on_the_way() -> None:
+def test_a_layer_that_is_thawed_later_is_said_to_stay() -> None:
     model = with_value_head("gpt2")
-    model.pretrained_model.transformer.h[0].requires_grad_(False)
+    layer = model.pretrained_model.transformer.h[0]
+    layer.requires_grad_(False)
     ours = trainer(model)
     ours.step(*batch())
-    model.pretrained_model.transformer.h[0].requires_grad_(True)
+    before = weights(layer)
+    layer.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"12 parameters of model, such as .*h\.0\..*, were frozen when the trainer"):
+        ours.step(*batch())
+    assert all(torch.equal(before[name], parameter) for name, parameter in layer.named_parameters()), "it stays"
+
+
+def test_a_thawed_layer_that_the_optimizer_holds_trains_in_silence() -> None:
+    model = with_value_head("gpt2")
+    layer = model.pretrained_model.transformer.h[0]
+    layer.requires_grad_(False)
+    ours = PPOTrainer(config(), model, None, tokenizer(), optimizer=torch.optim.Adam(model.parameters(), lr=1e-3))
+    before = weights(layer)
+    layer.requires_grad_(True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*were frozen when the trainer")
+        ours.step(*batch())
+    assert not any(torch.equal(before[name], parameter) for name, parameter in layer.named_parameters())
+
+
+def test_another_adapter_that_is_active_later_is_said_to_stay() -> None:
+    lora = LoraConfig(r=2, task_type="CAUSAL_LM", fan_in_fan_out=True, init_lora_weights=False)
+    inner = get_peft_model(gpt2(), lora)
+    inner.add_adapter("other", lora)
+    ours = trainer(AutoModelForCausalLMWithValueHead.from_pretrained(inner))
+    inner.set_adapter("other")
+    before = weights(inner)
+    with pytest.warns(UserWarning, match=r"4 parameters of model, such as .*lora_A\.other.*, were frozen when"):
+        ours.step(*batch())
+    assert all(torch.equal(before[name], parameter) for name, parameter in inner.named_parameters()), "it stays"
+
+
+def test_an_adapter_that_is_disabled_later_is_said_to_stay() -> None:
+    inner = get_peft_model(gpt2(), LoraConfig(r=2, task_type="CAUSAL_LM", fan_in_fan_out=True, init_lora_weights=False))
+    ours = trainer(AutoModelForCausalLMWithValueHead.from_pretrained(inner))
+    inner.base_model.disable_adapter_layers()
+    before = weights(inner)
+    with pytest.warns(UserWarning, match="nothing of the policy but its values trains any more"):
+        ours.step(*batch())
+    assert all(torch.equal(before[name], parameter) for name, parameter in inner.named_parameters()), "it stays"
+
+
+def test_nothing_is_left_to_train() -> None:
+    ours = PPOTrainer(config(advantage_estimator="grpo"), gpt2(), None, tokenizer())
+    ours.model.pretrained_model.requires_grad_(False)
+    queries, responses, scores = batch()
+    with pytest.raises(ValueError, match=r"nothing of the policy trains any more: .* frozen, or its adapter was disab"):
+        ours.step([queries[0]] * 8, responses, scores)
+
+
+def test_weights_of_another_dtype_are_refused() -> None:
+    """The moments of the optimizer stay those of the old dtype."""
+    ours = trainer()
     ours.step(*batch())
+    ours.model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"30 parameters of model, .* are new or have another shape or dtype"):
+        ours.step(*batch())

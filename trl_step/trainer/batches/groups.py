@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from trl_step.algorithms.advantages.group import Groups
+from trl_step.models.notices import warn_user
+from trl_step.trainer.batches.sharing import number_queries
 
 Together = Callable[[Callable[[], list[Hashable]]], list[list[Hashable]]]
 """(own work) -> the results of all processes, in their order"""
@@ -36,12 +38,45 @@ def group_samples(
     return Groups(torch.tensor(everyone, dtype=torch.int64, device=device), slice(start, start + len(lists[index])))
 
 
-def nothing_to_compare(groups: Groups) -> ValueError | None:
-    """An error if every group has one sample."""
+def nothing_to_compare(groups: Groups, group_ids: list[Hashable] | None = None) -> ValueError | None:
+    """An error if every group has one sample; a warning if the caller of `step` gave such `group_ids`."""
     count = len(groups.everyone)
     if int(groups.everyone.max()) + 1 < count:
+        return None
+    if group_ids is not None:
+        warn_user(
+            f"group_ids gives each of the {count} samples a group of its own, so all advantages are 0 and nothing is "
+            "learnt from the scores: answers to one prompt have one id"
+        )
         return None
     return ValueError(
         f"no query repeats among the {count} samples, so there is no group of answers to compare: give step several "
         "responses to each query (the query is then in queries once for each of them), or group_ids="
     )
+
+
+def warn_of_mixed_groups(queries: Sequence[torch.Tensor], group_ids: list[Hashable]) -> None:
+    """Warn of ids in another order than the queries: they join different queries, and part equal ones.
+
+    Either alone is well: a group may begin with different words, and two tasks with the same.
+
+    Args:
+        queries: token ids, each [Q_i]
+        group_ids: of each sample
+    """
+    numbers = number_queries(queries)
+    if numbers is None:  # all differ
+        return
+    first_of_group: dict[Hashable, int] = {}
+    first_of_query: dict[int, int] = {}
+    joined = parted = None
+    for i, (number, group) in enumerate(zip(numbers.tolist(), group_ids, strict=True)):
+        first = first_of_group.setdefault(group, i)
+        joined = joined or ((first, i) if numbers[first] != number else None)
+        first = first_of_query.setdefault(number, i)
+        parted = parted or ((first, i) if group_ids[first] != group else None)
+    if joined and parted:
+        warn_user(
+            f"group_ids puts samples {joined[0]} and {joined[1]}, whose queries differ, into one group, and samples "
+            f"{parted[0]} and {parted[1]}, whose queries are equal, into two: is it in the order of the queries?"
+        )

@@ -77,7 +77,8 @@ class FusedEngine(NamedTuple):
             record, resume = (partial(_of_trunk, pass_of) for pass_of in (trunk.policy, trunk.reference))
         gather: Callable[[Any], AbstractContextManager[Any]] = gathered if models.sharded else nullcontext
         found: dict[str, Any] = {}
-        with torch.no_grad(), eval_mode(models.policy), self.autocast(), self.forward.buffers.kept():
+        modes = eval_mode(models.policy), eval_mode(models.reference)
+        with torch.no_grad(), modes[0], modes[1], self.autocast(), self.forward.buffers.kept():
             if exact_divergence:
                 with gather(policy), gather(reference):
                     found = self._side_by_side(rollout, record, resume, with_values)

@@ -21,8 +21,9 @@ from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.sampling_trainer import SamplingTrainer
-from trl_step.trainer.updates.optimizers import make_updater, shapes_of
+from trl_step.trainer.updates.optimizers import make_updater
 from trl_step.trainer.updates.updater import Updater
+from trl_step.trainer.updates.what_trains import AtStart
 
 
 class LanguageParts(SamplingTrainer):
@@ -109,8 +110,8 @@ class LanguageParts(SamplingTrainer):
         return type(self.data_collator) is not DataCollatorForLanguageModeling
 
     @cached_property
-    def _shapes_at_start(self) -> dict[int, torch.Size]:
-        return shapes_of(self.model)
+    def _at_start(self) -> AtStart:
+        return AtStart.of(self.model)
 
     @cached_property
     def _updater(self) -> Updater:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trl_step.algorithms.diagnosis import SAMPLING_SETTINGS, Checkup, Circumstances
-from trl_step.models.inner_model import vocabulary_size
+from trl_step.models.inner_model import pretrained_of, vocabulary_size
 from trl_step.models.notices import warn_user
 from trl_step.sampling.options import setting_in_force
 
@@ -37,7 +37,7 @@ def truncated_sampling(model: Any, generation_kwargs: Mapping[str, Any], tempera
     """The settings under which tokens are drawn from another distribution than the one whose log-probs are trained."""
     if not setting_in_force(model, generation_kwargs, "do_sample"):
         return []
-    vocabulary = vocabulary_size(getattr(model, "pretrained_model", model))
+    vocabulary = vocabulary_size(pretrained_of(model))
     sampled_at, top_k = (setting_in_force(model, generation_kwargs, name) for name in ("temperature", "top_k"))
     sampled_at = 1.0 if sampled_at is None else sampled_at
     top_k = DEFAULT_TOP_K if top_k is None else top_k

@@ -9,7 +9,6 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
 from trl_step.models.critic import PolicyWithCritic
-from trl_step.models.inner_model import has_adapter
 from trl_step.models.notices import warn_user
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
@@ -61,7 +60,13 @@ def check_optimizer(optimizer: Any, scheduler: Any, model: Any, config: PPOConfi
     Raises:
         ValueError: no trainable parameter of `model`, or none of a separate critic, is in `optimizer`; `scheduler` is
             that of another optimizer.
+        TypeError: `optimizer` is a class.
     """
+    if isinstance(optimizer, type):
+        raise TypeError(
+            f"optimizer is the class {optimizer.__name__}: make one, such as {optimizer.__name__}(model.parameters(), "
+            "lr=1e-5), or leave it out"
+        )
     if optimizer is not None and config.value_learning_rate is not None:
         raise ValueError(
             f"value_learning_rate={config.value_learning_rate:g} acts on the optimizer that the trainer makes; leave "
@@ -99,71 +104,10 @@ def check_optimizer(optimizer: Any, scheduler: Any, model: Any, config: PPOConfi
         )
 
 
-def check_trained(model: Any, needs_values: bool = True) -> None:
-    """Warn if nothing of the model inside the wrapper `model` trains.
-
-    Args:
-        needs_values: whether its value head trains.
-
-    Raises:
-        ValueError: it does not, so nothing is left to train.
-    """
-    inside = model.pretrained_model
-    if any(parameter.requires_grad for parameter in inside.parameters()):
-        return
-    what = "unfreeze what should train with requires_grad_(True)"
-    if has_adapter(inside):
-        what = (
-            "its adapter was loaded frozen, as it is by default. To train it, pass is_trainable=True to "
-            "AutoModelForCausalLMWithValueHead.from_pretrained(folder of the adapter), or to "
-            "peft.PeftModel.from_pretrained"
-        )
-    if not needs_values:
-        raise ValueError(f"nothing of the policy trains, and the advantage_estimator needs no values: {what}")
-    warn_user(f"nothing of the policy but its value head trains, so its answers stay as they are: {what}.")
-
-
 def held_by(optimizer: Any) -> set[int] | None:
     """The `id` of each parameter in the groups of `optimizer`; None if it does not show them."""
     groups: Iterable[dict[str, Any]] | None = getattr(optimizer, "param_groups", None)
     return None if groups is None else {id(parameter) for group in groups for parameter in group["params"]}
-
-
-def shapes_of(policy: torch.nn.Module) -> dict[int, torch.Size]:
-    """The shape of each parameter, by its `id`."""
-    return {id(parameter): parameter.shape for parameter in policy.parameters()}
-
-
-def changed_since(policy: torch.nn.Module, start: dict[int, torch.Size]) -> ValueError | None:
-    """An error if a parameter that trains is new since `start`, or has another shape: the optimizer does not hold it,
-    or holds moments that do not fit (torch's fused Adam then reads outside of them)."""
-    later = [name for name, p in policy.named_parameters() if p.requires_grad and start.get(id(p)) != p.shape]
-    if not later:
-        return None
-    return ValueError(
-        f"{len(later)} parameters of model, such as {later[0]}, are new or have another shape since the trainer was "
-        "built, and its optimizer does not fit them: resize embeddings and add adapters first, and build the trainer "
-        "then"
-    )
-
-
-def trained_now(
-    policy: Any, parameters: list[torch.nn.Parameter], with_values: bool, warms_up: bool
-) -> list[torch.nn.Parameter] | None:
-    """The parameters that may move in a step; None: all that train.
-
-    Args:
-        policy: not wrapped
-        parameters: all that train
-        with_values: the step has a value loss
-        warms_up: only values train in it
-    """
-    of_values = {id(parameter) for parameter in policy.value_parameters()}
-    unused = {id(p) for p in policy.unused_parameters()} if isinstance(policy, PolicyWithCritic) else set()
-    if with_values and warms_up:
-        return [p for p in parameters if id(p) in of_values]
-    left_out = unused if with_values else unused | of_values
-    return [p for p in parameters if id(p) not in left_out] if left_out else None
 
 
 def _inner(optimizer: Any) -> Any:

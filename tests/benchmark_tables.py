@@ -132,6 +132,16 @@ def rewards_table() -> str:
     return markdown(header, rows)
 
 
+def short_rewards_table() -> str:
+    """Per trainer the median and range of the time of a run up to the goal, and that median over the least one here."""
+    seconds: dict[str, list[float]] = {}
+    for run in results("time_to_reward")["runs"]:
+        seconds.setdefault(run["contender"], []).append(run["wall"])
+    best = min(statistics.median(values) for name, values in seconds.items() if name.startswith("trl_step"))
+    rows = [[name, spread(values, 1), f"{statistics.median(values) / best:.1f}"] for name, values in seconds.items()]
+    return markdown(["a run to a mean probability of 0.9", "seconds", "over the fastest here"], rows)
+
+
 REWARD_PARTS = ("sampling", "scoring", "update")
 REWARD_COLUMNS = {"batches": 0, "wall": 1, "cpu": 1, "kl": 1}
 
@@ -252,6 +262,7 @@ TABLES = {
     "table of algorithms": algorithms_table,
     "table of generate": generate_table,
     "table of time to reward": rewards_table,
+    "short table of time to reward": short_rewards_table,
     "table of tried settings": tuning_table,
     "table of episodes": episodes_table,
     "table of growth": scaling_table,

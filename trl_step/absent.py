@@ -31,6 +31,12 @@ def names_of_module(module: str) -> list[str]:
     return [name for name in INSTEAD if last in (name.lower(), name.lower().removesuffix("trainer"))]
 
 
+def no_such_module(module: str) -> str:
+    """What to say about a module of trl_step that is not there."""
+    advice = "".join(f"; instead of {name} use {INSTEAD[name]}" for name in names_of_module(module))
+    return f"there is no module {module}{advice}"
+
+
 def no_such_name(package: str, name: str) -> Exception:
     """The error for a name that `package`, which is `trl_step`, does not have.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.port.rewriting import assert_rewritten
+from trl_step.absent import INSTEAD
 from trl_step.port.command_line import main
 from trl_step.port.edits import Edit, applied, read_source
 from trl_step.port.names import missing_names
@@ -234,20 +235,22 @@ from trl.models.modeling_sd_base import DDPOPipelineOutput
 from trl.models.auxiliary_modules import X
 from transformers import AutoTokenizer, AutoModelWithLMHead, load_tool
 import datasets
+import trl.trainer.kto_trainer
 """
     assert missing_names(source) == [
-        (1, "trl_step has no AlignPropTrainer; use DDPOTrainer, which needs no gradient of the reward"),
+        (1, f"trl_step has no AlignPropTrainer; use {INSTEAD['AlignPropTrainer']}"),
         (3, "there is no module trl_step.models.auxiliary_modules"),
         (
             4,
             "transformers has no AutoModelWithLMHead; use AutoModelForCausalLM, AutoModelForSeq2SeqLM or "
             "AutoModelForMaskedLM",
         ),
+        (6, f"there is no module trl_step.trainer.kto_trainer; instead of KTOTrainer use {INSTEAD['KTOTrainer']}"),
     ]
     path = tmp_path / "old.py"
     path.write_bytes(source)
     assert main(["--write", str(path)]) == 1
-    assert "no gradient of the reward: to be done by hand" in capsys.readouterr().out
+    assert "has it in trl: to be done by hand" in capsys.readouterr().out
 
 
 def test_of_two_edits_that_overlap_the_first_is_made() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -445,6 +446,8 @@ from transformers.utils.versions import require_version
 import trl
 require_version("trl>=0.8.6,<=0.11.9")
 found = importlib.metadata.version("trl"), trl.__version__, importlib.metadata.version("torch")
+about = importlib.metadata.metadata("trl")["Version"], importlib.metadata.distribution("trl").version
+listed = [each.version for each in importlib.metadata.distributions(name="trl")]
 """
 
 
@@ -454,7 +457,9 @@ found = importlib.metadata.version("trl"), trl.__version__, importlib.metadata.v
 def test_a_script_finds_the_version_of_its_release(origin: Origin, expected: str) -> None:
     told: list[str] = []
     version, class_before = trl_step.__version__, type(trl_step)
-    found: tuple[str, ...] = run(VERSIONS, told, origin)["found"]  # type: ignore[assignment]
+    names = run(VERSIONS, told, origin)
+    found: tuple[str, ...] = names["found"]  # type: ignore[assignment]
+    assert (names["about"], names["listed"]) == ((expected, expected), [expected])
     assert found[:2] == (expected, expected)
     assert found[2].startswith("2.")
     assert [line for line in told if "version" in line] == [
@@ -462,3 +467,5 @@ def test_a_script_finds_the_version_of_its_release(origin: Origin, expected: str
     ]
     assert len([line for line in told if "version" in line]) == 2
     assert (trl_step.__version__, type(trl_step)) == (version, class_before)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.distribution("trl")

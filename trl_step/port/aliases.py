@@ -11,7 +11,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from trl_step.absent import INSTEAD, names_of_module
+from trl_step.absent import no_such_module
 
 OLD, NEW = "trl", "trl_step"
 
@@ -32,9 +32,7 @@ class AliasFinder(MetaPathFinder):
         if name == fullname:
             return None
         if importlib.util.find_spec(name) is None:
-            advice = "".join(f"; instead of {each} use {INSTEAD[each]}" for each in names_of_module(name))
-            message = f"{fullname} is not part of trl_step: there is no module {name}{advice}"
-            raise ModuleNotFoundError(message, name=fullname)
+            raise ModuleNotFoundError(f"{fullname} is not part of trl_step: {no_such_module(name)}", name=fullname)
         return ModuleSpec(fullname, AliasLoader(name), is_package=True)
 
 

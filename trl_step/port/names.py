@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from trl_step.absent import INSTEAD
+from trl_step.absent import INSTEAD, no_such_module
 from trl_step.port.aliases import new_name
 from trl_step.port.lookup import has_name, module_exists
 from trl_step.port.moved import BY_HAND, MOVED_IMPORTS, MOVED_MODULES
@@ -33,11 +33,11 @@ def _missing(tree: ast.AST) -> Iterator[Missing]:
             for alias in node.names:
                 name = new_name(alias.name)
                 if _is_ours(name) and name not in MOVED_MODULES and not module_exists(name):
-                    yield Missing(node.lineno, f"there is no module {name}")
+                    yield Missing(node.lineno, no_such_module(name))
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level and _is_ours(node.module):
             name = new_name(MOVED_MODULES.get(node.module, node.module))
             if not module_exists(name):
-                yield Missing(node.lineno, f"there is no module {name}")
+                yield Missing(node.lineno, no_such_module(name))
                 continue
             for alias in node.names:
                 if (name, alias.name) in MOVED_IMPORTS or alias.name == "*":

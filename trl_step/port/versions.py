@@ -6,13 +6,13 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from trl_step.port.aliases import NEW, OLD
 from trl_step.port.old.names import by_name
 from trl_step.port.releases import Origin
-from trl_step.port.replacing import replaced
 
 LATEST = "0.11.4"
 """The last release with the step API, for scripts whose release is not known."""
@@ -20,7 +20,7 @@ LATEST = "0.11.4"
 
 @contextmanager
 def version_of_trl(report: Callable[[str, str], None], origin: Origin) -> Iterator[None]:
-    """Inside, `importlib.metadata.version("trl")` and `trl.__version__` are a release of TRL; each is reported once.
+    """Inside, what `importlib.metadata` knows of trl and `trl.__version__` are a release of TRL; each is reported once.
 
     Args:
         report: called with what was asked and what was answered.
@@ -28,13 +28,7 @@ def version_of_trl(report: Callable[[str, str], None], origin: Origin) -> Iterat
     """
     known = origin.releases or origin.train_releases
     answer = known[-1] if known else LATEST
-    installed = importlib.metadata.version
-
-    def version(distribution_name: str) -> str:
-        if distribution_name != OLD:
-            return installed(distribution_name)
-        report(f"the version of {OLD}", answer)
-        return answer
+    finder = ReleaseFinder(report, answer)
 
     class Versioned(ModuleType):
         """`trl_step`, whose version depends on who asks."""
@@ -52,9 +46,39 @@ def version_of_trl(report: Callable[[str, str], None], origin: Origin) -> Iterat
 
     package: Any = sys.modules[NEW]
     before = package.__class__
-    with replaced(importlib.metadata, "version", version):
-        package.__class__ = Versioned
-        try:
-            yield
-        finally:
-            package.__class__ = before
+    package.__class__ = Versioned
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        package.__class__ = before
+
+
+class ReleaseFinder(importlib.metadata.DistributionFinder):
+    """Finds the release where `importlib.metadata` looks for what is installed."""
+
+    def __init__(self, report: Callable[[str, str], None], answer: str) -> None:
+        self.report, self.answer = report, answer
+
+    def find_distributions(self, context: Any = None) -> Iterator[importlib.metadata.Distribution]:
+        name = getattr(context, "name", None)
+        if name is not None and name.lower() == OLD:
+            self.report(f"the version of {OLD}", self.answer)
+            yield Release(self.answer)
+
+    def find_spec(self, *args: Any) -> None:
+        """It finds no modules."""
+
+
+class Release(importlib.metadata.Distribution):
+    """What is installed, as far as a script asks: name and version."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def read_text(self, filename: str) -> str | None:
+        return f"Metadata-Version: 2.1\nName: {OLD}\nVersion: {self.answer}\n" if filename == "METADATA" else None
+
+    def locate_file(self, path: Any) -> Path:
+        return Path(__file__).resolve().parents[2] / path

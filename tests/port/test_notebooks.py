@@ -83,6 +83,12 @@ def test_a_notebook_runs_as_a_script(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("{}", "not a notebook of format 4"),
         ("import trl", "not a notebook of format 4"),
         ('{"cells": [], "metadata": {"language_info": {"name": "R"}}}', "language is R, not python"),
+        ('{"cells": [], "metadata": {"kernelspec": {"language": "R"}}}', "language is R, not python"),
+        ('{"worksheets": [{"cells": []}], "nbformat": 3}', "format 3: jupyter nbconvert --to notebook"),
+        ('{"cells": {"a": 1}}', "not a notebook of format 4"),
+        ('{"cells": ["a"]}', "not a notebook of format 4"),
+        ("[]", "not a notebook of format 4"),
+        ("", "not a notebook of format 4"),
     ],
 )
 def test_what_is_no_python_notebook_is_said(tmp_path: Path, text: str, message: str) -> None:
@@ -92,11 +98,56 @@ def test_what_is_no_python_notebook_is_said(tmp_path: Path, text: str, message: 
         main(["--check", str(path)])
 
 
-def test_a_cell_that_is_not_python_is_named(tmp_path: Path) -> None:
+def test_a_cell_that_is_not_python_is_named_and_the_others_are_ported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "old.ipynb"
-    write(path, [("code", "x = 1"), ("code", "y = 2\nprint 'z'")])
-    with pytest.raises(SystemExit, match=r"old\.ipynb:2: cell 2: Missing parentheses"):
-        main(["--write", str(path)])
+    content = write(path, [("code", "import trl"), ("code", "y = 2\nprint 'z'"), ("code", "pip install trl\nx = 1")])
+    assert main(["--write", str(path)]) == 1
+    told = capsys.readouterr().out
+    assert f"{path}:cell 2:2: not Python, left as it is: Missing parentheses" in told
+    assert "1 change written, 1 thing by hand" in told
+    content["cells"][0]["source"] = "import trl_step as trl"
+    assert json.loads(path.read_text("utf-8")) == content
+    with pytest.raises(SyntaxError, match=r"old\.ipynb:cell 2:2: Missing parentheses"):
+        main([str(path)])
+
+
+def test_a_cell_of_another_program_that_imports_trl_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old.ipynb"
+    write(path, [("code", "%%writefile train.py\nfrom trl import PPOConfig"), ("code", "%%bash\necho trl")])
+    before = path.read_bytes()
+    assert main(["--write", str(path)]) == 1
+    assert f"{path}:cell 1:1: %%writefile: the code in this cell imports trl: to be done" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+MAGICS = ["d['k'] = !ls", "a.b = %env HOME", "/f 1 2", ",f a b", "pip install trl==0.7.4", "cd x", "%%memit\nx = 1"]
+
+
+@pytest.mark.parametrize("magic", MAGICS)
+def test_what_ipython_reads_stays(tmp_path: Path, magic: str) -> None:
+    path = tmp_path / "old.ipynb"
+    write(path, [("code", f"{magic}\nimport trl\n")])
+    assert main(["--write", str(path)]) == 0
+    assert json.loads(path.read_text("utf-8"))["cells"][0]["source"] == f"{magic}\nimport trl_step as trl\n"
+
+
+ODD = (
+    '{"metadata":{"kernelspec": {"language": "python"}, "metadata": {}},\t"nbformat":4,\r\n'
+    ' "cells":[ {"cell_type":"code", "outputs":[{"x": [1E5, 0.10, 0.00001, "\\/ \\u00e9 é"]}],\r\n'
+    '\t"source" : [ "import trl\\n",  "x = \'\\u00e9\'\\n",  "# trl_step.port: cell 7" ]},\r\n'
+    ' {"source":["import trl"],"cell_type":"code"}, {"cell_type":"raw"}, {"cell_type":"code","source":[]} ]}'
+)
+
+
+def test_every_byte_outside_of_the_changed_cells_stays(tmp_path: Path) -> None:
+    path = tmp_path / "old.ipynb"
+    path.write_bytes(ODD.encode())
+    assert main(["--write", str(path)]) == 0
+    assert path.read_bytes().decode() == ODD.replace("import trl", "import trl_step as trl")
 
 
 def test_an_unchanged_script_gives_the_notebook_back(tmp_path: Path) -> None:

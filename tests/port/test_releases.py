@@ -58,6 +58,13 @@ def test_a_script_of_this_package_is_left_alone() -> None:
         ("HfArgumentParser((Mine, PPOConfig))", "leaves out batch_size, mini_batch_size, learning_rate: "),
         ("isinstance(x, PPOConfig)", ""),
         ("Mine(PPOConfig)", "leaves out batch_size"),
+        ("class Mine(PPOConfig):\n    learning_rate: float = 1e-3", "leaves out batch_size, mini_batch_size: "),
+        ("class Mine:\n    ppo: PPOConfig", "leaves out batch_size"),
+        ("C = PPOConfig", "leaves out batch_size"),
+        ("parts = (Mine, PPOConfig)", "leaves out batch_size"),
+        ("kinds = {'ppo': PPOConfig}", "leaves out batch_size"),
+        ("def main(ppo: PPOConfig): ...\ntyro.cli(main)", "leaves out batch_size"),
+        ("def main(ppo: PPOConfig): ...\nmain(made)", ""),
     ],
 )
 def test_an_unknown_release_is_asked_for_if_it_matters(call: str, asks: str) -> None:
@@ -76,6 +83,11 @@ def test_what_cannot_be_written_is_left_to_the_user() -> None:
     assert undecided(source, NEW) == []
 
 
+def test_a_star_import_brings_the_class_too() -> None:
+    got, _ = rewritten(b"from trl import *\nPPOConfig(batch_size=1, mini_batch_size=1)\n", OLD)
+    assert got == b"from trl_step import *\nPPOConfig(batch_size=1, mini_batch_size=1, learning_rate=1e-05)\n"
+
+
 PINS = [
     ("requirements.txt", "torch\ntrl[peft]==0.7.4  # old\n", ("0.7.4",), 2),
     ("requirements-train.txt", "trl == 0.8.6\n", ("0.8.6",), 1),
@@ -88,16 +100,39 @@ PINS = [
     ("pyproject.toml", '[tool.poetry.dependencies]\ntrl = "^0.10.0"\n', ("0.10.1",), 2),
     ("environment.yml", "dependencies:\n  - trl=0.7.5\n", ("0.7.5",), 2),
     ("poetry.lock", '[[package]]\nname = "trl"\nversion = "0.7.2"\n', ("0.7.2",), 2),
+    ("requirements.txt", "# trl==0.8.6\ntrl==0.7.4  # not 0.7.5\n", ("0.7.4",), 2),
+    ("requirements.txt", "# trl==0.8.6\ntrl\n", (), 0),
+    ("requirements.txt", "TRL==0.7.4\n", ("0.7.4",), 1),
+    ("requirements.txt", "trl==0.10.*\n", ("0.10.1",), 1),
+    ("requirements.txt", "trl (>=0.9,<0.9.4)\n", ("0.9.2", "0.9.3"), 1),
+    ("requirements.txt", "https://example.org/trl-0.7.4-py3-none-any.whl\n", ("0.7.4",), 1),
+    ("req.txt", "trl==0.7.4\n", ("0.7.4",), 1),
+    ("requirements/train.txt", "trl==0.7.4\n", ("0.7.4",), 1),
+    ("environment.yml", "dependencies:\n  - trl=0.9\n", ("0.9.2", "0.9.3", "0.9.4", "0.9.6"), 2),
+    ("environment.yml", "dependencies:\n  - trl=0.9.2=py_0\n", ("0.9.2",), 2),
+    ("conda-gpu.yaml", "dependencies:\n  - trl=0.7.5\n", ("0.7.5",), 2),
+    (
+        "pyproject.toml",
+        '[tool.poetry.dependencies]\ntrl = {extras = ["peft"], version = "^0.9.4"}\n',
+        ("0.9.4", "0.9.6"),
+        2,
+    ),
+    ("pyproject.toml", '[tool.poetry.dependencies]\ntrl = "~0.9.4"\n', ("0.9.4", "0.9.6"), 2),
+    ("pyproject.toml", '[tool.uv.sources]\ntrl = { git = "https://example.org/t", tag = "v0.7.4" }\n', ("0.7.4",), 2),
+    ("pyproject.toml", '[tool.poetry.dependencies.trl]\noptional = true\nversion = "0.7.4"\n', ("0.7.4",), 1),
+    ("Dockerfile", "RUN pip install trl==0.7.4\n", ("0.7.4",), 1),
     ("Pipfile.lock", '{\n"trl": {\n"hashes": ["x"],\n"version": "==0.7.7"}}', ("0.7.7",), 2),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "releases", "line"), PINS)
 def test_pins(tmp_path: Path, name: str, content: str, releases: tuple[str, ...], line: int) -> None:
-    (tmp_path / name).write_text(content)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
     found = origin_of(tmp_path / "old.py", "import trl\n", None)
     assert found.releases == releases
-    assert found.named_by == (f"{name}:{line}" if releases else "")
+    assert found.named_by == (f"{path.name}:{line}" if releases else "")
 
 
 def test_a_pin_is_looked_for_in_the_script_and_up_to_the_root_of_the_repository(tmp_path: Path) -> None:
@@ -110,6 +145,8 @@ def test_a_pin_is_looked_for_in_the_script_and_up_to_the_root_of_the_repository(
     (tmp_path / "repository" / "requirements.txt").write_text("trl==0.7.5\n")
     assert origin_of(script, "", None).releases == ("0.7.5",)
     assert origin_of(script, "# pip install trl==0.7.6\n", None) == Origin(("0.7.6",), "old.py:1")
+    two = "# pip install trl==0.7.8\nos.system('pip install trl==0.7.6')\n"
+    assert origin_of(script, two, None) == Origin(("0.7.6",), "old.py:2")
     assert origin_of(script, "# pip install trl==0.7.6\n", "0.7.7") == Origin(("0.7.7",), "--release")
 
 

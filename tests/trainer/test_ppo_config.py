@@ -6,9 +6,12 @@ import dataclasses
 import json
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import tyro
 from transformers import HfArgumentParser
 
@@ -328,6 +331,27 @@ def test_settings_that_cannot_act_are_refused(settings: dict[str, Any], told: st
 def test_settings_that_hardly_act_are_said(settings: dict[str, Any], told: str) -> None:
     with pytest.warns(UserWarning, match=told):
         PPOConfig(**settings)
+
+
+def test_numbers_of_numpy_and_torch_are_taken_as_python_has_them() -> None:
+    config = PPOConfig(batch_size=np.int64(8), mini_batch_size=torch.tensor(4), learning_rate=np.float32(0.5))
+    assert [type(each) for each in (config.batch_size, config.mini_batch_size, config.learning_rate)] == [
+        int,
+        int,
+        float,
+    ]
+    assert (config.batch_size, config.mini_batch_size, config.learning_rate) == (8, 4, 0.5)
+    with pytest.raises(ValueError, match=r"batch_size=8\.0 must be a whole number"):
+        PPOConfig(batch_size=np.float32(8))
+
+
+def test_a_number_that_yaml_takes_for_text_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "ppo.yaml"
+    path.write_text("batch_size: 8\nlearning_rate: 1e-5\n")
+    with pytest.raises(ValueError, match="learning_rate='1e-5' must be a finite number >= 0; this is text: YAML takes"):
+        HfArgumentParser(PPOConfig).parse_yaml_file(str(path))
+    path.write_text("batch_size: 8\nlearning_rate: 1.0e-5\n")
+    assert HfArgumentParser(PPOConfig).parse_yaml_file(str(path))[0].learning_rate == 1e-5
 
 
 def test_pairs_come_from_command_lines_too() -> None:

@@ -100,15 +100,18 @@ def port_file(path: Path, write: bool, release: str | None = None) -> int:
         print(f"{place(edit.line)}: {edit.note}")
     missing = [(line, f"{what}: to be done by hand") for line, what in missing_names(data)]
     missing = sorted(missing + undecided(data, origin))
-    for line, what in missing:
-        print(f"{place(line)}: {what}")
+    told = [f"{place(line)}: {what}" for line, what in missing]
+    if notebook is not None:
+        told += [f"{path}:{at}: {what}: to be done by hand" for at, what in notebook.foreign]
+        told += [f"{path}:{at}: not Python, left as it is: {what}" for at, what in notebook.broken]
+    print("\n".join(told), end="\n" * bool(told))
     if write and edits:
         write_source(path, new if notebook is None else notebook.with_script(new.decode()).encode(), encoding)
     elif edits:
         old_lines, new_lines = (text.decode().splitlines() for text in (data, new))
         print("\n".join(difflib.unified_diff(old_lines, new_lines, str(path), f"{path} (ported)", lineterm="", n=0)))
-    print(f"{path}: {summary(len(edits), len(missing), write)}")
-    return int(bool(missing) or (bool(edits) and not write))
+    print(f"{path}: {summary(len(edits), len(told), write)}")
+    return int(bool(told) or (bool(edits) and not write))
 
 
 def summary(changes: int, by_hand: int, written: bool) -> str:

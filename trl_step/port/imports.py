@@ -24,6 +24,7 @@ class Imports:
     Attributes:
         originals: for each name, its original name.
         sources: for each name of a `from` import, the module that it is from; of trl_step in place of trl.
+        stars: the modules of `from module import *`, in the same way.
         packages: for each name of another import, the module that it is, in the same way.
         ours: names that are trl or come from it.
         known: names that an import binds for the whole script.
@@ -33,6 +34,7 @@ class Imports:
     def __init__(self, nodes: Sequence[ast.AST], body: Sequence[ast.AST]) -> None:
         self.originals: dict[str, str] = {}
         self.sources: dict[str, str] = {}
+        self.stars: set[str] = set()
         self.packages: dict[str, str] = {}
         self.ours = {"trl"}
         self.known: set[str] = set()
@@ -46,6 +48,7 @@ class Imports:
                     self.packages |= _packages_of(node)
                 elif node.module and not node.level:
                     self.sources |= dict.fromkeys(originals, new_name(node.module))
+                    self.stars |= {new_name(node.module)} if "*" in originals else set()
                 if node in body:
                     self.known |= originals.keys()
                 self.ours |= originals.keys() if new_name(module).startswith("trl_step") else set()
@@ -53,8 +56,10 @@ class Imports:
 
     def name_from(self, node: ast.expr, names: Sequence[str], places: Sequence[str]) -> str | None:
         """Which of `names` the expression is, if it comes from one of the modules `places`."""
-        if isinstance(node, ast.Name):
-            name, place = self.originals.get(node.id, ""), self.sources.get(node.id)
+        if isinstance(node, ast.Name) and node.id not in self.originals:
+            name, place = node.id, next((star for star in self.stars if star in places), None)
+        elif isinstance(node, ast.Name):
+            name, place = self.originals[node.id], self.sources.get(node.id)
         elif isinstance(node, ast.Attribute) and node.attr in names:
             package, _, rest = ast.unparse(node.value).partition(".")
             name, place = node.attr, ".".join(filter(None, (self.packages.get(package, "?"), rest)))

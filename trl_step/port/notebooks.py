@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 MARK = "# trl_step.port: cell"
 SET_ASIDE = "pass  # trl_step.port: line"
-MAGIC = re.compile(r"\s*(?:[%!?]|[\w.]+\?{1,2}\s*$|[\w, ]+=\s*[%!])")
-"""`%magic`, `!command`, `?help`, `help?`, `files = !ls`."""
-PYTHON_CELLS = re.compile(r"%%(time|timeit|capture|prun)\b")
+MAGIC = re.compile(
+    r"\s*(?:[%!?]|[/,;]\w|[\w.]+\?{1,2}\s*$|[^=()]+=\s*[%!]|(?:pip|conda|mamba|ls|cd|pwd|cat|cp|mv|rm|mkdir)(?:\s|$))"
+)
+"""`%magic`, `!command`, `?help`, `help?`, `files = !ls`, `/call 1 2`, `pip install x`."""
+PYTHON_CELLS = re.compile(r"%%(\w*time\w*|capture|prun|debug|\w*mem\w*|snakeviz|pyinstrument|scalene|wandb|px)\b")
 """Magics whose cell is Python."""
+OF_TRL = re.compile(r"^\s*(?:from\s+trl(?:\.[\w.]+)?\s+import\b|import\s+trl(?:\.[\w.]+)?(?:\s+as\s+\w+)?\s*$)", re.M)
 
 
 class Place(NamedTuple):
@@ -33,36 +36,30 @@ class Notebook:
     Attributes:
         script: the code cells as one script, a line with `MARK` before each.
         text: the same with the lines that only IPython understands.
+        set_aside: the lines that only IPython understands.
+        broken: cells that are not Python, and why; they are set aside.
 
     Raises:
         ValueError: the file is no notebook, or not one of Python.
-        SyntaxError: a cell is not valid in the running Python version; the message names it.
     """
 
     def __init__(self, text: str) -> None:
         self._written = text
-        try:
-            self.content: dict[str, Any] = json.loads(text)
-            cells = self.content["cells"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError("this is not a notebook of format 4, which is JSON with a list of cells") from error
-        language = self.content.get("metadata", {}).get("language_info", {}).get("name", "python")
-        if language != "python":
-            raise ValueError(f"the notebook's language is {language}, not python")
-        self._cells: dict[int, dict[str, Any]] = {
-            number: cell for number, cell in enumerate(cells, start=1) if cell.get("cell_type") == "code"
-        }
+        self._cells = {number: cell for number, cell in enumerate(_cells(text), start=1) if cell.is_code}
+        self._mark, self._pass = MARK, SET_ASIDE
+        while any(name in cell.source for cell in self._cells.values() for name in (self._mark, self._pass)):
+            self._mark, self._pass = f"{self._mark} of", f"{self._pass} of"
         self.set_aside: list[tuple[Place, str]] = []
-        """the lines that only IPython understands"""
+        self.broken: list[tuple[Place, str]] = []
+        self.foreign: list[tuple[Place, str]] = []
+        """cells of other programs that import trl"""
         joined: list[str] = []
         plain: list[str] = []
         self._places: list[Place] = []
         for number, cell in self._cells.items():
-            own = _source(cell).split("\n")
-            masked = self._masked(number, own)
-            _check(number, masked)
-            joined += [f"{MARK} {number}", *masked]
-            plain += [f"{MARK} {number}", *own]
+            own = cell.source.split("\n")
+            joined += [f"{self._mark} {number}", *self._masked(number, own)]
+            plain += [f"{self._mark} {number}", *own]
             self._places += [Place(number, line) for line in range(len(own) + 1)]
         self.script, self.text = "\n".join(joined) + "\n", "\n".join(plain) + "\n"
 
@@ -71,54 +68,124 @@ class Notebook:
         masked = list(lines)
         first = next((line.lstrip() for line in lines if line.strip()), "")
         if first.startswith("%%") and not PYTHON_CELLS.match(first):
-            return [self._set_aside(Place(number, place), line, "") for place, line in enumerate(lines, start=1)]
+            if OF_TRL.search("\n".join(lines)):
+                self.foreign.append((Place(number, 1), f"{first.split()[0]}: the code in this cell imports trl"))
+            return self._without(number, lines)
         for _ in lines:
             try:
                 ast.parse("\n".join(masked))
-                break
+                return masked
             except SyntaxError as error:
-                place = error.lineno or 0
-                if not 0 < place <= len(lines) or not MAGIC.match(masked[place - 1]):
-                    break
-                line = lines[place - 1]
-                indent, goes_on = line[: len(line) - len(line.lstrip())], True
-                while goes_on and place <= len(lines):  # a command may go on in the next line
-                    masked[place - 1] = self._set_aside(Place(number, place), lines[place - 1], indent)
-                    goes_on = lines[place - 1].endswith("\\")
-                    place += 1
-        return masked
+                why, place = error.msg, error.lineno or 0
+            except ValueError as error:  # null bytes
+                why, place = str(error), 0
+            if not 0 < place <= len(lines) or not MAGIC.match(masked[place - 1]):
+                break
+            line = lines[place - 1]
+            indent, goes_on, at = line[: len(line) - len(line.lstrip())], True, place
+            while goes_on and at <= len(lines):  # a command may go on in the next line
+                masked[at - 1] = self._set_aside(Place(number, at), lines[at - 1], indent)
+                goes_on = lines[at - 1].endswith("\\")
+                at += 1
+        else:
+            if _is_python(masked):
+                return masked
+        self.broken.append((Place(number, max(place, 1)), why))
+        return self._without(number, lines)
+
+    def _without(self, number: int, lines: Sequence[str]) -> list[str]:
+        return [self._set_aside(Place(number, place), line, "") for place, line in enumerate(lines, start=1)]
 
     def _set_aside(self, place: Place, line: str, indent: str) -> str:
         self.set_aside.append((place, line))
-        return f"{indent}{SET_ASIDE} {len(self.set_aside)}"
+        return f"{indent}{self._pass} {len(self.set_aside)}"
 
     def place(self, line: int) -> Place:
         """The cell and its line of a line of the script, from 1."""
-        return self._places[min(line, len(self._places)) - 1]
+        place = self._places[min(line, len(self._places)) - 1]
+        return place if place.line or line < 2 else self._places[line - 2]
 
     def with_script(self, script: str) -> str:
-        """The notebook's text with the cells of a changed script; magics, outputs and all else as they were."""
+        """The notebook's text with the cells of a changed script; magics, outputs and all else byte for byte."""
         restored = re.sub(
-            rf"^[ \t]*{re.escape(SET_ASIDE)} (\d+)$", lambda match: self.set_aside[int(match[1]) - 1][1], script,
+            rf"^[ \t]*{re.escape(self._pass)} (\d+)$", lambda match: self.set_aside[int(match[1]) - 1][1], script,
             flags=re.M,
         )  # fmt: skip
-        parts = re.split(rf"^{re.escape(MARK)} (\d+)\n", restored, flags=re.M)
-        for number, source in zip(parts[1::2], parts[2::2], strict=True):
+        parts = re.split(rf"^{re.escape(self._mark)} (\d+)\n", restored, flags=re.M)
+        text = self._written
+        for number, source in reversed(list(zip(parts[1::2], parts[2::2], strict=True))):
             cell = self._cells[int(number)]
             source = source.removesuffix("\n")
-            if source != _source(cell):
-                cell["source"] = source if isinstance(cell["source"], str) else source.splitlines(keepends=True)
-        return self._dumped()
+            if source != cell.source:
+                text = text[: cell.start] + _json_like(self._written[cell.start : cell.end], source) + text[cell.end :]
+        return text
 
-    def _dumped(self) -> str:
-        """JSON in the format of the file."""
-        end = "\n" if self._written.endswith("\n") else ""
-        before = json.loads(self._written)
-        for indent in (1, 2, 4, None):
-            for ascii_only in (False, True):
-                if json.dumps(before, indent=indent, ensure_ascii=ascii_only) + end == self._written:
-                    return json.dumps(self.content, indent=indent, ensure_ascii=ascii_only) + end
-        return json.dumps(self.content, indent=1, ensure_ascii=False) + end
+
+class Cell(NamedTuple):
+    """Where the source of a cell stands in the notebook's text."""
+
+    is_code: bool
+    source: str
+    start: int
+    end: int
+
+
+def _cells(text: str) -> list[Cell]:
+    try:
+        content = json.loads(text)
+        about = content.get("metadata") or {}
+        language = about.get("language_info", {}).get("name") or about.get("kernelspec", {}).get("language", "python")
+        if "worksheets" in content:
+            raise ValueError("this is a notebook of format 3: jupyter nbconvert --to notebook FILE writes format 4")
+        _, start, _ = next(value for value in _values(text, _start(text, 0)) if value[0] == "cells")
+        found = [_cell(text, start) for _, start, _ in _values(text, start)]
+    except (json.JSONDecodeError, AttributeError, StopIteration, TypeError) as error:
+        raise ValueError("this is not a notebook of format 4, which is JSON with a list of cells") from error
+    if language not in ("python", "ipython"):
+        raise ValueError(f"the notebook's language is {language}, not python")
+    return found
+
+
+def _cell(text: str, start: int) -> Cell:
+    values = {name: (first, last) for name, first, last in _values(text, start)}
+    places = [values.get(name, (start, start)) for name in ("cell_type", "source")]
+    kind, source = (json.loads(text[first:last] or "null") for first, last in places)
+    return Cell(kind == "code", "".join(source or ""), *places[1])
+
+
+def _start(text: str, place: int) -> int:
+    """Where the next character is that is not JSON's white space."""
+    found = re.compile(r"[^ \t\r\n]").search(text, place)
+    return found.start() if found else len(text)
+
+
+def _values(text: str, start: int) -> Iterator[tuple[str, int, int]]:
+    """Key, first and last place of each value in the object or the list that begins at `start`; a list has no keys."""
+    decoder = json.JSONDecoder()
+    if text[start] not in "{[":
+        raise TypeError(f"{text[start : start + 20]!r} is no object and no list")
+    place = _start(text, start + 1)
+    while text[place] not in "}]":
+        name = ""
+        if text[start] == "{":
+            name, place = decoder.raw_decode(text, place)
+            place = _start(text, _start(text, place) + 1)
+        _, end = decoder.raw_decode(text, place)
+        yield name, place, end
+        place = _start(text, end)
+        place = _start(text, place + 1) if text[place] == "," else place
+
+
+def _json_like(old: str, source: str) -> str:
+    """A cell's source as JSON, written as the old one is: a string or a list of lines, its white space, its escapes."""
+    ascii_only = old.isascii()
+    if old[0] != "[":
+        return json.dumps(source, ensure_ascii=ascii_only)
+    values = list(_values(old, 0))
+    head, tail = old[: values[0][1]], old[values[-1][2] :]
+    between = old[values[0][2] : values[1][1]] if values[1:] else f",{head[1:]}"
+    lines = re.findall(r"[^\n]*\n|[^\n]+", source)
+    return head + between.join(json.dumps(line, ensure_ascii=ascii_only) for line in lines) + tail
 
 
 def is_notebook(path: Path) -> bool:
@@ -126,13 +193,9 @@ def is_notebook(path: Path) -> bool:
     return path.suffix == ".ipynb"
 
 
-def _source(cell: dict[str, Any]) -> str:
-    source = cell.get("source", "")
-    return source if isinstance(source, str) else "".join(source)
-
-
-def _check(number: int, lines: Sequence[str]) -> None:
+def _is_python(lines: Sequence[str]) -> bool:
     try:
         ast.parse("\n".join(lines))
-    except SyntaxError as error:
-        raise SyntaxError(f"cell {number}: {error.msg}", (None, error.lineno, error.offset, error.text)) from error
+    except (SyntaxError, ValueError):
+        return False
+    return True

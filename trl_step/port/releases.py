@@ -48,15 +48,24 @@ TRAIN_RELEASES = (
     "1.8.0", "1.9.0", "1.9.1", "1.9.2",
 )  # fmt: skip
 """Those with PPO with `train()` under the same names, or in `trl.experimental`."""
-PINS = (
-    r"(?<![\w.-])trl(?:\[[^\]]*\])?[\"']?\s*(?:=\s*[\"']|:\s*[\"'])?\s*((?:[=~!<>^]=?=?\s*v?\d[\w.]*\s*,?\s*)+)",
-    r"(?<![\w.-])trl[\"']?\s*=\s*[\"']?(\d[\w.]*)",  # conda, poetry
-    r"/trl(?:\.git)?@v?(\d+\.\d+[\d.]*)",
-    r"name = \"trl\"\s+version = \"([\d.]+)\"",  # lock files of poetry and uv
-    r"\"trl\":\s*\{[^}]*?\"version\":\s*\"([^\"]*)\"",  # Pipfile.lock
+PINS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(?<![\w.-])trl(?:\[[^\]]*\])?[\"']?\s*\(?\s*(?:=\s*[\"']|:\s*[\"'])?\s*"
+        r"((?:[=~!<>^]=?=?\s*v?\d[\w.*]*\s*,?\s*)+)",
+        r"(?<![\w.-])trl[\"']?\s*=\s*[\"']?(\d[\w.]*)",  # poetry
+        r"(?<![\w.-])trl[\"']?\s*=\s*\{[^}\n]*?(?:version|tag|rev)\s*=\s*[\"']([^\"']*)",  # poetry, uv, Pipfile
+        r"\.trl\]\s*(?:\w+\s*=.*\s+)*?version\s*=\s*[\"']([^\"']*)",  # a table of poetry
+        r"/trl(?:\.git)?@v?(\d+\.\d+[\d.]*)",
+        r"/trl-(\d+\.\d+[\d.]*?)(?:-py|\.tar)",
+        r"name = \"trl\"\s+version = \"([\d.]+)\"",  # lock files of poetry, pdm and uv
+        r"\"trl\":\s*\{[^}]*?\"version\":\s*\"([^\"]*)\"",  # Pipfile.lock
+    )
 )
-PINNING_FILES = ("*requirements*.txt", "*constraints*.txt", "*requirements*.in", "pyproject.toml", "setup.py",
-                 "setup.cfg", "environment*.y*ml", "Pipfile", "Pipfile.lock", "poetry.lock", "uv.lock")  # fmt: skip
+PINNING_FILES = ("*req*.txt", "*constraints*.txt", "*req*.in", "requirements/*.txt", "requirements/*.in",
+                 "pyproject.toml", "setup.py", "setup.cfg", "environment*.y*ml", "*conda*.y*ml", "Pipfile",
+                 "Pipfile.lock", "poetry.lock", "pdm.lock", "uv.lock", "Dockerfile*")  # fmt: skip
+COMMENT = re.compile(r"(?:^|(?<=\s))#.*", re.MULTILINE)
 LARGEST_FILE = 10_000_000
 
 
@@ -121,13 +130,15 @@ def defaults_of(release: str) -> Mapping[str, Any]:
 def origin_of(script: Path, text: str, release: str | None) -> Origin:
     """The release that was given, or that a pin names: in the script itself, or in a file of its project.
 
-    A pin is looked for beside the script, then in the folders above it up to the root of its repository.
+    A pin is looked for beside the script, then in the folders above it up to the root of its repository. One in a
+    comment counts in the script alone, and only if there is none outside of its comments.
     """
     if release is not None:
         return _sorted((release,), "--release")
-    for path, content in [(script, text), *_project_files(script)]:
+    whole = [(script, COMMENT.sub("", text)), (script, text)]
+    for path, content in [*whole, *((path, COMMENT.sub("", text)) for path, text in _project_files(script))]:
         for pattern in PINS:
-            for match in re.finditer(pattern, content):
+            for match in pattern.finditer(content):
                 if allowed := _allowed(match[1]):
                     line = content.count(chr(10), 0, match.start()) + 1
                     return _sorted(allowed, f"{path.name}:{line}")
@@ -152,11 +163,20 @@ def _sorted(allowed: tuple[str, ...], named_by: str) -> Origin:
 
 def _allowed(pin: str) -> tuple[str, ...]:
     """The known releases that a requirement such as "==0.7.4", "^0.7.4" or "0.7.4" allows."""
-    parts = [part.strip() for part in pin.strip().rstrip(",").split(",")]
-    parts = [part if part[:1] in "=~!<>^" else f"=={part}" for part in parts]
-    parts = [f"~={part[1:].lstrip('=')}" if part[0] == "^" else re.sub(r"^=(?=\d)", "==", part) for part in parts]
+    parts = [_requirement(part.strip().lstrip("vV")) for part in pin.strip().rstrip(",").split(",")]
     try:
         wanted = SpecifierSet(",".join(parts))
     except (InvalidSpecifier, InvalidVersion):
         return ()
     return tuple(release for release in (*RELEASES, *TRAIN_RELEASES) if wanted.contains(release))
+
+
+def _requirement(part: str) -> str:
+    """One of pip, for one of pip, conda or poetry."""
+    if part[:1] not in "=~!<>^":
+        return f"=={part}"
+    if part[0] in "^~" and part[:2] != "~=":  # poetry: up to the next minor, or for ^1.2 the next major version
+        version = part[1:].strip()
+        same = version.split(".")[: 2 if part[0] == "~" or version.startswith("0.") else 1]
+        return f">={version},=={'.'.join(same)}.*"
+    return re.sub(r"^=(\d[\d.]*)$", r"==\1.*", part)  # conda: 0.7 is any 0.7

@@ -25,7 +25,7 @@ def run_script(script: str, arguments: Sequence[str] = (), release: str | None =
 
     Raises:
         FileNotFoundError: there is no such file.
-        SyntaxError: it is not valid in the running Python version.
+        SyntaxError: it, or a cell of a notebook, is not valid in the running Python version.
     """
     from trl_step.port.patches import translated  # with torch and transformers, which --check does not need
 
@@ -33,6 +33,8 @@ def run_script(script: str, arguments: Sequence[str] = (), release: str | None =
         raise FileNotFoundError(f"there is no script {script}")
     text = read_source(Path(script))[0].decode()
     notebook = Notebook(text) if is_notebook(Path(script)) else None
+    for place, why in notebook.broken if notebook is not None else ():
+        raise SyntaxError(f"{script}:{place}: {why}")
     origin = origin_of(Path(script), text if notebook is None else notebook.text, release)
     means_train = is_of_train_api((text if notebook is None else notebook.script).encode(), origin)
     with trl_is_trl_step(), translated(report, origin, means_train), command_line(script, arguments):

@@ -351,6 +351,10 @@ class PPOConfig:
             self.optimize_device_cache = self.optimize_cuda_cache
 
     def _check_values(self) -> None:
+        for name in {*_RANGES, *_WHOLE_NUMBERS}:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) and hasattr(value, "item"):  # numbers of NumPy and torch
+                setattr(self, name, value.item())
         for name in _WHOLE_NUMBERS:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -367,7 +371,8 @@ class PPOConfig:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not (low <= value if closed else low < value) or not value <= high or value == _INF:
                 allowed = f"a finite number {'>=' if closed else '>'} {low}" + (f" and <= {high}" * (high < _INF))
-                raise ValueError(f"{name}={value!r} must be {allowed}")
+                is_text = "; this is text: YAML takes 1e-5 for text and 1.0e-5 for a number" * isinstance(value, str)
+                raise ValueError(f"{name}={value!r} must be {allowed}{is_text}")
         self._check_choice("kl_penalty", KL_PENALTIES)
         self._check_choice("loss_normalization", get_args(LossNormalization))
         self._check_choice("advantage_estimator", get_args(AdvantageEstimator))

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import trl_step
 from tests.markdown_pages import ROOT
@@ -30,6 +31,13 @@ def test_the_workflow_runs_what_continuous_integration_runs() -> None:
 def test_the_pythons_of_the_workflow_are_those_of_the_package() -> None:
     named = set(re.findall(r"Python :: (3\.\d+)", text_of("setup.py")))
     assert set(re.findall(r'"(3\.\d+)"', text_of(".github/workflows/ci.yml"))) == named
+
+
+def test_constraints_pin_each_package_once_on_each_python() -> None:
+    pins = [Requirement(line) for line in text_of("constraints.txt").splitlines() if not line.startswith("#")]
+    for python in set(re.findall(r"Python :: (3\.\d+)", text_of("setup.py"))):
+        here = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
+        assert sorted(here) == sorted({pin.name for pin in pins}), python
 
 
 def tracked() -> list[str]:

@@ -102,7 +102,9 @@ def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN, means_train: boo
         stack.enter_context(version_of_trl(translator.report_once, origin))
         if means_train:
             stack.enter_context(with_train(translator))
-        stack.enter_context(replaced(Trainer, "__init_subclass__", classmethod(translator.adapt_overrides)))
+        # a function, since Python 3.10 gives a bound method in a class method no class
+        adapt = classmethod(lambda trainer_class: translator.adapt_overrides(trainer_class))
+        stack.enter_context(replaced(Trainer, "__init_subclass__", adapt))
         yield
 
 

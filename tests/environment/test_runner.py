@@ -277,6 +277,32 @@ def test_bad_tasks_and_settings_are_named() -> None:
         runner(First, "a", step_workers=-1)
 
 
+def test_half_a_surrogate_pair_is_replaced() -> None:
+    """No tokenizer takes one; a text that an environment got from a server or a file may have it."""
+
+    class Halves(Countdown):
+        def reset(self, task: Any) -> Any:
+            return f"\ud800{super().reset(task)}"
+
+        def step(self, action_text: str) -> Any:
+            observation, *rest = super().step(action_text)
+            return f"{observation}\udfff", *rest
+
+    class Messages(Halves):
+        def reset(self, task: Any) -> Any:
+            return {"role": "user", "content": super().reset(task)}
+
+        def step(self, action_text: str) -> Any:
+            observation, *rest = super().step(action_text)
+            return {"role": "user", "content": observation}, *rest
+
+    assert runner(Halves, "a").run([2]).histories[0].text == "\ufffd2 left:a</s>[1 left]\ufffda</s>"
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    for kind in (Halves, Messages):
+        history = runner(kind, "a", chat_template=template).run([2]).histories[0]
+        assert history.text == "<user>\ufffd2 left:a</s><user>[1 left]\ufffda</s>"
+
+
 def test_the_first_observation_gets_the_tokenizers_bos_and_no_other_does() -> None:
     (query,), (response,), *_ = runner(Countdown, "a").run([2])
     assert query[0] == BOS

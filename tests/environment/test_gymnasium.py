@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 
@@ -46,8 +47,14 @@ def test_an_answer_that_cannot_be_read_costs_and_does_not_end() -> None:
     assert episodes.infos[0] == [{"unreadable": "up"}, {"place": 6}]
     assert episodes.errors == [None]
 
-    with pytest.raises(ValueError, match="the price of an answer that cannot be read is inf"):
-        UnreadableAction("no", price=float("inf"))
+    for price in (float("inf"), "0.5", None, torch.zeros(2), [0.5]):
+        with pytest.raises(ValueError, match="the price of an answer that cannot be read is"):
+            UnreadableAction("no", price=price)  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match="the message about an answer that cannot be read is 5; give a text or messages"
+    ):
+        UnreadableAction(5)  # type: ignore[arg-type]
+    assert UnreadableAction("no", price=np.array([0.5])).price == 0.5
 
 
 def test_truncated_is_not_terminated() -> None:
@@ -69,6 +76,8 @@ def test_a_task_is_a_seed_or_seed_and_options() -> None:
     texts = [history.text for history in play(Corridor, "on", tasks=[3, 4, 3, {"seed": 3}], max_turns=1).histories]
     assert texts[0] == texts[2] == texts[3] != texts[1]
     assert play(Corridor, "on", tasks=[None], max_turns=1).errors == [None]
+    for seeds in (np.array([3, 4]), torch.tensor([3, 4]), [{"seed": np.int64(3)}, np.int8(4)]):
+        assert [history.text for history in play(Corridor, "on", tasks=seeds, max_turns=1).histories] == texts[:2]
     for task in ("easy", 1.5, True, {"sead": 3}):
         with pytest.raises(TypeError, match="task 0: a task of an environment with Gymnasium's reset is None, a seed"):
             play(Corridor, "on", tasks=[task])
@@ -89,6 +98,59 @@ def test_every_episode_has_an_environment_of_its_own() -> None:
         assert first.spec.id == "FrozenLake-v1"
         assert first.unwrapped is not lake.unwrapped
     assert runner(lake, "2", to_text=to_text, to_action=int).run([0]).histories[0].text.startswith("at 0\n2</s>at 1\n")
+
+
+class Goes(gymnasium.ActionWrapper):
+    """A wrapper as users write them: Gymnasium keeps no arguments of it, so it cannot make it again."""
+
+    def action(self, action: str) -> int:
+        return ["left", "down", "right", "up"].index(action)
+
+
+def test_an_object_is_played_with_all_that_is_around_it() -> None:
+    lake = Goes(gymnasium.make("FrozenLake-v1", is_slippery=False))
+    episodes = runner(lake, "right", to_text=to_text, max_turns=2).run([0, 0])
+    assert [history.text for history in episodes.histories] == ["at 0\nright</s>at 1\nright</s>at 2\n"] * 2
+    bare = gymnasium.make("FrozenLake-v1", max_episode_steps=1).unwrapped
+    episodes = runner(bare, "0", to_text=to_text, to_action=int, max_turns=3).run([0])
+    assert len(episodes.infos[0]) == 3, "it came without the time limit that `gymnasium.make` adds"
+
+    class Held(Corridor):
+        lock = property(lambda self: None)
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise RuntimeError("a window is open")
+
+    with pytest.raises(TypeError, match=r"this Held cannot be copied: give a function that makes one \(a window is"):
+        play(Held(), "on")
+
+
+def test_copies_of_an_object_draw_random_numbers_of_their_own() -> None:
+    """Even if the object was played before, as its generator was made then."""
+    made = Corridor()
+    made.reset(seed=3)
+    first, again = (play(made, "on", tasks=[None] * 4, max_turns=1).histories for _ in range(2))
+    assert len({history.text for history in [*first, *again]}) > 2
+    seeded = play(made, "on", tasks=[3, 3], max_turns=1).histories
+    assert seeded[0].text == seeded[1].text
+
+
+def test_a_vector_of_environments_is_refused() -> None:
+    vector = gymnasium.vector.SyncVectorEnv([Corridor])
+    with pytest.raises(TypeError, match="a SyncVectorEnv is a vector of environments: give a single one"):
+        play(vector, "on")
+    with pytest.raises(TypeError, match="task 0: a SyncVectorEnv is a vector of environments: give a single one"):
+        play(lambda: vector, "on")
+
+
+def test_nobody_looks_at_the_observation_after_the_end() -> None:
+    class Ends(Corridor):
+        def step(self, action: int) -> Any:
+            return None, 1.0, True, False, {}  # as many environments of users do
+
+    episodes = play(Ends, "on", to_text=lambda place: f"at {int(place)}\n")
+    assert episodes.errors == [None]
+    assert episodes.turn_rewards == [[1.0]]
 
 
 def test_forms_that_mix() -> None:
@@ -115,6 +177,12 @@ def test_forms_that_mix() -> None:
             assert seed == 0
             return super().reset(task)
 
+    class More(Countdown):
+        def reset(self, seed: Any = None, options: Any = None, return_info: bool = False) -> Any:  # type: ignore[override]
+            assert options == {"hard": True}
+            return super().reset(seed)
+
+    assert runner(More, "a").run([{"seed": 2, "options": {"hard": True}}]).histories[0].text.startswith("2 left:a")
     for kind in (Mixed, Seeded, Keywords, Default):
         episodes = runner(kind, "a").run([2])
         assert episodes.histories[0].text.startswith("2 left:a</s>[1 left]a</s>")

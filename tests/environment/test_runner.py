@@ -201,7 +201,14 @@ BAD_STEPS: dict[str, tuple[Any, str]] = {
     "a reward in words": (lambda: ("o", "good", False, {}), "the reward 'good'"),
     "two rewards": (lambda: ("o", torch.zeros(2), False, {}), "one finite number"),
     "no observation": (lambda: (None, 1.0, False, {}), "an observation is a text, got NoneType"),
-    "info that is none": (lambda: ("o", 1.0, False, 3), "not iterable"),
+    "info that is none": (lambda: ("o", 1.0, False, 3), "the info 3; it is a dictionary, or None"),
+    "info and end swapped": (lambda: ("o", 1.0, {"key": 1}, False), "done={'key': 1}; it is True or False"),
+    "info and cut swapped": (lambda: ("o", 1.0, False, {}, False), "truncated={}; it is True or False"),
+    "reward and end swapped": (lambda: ("o", False, 1.0, {}), "done=1.0; it is True or False"),
+    "an end in words": (lambda: ("o", 1.0, "no", {}), "done='no'; it is True or False"),
+    "two ends": (lambda: ("o", 1.0, np.array([False, True]), False, {}), "terminated=array([False,  True])"),
+    "a list of a reward": (lambda: ("o", [1.0], False, {}), "the reward [1.0]; a reward is one finite number"),
+    "a complex reward": (lambda: ("o", 1j, False, {}), "the reward 1j; a reward is one finite number"),
 }
 
 
@@ -228,11 +235,14 @@ def test_what_an_environment_does_wrong_ends_its_own_episode(name: str) -> None:
 def test_rewards_of_every_kind_are_taken_and_no_info_is_none() -> None:
     class Kinds(Countdown):
         def step(self, action_text: str) -> Any:
-            kinds = [True, 2, np.float64(3), torch.tensor([4.0]), torch.tensor(5)]
-            return "", kinds[self.left - 1], super().step(action_text)[2], None
+            kinds = [True, 2, np.float64(3), torch.tensor([4.0]), torch.tensor(5), np.array([6.0])]
+            ends = [bool, int, np.bool_, lambda end: torch.tensor([end]), torch.tensor, lambda end: np.array([end])]
+            _, _, done, _ = super().step(action_text)
+            return "", kinds[self.left], ends[self.left](done), None
 
-    episodes = runner(Kinds, "a").run([5])
-    assert episodes.rewards[0].tolist() == [0, 5, 0, 4, 0, 3, 0, 2, 0, 1], "an empty observation adds no token"
+    episodes = runner(Kinds, "a").run([6])
+    assert episodes.rewards[0].tolist() == [0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1], "an empty observation adds no token"
+    assert episodes.truncated == [False]
 
 
 def test_room() -> None:
@@ -261,8 +271,17 @@ def test_bad_tasks_and_settings_are_named() -> None:
             return task
 
     assert runner(First, "a").run([]).queries == []
-    with pytest.raises(TypeError, match="list of tasks"):
-        runner(First, "a").run("one")
+    for tasks in ("one", {"seed": 3}, 3, None):
+        with pytest.raises(TypeError, match=f"run takes a list of tasks, got a {type(tasks).__name__}; put a single"):
+            runner(First, "a").run(tasks)
+    assert runner(Countdown, "a").run(left for left in (1, 2)).group_ids == [0, 1]
+    for n in (2.0, "2", True):
+        with pytest.raises(ValueError, match=f"n={n!r} episodes per task; give a whole number, 1 or more"):
+            runner(First, "a").run(["x"], n=n)
+    with pytest.raises(TypeError, match="task 0: make_environment returned a NoneType, which has no method `reset`"):
+        runner(lambda: None, "a").run([1])
+    with pytest.raises(ValueError, match=r"max_turns=1.5 must be a whole number"):
+        runner(First, "a", max_turns=1.5)
     with pytest.raises(TypeError, match="task 1: without a chat template an observation is a text, got int"):
         runner(First, "a").run(["x", 3])
     with pytest.raises(TypeError, match="task 0: an observation is a text, a message"):
@@ -275,6 +294,32 @@ def test_bad_tasks_and_settings_are_named() -> None:
         runner(First, "a", chat=True)
     with pytest.raises(ValueError, match="workers=-1"):
         runner(First, "a", step_workers=-1)
+
+
+def test_half_a_surrogate_pair_is_replaced() -> None:
+    """No tokenizer takes one; a text that an environment got from a server or a file may have it."""
+
+    class Halves(Countdown):
+        def reset(self, task: Any) -> Any:
+            return f"\ud800{super().reset(task)}"
+
+        def step(self, action_text: str) -> Any:
+            observation, *rest = super().step(action_text)
+            return f"{observation}\udfff", *rest
+
+    class Messages(Halves):
+        def reset(self, task: Any) -> Any:
+            return {"role": "user", "content": super().reset(task)}
+
+        def step(self, action_text: str) -> Any:
+            observation, *rest = super().step(action_text)
+            return {"role": "user", "content": observation}, *rest
+
+    assert runner(Halves, "a").run([2]).histories[0].text == "\ufffd2 left:a</s>[1 left]\ufffda</s>"
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    for kind in (Halves, Messages):
+        history = runner(kind, "a", chat_template=template).run([2]).histories[0]
+        assert history.text == "<user>\ufffd2 left:a</s><user>[1 left]\ufffda</s>"
 
 
 def test_the_first_observation_gets_the_tokenizers_bos_and_no_other_does() -> None:

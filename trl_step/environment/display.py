@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trl_step.data.chat_template import ChatTemplate, Message
+from trl_step.data.chat_template import Between, ChatTemplate, Message
 from trl_step.environment.protocol import Observation
 from trl_step.environment.text_history import TextHistory
-from trl_step.environment.tool_calls import control_pattern, escape, special_tokens
+from trl_step.environment.tool_calls import control_pattern, escape, special_tokens, whole
 from trl_step.environment.turns import TurnWriter
 
 
@@ -42,7 +42,7 @@ class Display:
             tokens = self.writer.tokenize(text)
         else:
             prompt = self._messages(observation)
-            text = self.template.render(prompt, open_turn=True)
+            text = whole(self.template.render(prompt, open_turn=True))
             tokens = self.template.tokenize(text, self.writer.device)
         if not text or len(tokens) == 0:
             raise NoTokens("its first observation has no tokens; return some text from `reset`")
@@ -57,7 +57,7 @@ class Display:
         if self.template is None:
             tokens = self.writer.tokenize(_plain(observation), special_tokens=False)
         else:
-            between = self.template.between(prompt, self._messages(observation))
+            between = Between(*map(whole, self.template.between(prompt, self._messages(observation))))
             last = int(history.tokens[-1])
             tokens = self.template.tokens_between(between, last, self.writer.end_ids(), self.writer.device)
         self.writer.append_given(history, self.writer.tokenizer.decode(tokens), tokens)
@@ -81,4 +81,4 @@ def _plain(observation: Any) -> str:
             f"without a chat template an observation is a text, got {type(observation).__name__}; give a to_text that "
             "makes it one"
         )
-    return observation
+    return whole(observation)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import operator
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
-
-import torch
 
 from trl_step.data.chat_template import Message
 from trl_step.environment.rewards import is_finite
@@ -40,14 +40,27 @@ class UnreadableAction(Exception):
     """Raised by `to_action`, or by an environment's `step`, for an answer that cannot be read.
 
     The turn costs `price`, the model sees `message`, and the episode goes on.
+
+    Args:
+        message: a text or messages.
+        price: one finite number, which is subtracted from the reward.
+
+    Raises:
+        TypeError: `message` is neither.
+        ValueError: `price` is no finite number.
     """
 
     def __init__(self, message: Observation, price: float = 0.0) -> None:
         super().__init__(message, price)
-        if not is_finite(price):
-            raise ValueError(f"the price of an answer that cannot be read is {price!r}; give a finite number")
+        number = one_number(price)
+        if number is None:
+            raise ValueError(f"the price of an answer that cannot be read is {price!r:.80}; give a finite number")
+        if not isinstance(message, (str, Mapping, Sequence)):
+            raise TypeError(
+                f"the message about an answer that cannot be read is {message!r:.80}; give a text or messages"
+            )
         self.message = message
-        self.price = price
+        self.price = number
 
 
 class StepResult(NamedTuple):
@@ -66,8 +79,13 @@ def begin(environment: Any, task: Any) -> Any:
     """What `reset` returns, called in the form that it takes.
 
     Raises:
-        TypeError: the environment takes Gymnasium's arguments, and the task is none of them.
+        TypeError: the environment lacks a method, or is several in one; or it takes Gymnasium's arguments, and the task
+            is none of them.
     """
+    for name in ("reset", "step"):
+        if not callable(getattr(environment, name, None)):
+            raise TypeError(f"make_environment returned a {type(environment).__name__}, which has no method `{name}`")
+    refuse_vector(environment)
     taken = gymnasium_arguments(environment)
     if taken is None:
         return environment.reset(task)
@@ -75,14 +93,26 @@ def begin(environment: Any, task: Any) -> Any:
     return environment.reset(**{name: value for name, value in given.items() if name in taken})
 
 
+def refuse_vector(environment: Any) -> None:
+    """Raise a `TypeError` for a vector environment of Gymnasium, which is several episodes in one object."""
+    vector = sys.modules.get("gymnasium.vector")  # without it there is no such object
+    if vector is not None and isinstance(environment, vector.VectorEnv):
+        raise TypeError(
+            f"a {type(environment).__name__} is a vector of environments: give a single one, such as "
+            "`lambda: gymnasium.make(...)`; the runner plays one for each task side by side"
+        )
+
+
 def _seed_and_options(task: Any) -> dict[str, Any]:
     """A task as the arguments of Gymnasium's `reset`."""
     if task is None:
         return {}
-    if isinstance(task, int) and not isinstance(task, bool):
-        return {"seed": task}
     if isinstance(task, Mapping) and task.keys() <= {"seed", "options"}:
-        return dict(task)
+        seed = whole_number(task.get("seed"))
+        return dict(task) if seed is None else {**task, "seed": seed}
+    seed = whole_number(task)
+    if seed is not None:
+        return {"seed": seed}
     raise TypeError(
         "a task of an environment with Gymnasium's reset is None, a seed, or a dictionary with `seed` and `options`, "
         f"got {task!r:.80}"
@@ -95,9 +125,11 @@ def gymnasium_arguments(environment: Any) -> set[str] | None:
         parameters = inspect.signature(environment.reset).parameters.values()
     except (TypeError, ValueError):
         return None
-    names = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-    kinds = {one.kind for one in parameters}
-    if inspect.Parameter.POSITIONAL_ONLY in kinds or not names <= {"seed", "options"}:
+    ordered = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    names, kinds, both = set(ordered), {one.kind for one in parameters}, {"seed", "options"}
+    if names > both and ordered[0] in both:  # and more, such as `return_info=False`
+        names = both
+    if inspect.Parameter.POSITIONAL_ONLY in kinds or not names <= both:
         return None
     if inspect.Parameter.VAR_KEYWORD in kinds:
         return {"seed", "options"}
@@ -118,7 +150,70 @@ def step_result(result: Any) -> StepResult:
             f"step returned {result!r:.80}; it must return (observation, reward, done, info), or Gymnasium's "
             "(observation, reward, terminated, truncated, info)"
         )
-    observation, reward, terminated, *cut, info = result
-    if not is_finite(reward) or torch.as_tensor(reward).numel() != 1:
+    observation, reward, *ends, info = result
+    number = one_number(reward)
+    if number is None:
         raise ValueError(f"step returned the reward {reward!r:.80}; a reward is one finite number")
-    return StepResult(observation, float(reward), bool(terminated), bool(cut and cut[0]), dict(info or {}))
+    flags = [_flag(name, end) for name, end in zip(names_of_ends(result), ends, strict=True)]
+    if info is not None and not isinstance(info, Mapping):
+        raise ValueError(f"step returned the info {info!r:.80}; it is a dictionary, or None")
+    return StepResult(observation, number, flags[0], flags[-1] and len(flags) == 2, dict(info or {}))
+
+
+def names_of_ends(result: tuple[Any, ...]) -> tuple[str, ...]:
+    """What stands between the reward and the info of a step."""
+    return ("done",) if len(result) == 4 else ("terminated", "truncated")
+
+
+def _flag(name: str, given: Any) -> bool:
+    """Whether the episode is over; 0, 1 and an array with one of them are taken, but nothing that only counts as true,
+    such as a text, a reward or a dictionary: that stands in the wrong place."""
+    try:
+        flag = given.item() if hasattr(given, "item") else given
+    except (TypeError, ValueError, RuntimeError):
+        flag = None
+    if not isinstance(flag, int) or flag not in (0, 1):
+        raise ValueError(f"step returned {name}={given!r:.80}; it is True or False")
+    return bool(flag)
+
+
+def one_number(given: Any) -> float | None:
+    """A finite number, or that of an array or tensor with one element; None for anything else."""
+    if not is_finite(given):
+        return None
+    try:
+        return float(given.reshape(()) if hasattr(given, "reshape") else given)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def whole_number(given: Any) -> int | None:
+    """An int, also one of NumPy or torch; None for anything else."""
+    try:
+        return None if isinstance(given, bool) else operator.index(given)
+    except (TypeError, ValueError):
+        return None
+
+
+def check_turns(max_turns: Any) -> None:
+    """Raise a `ValueError` unless it is a number of turns."""
+    number = whole_number(max_turns)
+    if number is None or number < 1:
+        raise ValueError(f"max_turns={max_turns!r} must be a whole number, at least 1")
+
+
+def tasks_and_groups(tasks: Any, n: Any) -> tuple[list[Any], list[int]]:
+    """Each task `n` times, one after the other, and the number of each one's task.
+
+    Raises:
+        TypeError: `tasks` is no list.
+        ValueError: `n` is no number of episodes.
+    """
+    if isinstance(tasks, (str, bytes, Mapping)) or not isinstance(tasks, Iterable):
+        raise TypeError(f"run takes a list of tasks, got a {type(tasks).__name__}; put a single task in a list")
+    number = whole_number(n)
+    if number is None or number < 1:
+        raise ValueError(f"n={n!r} episodes per task; give a whole number, 1 or more")
+    listed = list(tasks)
+    groups = [group for group in range(len(listed)) for _ in range(number)]
+    return [listed[group] for group in groups], groups

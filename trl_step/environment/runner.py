@@ -17,8 +17,10 @@ from trl_step.environment.protocol import (
     Observation,
     StepResult,
     UnreadableAction,
+    check_turns,
     first_observation,
     step_result,
+    tasks_and_groups,
 )
 from trl_step.environment.side_by_side import Outcome, outcome_of
 from trl_step.environment.sources import environment_maker
@@ -89,8 +91,7 @@ class EnvironmentRunner:
         workers: str = "thread",
         strict: bool = False,
     ) -> None:
-        if max_turns < 1:
-            raise ValueError(f"max_turns={max_turns} must be at least 1")
+        check_turns(max_turns)
         if isinstance(stop_strings, str):
             raise TypeError("stop_strings is a list of strings; put the single one in a list")
         self.actors = Actors(environment_maker(make_environment), workers, step_workers, step_timeout)
@@ -120,14 +121,10 @@ class EnvironmentRunner:
             TypeError, ValueError: a first observation has the wrong type or no tokens; nothing has been played yet.
                 What a `reset` raises is raised as it is.
         """
-        if isinstance(tasks, str):
-            raise TypeError("run takes a list of tasks; put the single task in a list")
-        if n < 1:
-            raise ValueError(f"n={n} episodes per task; give 1 or more")
-        groups = [group for group in range(len(tasks)) for _ in range(n)]
+        played, groups = tasks_and_groups(tasks, n)
         environments = self.actors.create(len(groups))
         try:
-            begun = self.actors.reset(environments, [tasks[group] for group in groups])
+            begun = self.actors.reset(environments, played)
             parts = zip(environments, groups, begun, strict=True)
             episodes = [self._start(*part) for part in parts]
             self._play(episodes)
@@ -174,9 +171,9 @@ class EnvironmentRunner:
         return environment.step(text if self.to_action is None else self.to_action(text))
 
     def _seen(self, outcome: Outcome) -> Outcome:
-        """What a step returned, with the observation as the model sees it."""
+        """What a step returned, with the observation as the model sees it; nobody sees the one after the end."""
         value, to_text = outcome.value, self.to_text
-        if to_text is None or not isinstance(value, tuple) or not value:
+        if to_text is None or not _goes_on(outcome):
             return outcome
         return in_words(outcome_of(lambda: (to_text(value[0]), *value[1:])))
 
@@ -223,12 +220,20 @@ def _result(outcome: Outcome, said: str) -> StepResult:
     """What a step returned, or the price of an answer that could not be read; raises what the step raised."""
     if isinstance(outcome.exception, UnreadableAction):
         message, price = outcome.exception.message, outcome.exception.price
-        return step_result((message, -price, False, {"unreadable": said}))
+        return step_result((message, 0.0 - price, False, {"unreadable": said}))
     if outcome.exception is not None:
         raise outcome.exception
     if outcome.error is not None:
         raise TimeoutError(outcome.error)
     return step_result(outcome.value)
+
+
+def _goes_on(outcome: Outcome) -> bool:
+    """Whether a step returned what it should, and not the end of the episode."""
+    try:
+        return outcome.error is None and not step_result(outcome.value).terminated
+    except ValueError:
+        return False
 
 
 def _place_of_step(environment: Any) -> str:

@@ -73,12 +73,17 @@ HALF_PAIRS = re.compile("[\ud800-\udfff]")
 """Halves of surrogate pairs, such as `"\\ud800"` in a model's JSON, which no tokenizer accepts."""
 
 
+def whole(text: str) -> str:
+    """`text` with the replacement character for halves of surrogate pairs."""
+    return HALF_PAIRS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def escape(text: str, control: re.Pattern[str]) -> str:
     """`text` without control tokens: the first character of each is written as an HTML entity (`&lt;submit>`).
 
     Halves of surrogate pairs become the replacement character.
     """
-    text, previous = HALF_PAIRS.sub("\N{REPLACEMENT CHARACTER}", text), None
+    text, previous = whole(text), None
     for _ in range(8):  # one pass is enough unless control tokens overlap
         if text == previous:
             break

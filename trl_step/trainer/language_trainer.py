@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from trl_step.algorithms.diagnosis import Checkup, Circumstances
+from trl_step.algorithms.diagnosis.checkup import Checkup
+from trl_step.algorithms.diagnosis.findings import Circumstances
 from trl_step.core import PPODecorators
 from trl_step.import_utils import is_hub_dataset
 from trl_step.models import PreTrainedModelWrapper, create_reference_model

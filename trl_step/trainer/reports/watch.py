@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from trl_step.algorithms.diagnosis import SAMPLING_SETTINGS, Checkup, Circumstances
+from trl_step.algorithms.diagnosis.checkup import Checkup
+from trl_step.algorithms.diagnosis.findings import Circumstances
+from trl_step.algorithms.diagnosis.of_responses import SAMPLING_SETTINGS
 from trl_step.models.inner_model import pretrained_of, vocabulary_size
 from trl_step.models.notices import warn_user
 from trl_step.sampling.options import setting_in_force

@@ -154,7 +154,7 @@ def check_padding(section: Section, found: dict[str, dict[str, torch.Tensor]]) -
     """Rows without padding, which a GPU takes by itself, against padded samples."""
     with section.attempt("rows without padding"):
         trainer = make(section.device, "llama")
-        section.check("rows are packed by itself on a GPU", float(trainer._padding_free != section.on_gpu), 0)
+        section.check("rows are packed by itself on a GPU", float(trainer._rows.no_padding != section.on_gpu), 0)
         plain = found.get("padded") or moved(make(section.device, "llama", padding_free=False), "llama")[0]
         section.check("move, without padding against padded", distance(found["padding-free"], plain), SAME)
 

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from trl_step.algorithms.diagnosis import Checkup, Circumstances, diagnose
-from trl_step.algorithms.signs import CRITIC_PATIENCE, END_PATIENCE, PATIENCE, Signs
+from trl_step.algorithms.diagnosis.checkup import Checkup, diagnose
+from trl_step.algorithms.diagnosis.findings import PATIENCE, Circumstances
+from trl_step.algorithms.diagnosis.of_responses import END_PATIENCE
+from trl_step.algorithms.diagnosis.of_training import CRITIC_PATIENCE
+from trl_step.algorithms.diagnosis.signs import Signs
 
 HEALTHY = Signs(
     kl=3.0,

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from trl_step.algorithms.losses.policy import clipped_policy_losses, configured_policy_losses
+from trl_step.algorithms.losses.policy import Clip, clipped_policy_losses, configured_policy_losses
 from trl_step.algorithms.losses.tokens import mean_over, token_weights
 from trl_step.algorithms.losses.value import clipped_value_losses
 from trl_step.algorithms.objective import Minibatch, Objective, minibatch_weights
@@ -24,7 +24,7 @@ def summed(old_logprobs, advantages):
 def test_policy_losses_by_hand():
     ratio = torch.tensor([[1.0, 1.5, 0.5], [1.5, 0.5, 1.1]])
     advantages = torch.tensor([[2.0, 2.0, 2.0], [-1.0, -1.0, -1.0]])
-    result = clipped_policy_losses(ratio.log(), torch.zeros(2, 3), advantages, cliprange=0.2)
+    result = clipped_policy_losses(ratio.log(), torch.zeros(2, 3), advantages, Clip(0.2))
     # A > 0 is capped at 1.2, A < 0 at 0.8
     torch.testing.assert_close(result.losses, torch.tensor([[-2.0, -2.4, -1.0], [1.5, 0.8, 1.1]]))
     assert result.clipped.tolist() == [[0, 1, 0], [0, 1, 0]]
@@ -54,7 +54,7 @@ def test_the_slope_is_the_gradient_of_the_summed_losses():
     torch.manual_seed(0)
     old, advantages = torch.randn(200), torch.randn(200)
     logprobs = (old + torch.randn(200) * 0.4).requires_grad_()
-    clipped_policy_losses(logprobs, old, advantages, 0.2).losses.sum().backward()
+    clipped_policy_losses(logprobs, old, advantages, Clip(0.2)).losses.sum().backward()
     torch.testing.assert_close(OBJECTIVE.slope(logprobs, summed(old, advantages)), logprobs.grad, rtol=0, atol=0)
 
 

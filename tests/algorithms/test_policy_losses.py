@@ -7,6 +7,7 @@ import torch
 
 from trl_step.algorithms.losses.policy import (
     COUPLED,
+    Clip,
     cispo_losses,
     clipped_policy_losses,
     configured_policy_losses,
@@ -49,7 +50,7 @@ def test_clip():
     # A > 0: -2 min(r, 1.2) = -2.4, -1, -2.2; A < 0: max(r, 0.8) = 1.5, 0.8, 1.1
     # d r / d logprob = r, so the slope is the loss, and 0 where the clip decided
     check(
-        lambda x: clipped_policy_losses(x, OLD, ADVANTAGES, 0.2),
+        lambda x: clipped_policy_losses(x, OLD, ADVANTAGES, Clip(0.2)),
         [[-2.4, -1.0, -2.2], [1.5, 0.8, 1.1]],
         [[1, 0, 0], [0, 1, 0]],
         [[0.0, -1.0, -2.2], [1.5, 0.0, 1.1]],
@@ -59,7 +60,7 @@ def test_clip():
 def test_clip_higher():
     # to 0.9 .. 1.3: A > 0: -2 * 1.3; A < 0: 0.9
     check(
-        lambda x: clipped_policy_losses(x, OLD, ADVANTAGES, 0.1, 0.3),
+        lambda x: clipped_policy_losses(x, OLD, ADVANTAGES, Clip(0.1, 0.3)),
         [[-2.6, -1.0, -2.2], [1.5, 0.9, 1.1]],
         [[1, 0, 0], [0, 1, 0]],
         [[0.0, -1.0, -2.2], [1.5, 0.0, 1.1]],
@@ -69,7 +70,7 @@ def test_clip_higher():
 def test_a_high_of_zero_is_not_none():
     # A > 0: -2 min(r, 1)
     check(
-        lambda x: clipped_policy_losses(x, OLD, ADVANTAGES, 0.2, 0.0),
+        lambda x: clipped_policy_losses(x, OLD, ADVANTAGES, Clip(0.2, 0.0)),
         [[-2.0, -1.0, -2.0], [1.5, 0.8, 1.1]],
         [[1, 0, 1], [0, 1, 0]],
         [[0.0, -1.0, 0.0], [1.5, 0.0, 1.1]],
@@ -79,7 +80,7 @@ def test_a_high_of_zero_is_not_none():
 def test_dual_clip():
     # A < 0: at most 1.3: r = 1.5 gives 1.3 without a slope; A > 0 is as it was
     check(
-        lambda x: clipped_policy_losses(x, OLD, ADVANTAGES, 0.2, None, 1.3),
+        lambda x: clipped_policy_losses(x, OLD, ADVANTAGES, Clip(0.2, None, 1.3)),
         [[-2.4, -1.0, -2.2], [1.3, 0.8, 1.1]],
         [[1, 0, 0], [1, 1, 0]],
         [[0.0, -1.0, -2.2], [0.0, 0.0, 1.1]],
@@ -89,7 +90,10 @@ def test_dual_clip():
 def test_no_advantage_is_neither_clipped_nor_trained():
     zeros = torch.zeros(2, 3)
     check(
-        lambda x: clipped_policy_losses(x, OLD, zeros, 0.2, None, 1.3), zeros.tolist(), zeros.tolist(), zeros.tolist()
+        lambda x: clipped_policy_losses(x, OLD, zeros, Clip(0.2, None, 1.3)),
+        zeros.tolist(),
+        zeros.tolist(),
+        zeros.tolist(),
     )
 
 
@@ -99,7 +103,7 @@ def test_gspo():
     # losses -2 * 1 and 1.5 for each token; d s / d logprob = s / 3, and three losses of the sample: the slope is one
     # token's loss
     check(
-        lambda x: gspo_losses(x, OLD, ADVANTAGES, MASK, 0.2),
+        lambda x: gspo_losses(x, OLD, ADVANTAGES, MASK, Clip(0.2)),
         [[-2.0] * 3, [1.5] * 3],
         [[0] * 3, [0] * 3],
         [[-2.0] * 3, [1.5] * 3],
@@ -107,7 +111,7 @@ def test_gspo():
     )
     # A = 2, -1 swapped: s = 1.5 with A = 2 is cut to 1.2
     check(
-        lambda x: gspo_losses(x, OLD, -ADVANTAGES * 2, MASK, 0.2),
+        lambda x: gspo_losses(x, OLD, -ADVANTAGES * 2, MASK, Clip(0.2)),
         [[4.0] * 3, [-2.4] * 3],
         [[0] * 3, [1] * 3],
         [[4.0] * 3, [0.0] * 3],
@@ -119,7 +123,7 @@ def test_sequence_clip():
     # products: 2 * 0.5 * 1.1 = 1.1; 0.5 * 0.9 * 1 = 0.45; with A < 0 the second is cut to 0.8
     # d product / d logprob = product, from each of the three losses: the slope is 3 * -2 * 1.1
     check(
-        lambda x: sequence_clip_losses(x, OLD, ADVANTAGES, MASK, 0.2),
+        lambda x: sequence_clip_losses(x, OLD, ADVANTAGES, MASK, Clip(0.2)),
         [[-2.2] * 3, [0.8] * 3],
         [[0] * 3, [1] * 3],
         [[-6.6] * 3, [0.0] * 3],
@@ -131,7 +135,7 @@ def test_sequence_clip():
 def test_coupled_losses_use_ranges_and_dual_clip(losses):
     """The ratio is 1.5 for both samples: the high range cuts the first, the dual clip the second."""
     ratio = torch.tensor([[1.5, 1.0], [1.5, 1.0]]) if losses is sequence_clip_losses else torch.full((2, 2), 1.5)
-    given = torch.zeros(2, 2), torch.tensor([[2.0, 2.0], [-1.0, -1.0]]), torch.ones(2, 2).long(), 0.1, 0.3, 1.25
+    given = torch.zeros(2, 2), torch.tensor([[2.0, 2.0], [-1.0, -1.0]]), torch.ones(2, 2).long(), Clip(0.1, 0.3, 1.25)
     found = losses(ratio.log(), *given)
     torch.testing.assert_close(found.losses, torch.tensor([[-2.6, -2.6], [1.25, 1.25]]))
     assert found.clipped.tolist() == [[1, 1], [1, 1]]
@@ -143,11 +147,11 @@ def test_coupled_losses_over_masked_samples(losses, ratio, slope):
     mask = torch.tensor([[1, 0, 1], [0, 0, 0]])
     log_ratio = torch.tensor([[math.log(1.2), math.nan, math.log(1.2)], [50.0, math.nan, -math.inf]])
     old, advantages = torch.zeros(2, 3), -torch.ones(2, 3)
-    found = losses(log_ratio, old, advantages, mask, 0.5)
+    found = losses(log_ratio, old, advantages, mask, Clip(0.5))
     torch.testing.assert_close(found.losses[0], torch.full((3,), ratio))
     assert found.losses[1].tolist() == [1.0] * 3  # exp of a mean of nothing
     # weights are 0 where the mask is 0: a mean or product of two tokens in two losses: 2 * 1.2 / 2 and 2 * 1.44
-    gradient = slopes(lambda x: losses(x, old, advantages, mask, 0.5), log_ratio, weights=mask)
+    gradient = slopes(lambda x: losses(x, old, advantages, mask, Clip(0.5)), log_ratio, weights=mask)
     torch.testing.assert_close(gradient, torch.tensor([[slope, 0.0, slope], [0.0, 0.0, 0.0]]))
 
 
@@ -238,7 +242,7 @@ def test_products_of_ratios_stay_finite(log_ratio, advantage):
     logprobs = old + log_ratio / 4
 
     def function(x):
-        return sequence_clip_losses(x, old, advantage * ones, ones, 0.2)
+        return sequence_clip_losses(x, old, advantage * ones, ones, Clip(0.2))
 
     assert torch.isfinite(function(logprobs).losses).all()
     assert torch.isfinite(slopes(function, logprobs)).all()
@@ -262,9 +266,9 @@ def test_losses_at_once_follow_the_settings():
     clips = {"cliprange": 0.01, "cliprange_high": 0.03, "dual_clip": 1.4}
     given = OLD, ADVANTAGES
     expected = {
-        "clip": (clips, clipped_policy_losses(logprobs, *given, 0.01, 0.03, 1.4)),
-        "gspo": (clips, gspo_losses(logprobs, *given, MASK, 0.01, 0.03, 1.4)),
-        "sequence_clip": (clips, sequence_clip_losses(logprobs, *given, MASK, 0.01, 0.03, 1.4)),
+        "clip": (clips, clipped_policy_losses(logprobs, *given, Clip(0.01, 0.03, 1.4))),
+        "gspo": (clips, gspo_losses(logprobs, *given, MASK, Clip(0.01, 0.03, 1.4))),
+        "sequence_clip": (clips, sequence_clip_losses(logprobs, *given, MASK, Clip(0.01, 0.03, 1.4))),
         "cispo": ({"cispo_bound": 1.3}, cispo_losses(logprobs, *given, 1.3)),
         "reinforce": ({}, reinforce_losses(logprobs, *given)),
         "sapo": ({"sapo_temperatures": (2.0, 4.0)}, sapo_losses(logprobs, *given, (2.0, 4.0))),

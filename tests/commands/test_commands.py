@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import trl_step
 from tests.markdown_pages import ROOT
-from trl_step.algorithms.diagnosis import Checkup, Diagnosis
+from trl_step.algorithms.diagnosis.checkup import Checkup
+from trl_step.algorithms.diagnosis.findings import Diagnosis
 from trl_step.commands import main, sentiment_demo
 from trl_step.commands.facts import facts
 from trl_step.commands.saved_runs import saved_runs

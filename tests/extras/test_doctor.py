@@ -17,7 +17,7 @@ import torch
 from tests.environment.environment_tools import environment, tiny_gpt2
 from tests.tiny import EOS, PAD, VOCABULARY, batch, config, trainer, with_value_head
 from trl_step import AutoModelForCausalLMWithValueHead, PPOTrainer
-from trl_step.algorithms.signs import END_PATIENCE
+from trl_step.algorithms.diagnosis.of_responses import END_PATIENCE
 from trl_step.extras import doctor
 
 QUERIES = batch(16)[0]

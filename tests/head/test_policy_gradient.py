@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.head.heads import HEADS, D, N, V, make, plain_logits
-from trl_step.algorithms.losses.policy import clipped_policy_losses
+from trl_step.algorithms.losses.policy import Clip, clipped_policy_losses
 from trl_step.algorithms.objective import Minibatch, Objective
 from trl_step.head.logprobs import exact_divergence, logprobs_of_logits, token_logprobs
 from trl_step.head.policy_gradient import policy_gradient_rows
@@ -11,7 +11,7 @@ from trl_step.head.tiles import OutputHead
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 OBJECTIVE = Objective(
-    lambda logprobs, batch: clipped_policy_losses(logprobs, batch.old_logprobs, batch.advantages, 0.2), None, 0.1
+    lambda logprobs, batch: clipped_policy_losses(logprobs, batch.old_logprobs, batch.advantages, Clip(0.2)), None, 0.1
 )
 
 
@@ -45,7 +45,7 @@ def test_gradients_against_autograd(kind, temperature):
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
 
     logprobs = logprobs_of_logits(plain_logits(hidden, head), labels, temperature)
-    loss = (clipped_policy_losses(logprobs, old, advantages, 0.2).losses * weights).sum() * 3.0
+    loss = (clipped_policy_losses(logprobs, old, advantages, Clip(0.2)).losses * weights).sum() * 3.0
     expected = torch.autograd.grad(loss, leaves)
 
     def gradient_of(rows, chunk):

@@ -10,8 +10,10 @@ from typing import Any
 import peft
 import pytest
 
+from trl_step import PPOConfig
 from trl_step.models import notices
 from trl_step.models.notices import users_frame, warn_user
+from trl_step.trainer.text.training_arguments import TrainingArguments
 
 
 def function_of(file: str, source: str, **names: Any) -> Any:
@@ -54,3 +56,16 @@ def test_a_line_is_warned_of_once() -> None:
         for _ in range(2):
             warn_user("once for a line")
     assert len(told) == 1
+
+
+def test_a_deprecated_setting_is_said_at_the_line_that_set_it() -> None:
+    """Through the constructor that a dataclass makes, and however deep its checks are."""
+    with pytest.warns(FutureWarning, match="forward_batch_size is deprecated") as told:
+        PPOConfig(batch_size=8, forward_batch_size=4)
+    assert told[0].filename == __file__
+    with pytest.warns(UserWarning, match="cliprange=0.1 has no effect") as told:
+        PPOConfig(policy_loss="cispo", cliprange=0.1)
+    assert told[0].filename == __file__
+    with pytest.warns(FutureWarning, match="evaluation_strategy is called eval_strategy") as told:
+        TrainingArguments("folder", evaluation_strategy="no")
+    assert told[0].filename == __file__

@@ -17,6 +17,7 @@ from trl_step.algorithms.advantages.group import grpo_advantages, rloo_advantage
 from trl_step.algorithms.importance import importance_weights
 from trl_step.algorithms.kl import kl_penalty
 from trl_step.algorithms.losses.policy import (
+    Clip,
     cispo_losses,
     clipped_policy_losses,
     gspo_losses,
@@ -127,8 +128,8 @@ def grpo_objective(options: dict[str, Any]) -> Objective:
         if options["loss_type"] == "sapo":
             return sapo_losses(*given, (options["sapo_temperature_pos"], options["sapo_temperature_neg"]))
         if options["importance_sampling_level"] == "sequence":
-            return gspo_losses(*given, batch.mask, low, high)
-        return clipped_policy_losses(*given, low, high, options["delta"])
+            return gspo_losses(*given, batch.mask, Clip(low, high))
+        return clipped_policy_losses(*given, Clip(low, high, options["delta"]))
 
     return Objective(
         policy_losses,
@@ -311,7 +312,7 @@ def rloo_advantages_of(case: GroupCase) -> torch.Tensor:
 
 def rloo_objective(cliprange: float) -> Objective:
     def policy_losses(logprobs: torch.Tensor, batch: Minibatch) -> TokenLosses:
-        return sequence_clip_losses(logprobs, batch.old_logprobs, batch.advantages, batch.mask, cliprange)
+        return sequence_clip_losses(logprobs, batch.old_logprobs, batch.advantages, batch.mask, Clip(cliprange))
 
     return Objective(policy_losses, None, 0.0, couples_tokens=True)
 

@@ -151,7 +151,8 @@ WRONG: list[tuple[str, Any, str]] = [
         "wandbd",
         "None or one of wandb, tensorboard, trackio, mlflow, comet_ml, aim, swanlab",
     ),
-    *(("seed", value, "None or a whole number from 0") for value in (-1, 2**32, 0.5)),
+    *(("seed", value, "None or a whole number from 0") for value in (-1, 2**32, 0.5, True)),
+    ("optimize_device_cache", "no", "one of None, True, False"),
 ]
 
 
@@ -309,6 +310,7 @@ def test_the_defaults_of_the_algorithm_are_those_of_release_07() -> None:
         ({"importance_correction": "tis", "importance_bounds": 2.0}, "importance_bounds=2.0 must be two numbers"),
         ({"policy_loss": "sapo", "sapo_temperatures": (0.0, 1.0)}, "must be two finite numbers above 0"),
         ({"value_warmup_steps": 1.5}, "value_warmup_steps=1.5 must be a whole number"),
+        ({"pad_max_len": 64}, "pad_max_len=64 acts only with pad_for_acceleration=True"),
     ],
     ids=str,
 )
@@ -326,6 +328,10 @@ def test_settings_that_cannot_act_are_refused(settings: dict[str, Any], told: st
         ({"advantage_estimator": "grpo", "gamma": 0.9}, "gamma=0.9 has no effect with advantage_estimator='grpo'"),
         ({"advantage_estimator": "remax", "lam": 0.9}, "lam=0.9 has no effect with advantage_estimator='remax'"),
         ({"advantage_estimator": "rloo", "vf_coef": 0.5}, "vf_coef=0.5 has no effect .*; it acts with 'gae'"),
+        ({"adap_kl_ctrl": False, "target": 1.0}, "target=1.0 has no effect with adap_kl_ctrl=False"),
+        ({"adap_kl_ctrl": False, "horizon": 50}, "horizon=50 has no effect with adap_kl_ctrl=False"),
+        ({"init_kl_coef": 0.0, "target": 1.0}, "target=1 has no effect with init_kl_coef=0: .* 0 stays 0"),
+        ({"keep_last": 2}, "keep_last=2 has no effect without save_every"),
     ],
 )
 def test_settings_that_hardly_act_are_said(settings: dict[str, Any], told: str) -> None:
@@ -370,3 +376,6 @@ def test_what_acts_is_not_said() -> None:
         PPOConfig(advantage_estimator="grpo", cliprange=0.1, kl_in="loss", kl_penalty="k3")
         PPOConfig(policy_loss="gspo", cliprange=3e-4, gamma=0.9, lam=0.9, vf_coef=0.5)
         PPOConfig(advantage_estimator="remax", policy_loss="reinforce", gamma=0.9)
+        PPOConfig(adap_kl_ctrl=False, target=None, horizon=None)
+        PPOConfig(init_kl_coef=0.0)
+        PPOConfig(exact_v07=True, pad_for_acceleration=True, pad_max_len=64)

@@ -7,12 +7,15 @@ head, which needs the derivative before it lets go of a chunk's logits, gets it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from trl_step.algorithms.kl import kl_penalty
+from trl_step.algorithms.losses.policy import COUPLED, configured_policy_losses
 from trl_step.algorithms.losses.tokens import TokenLosses, mean_over, weighted_sum
+from trl_step.algorithms.losses.value import clipped_value_losses
 from trl_step.core import masked_moments
 
 ValueLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], TokenLosses]
@@ -161,6 +164,23 @@ class Objective(NamedTuple):
                 "val/var": value_var,
             }
         return Losses(policy, value, statistics)
+
+
+def configured_objective(settings: Any, with_values: bool) -> Objective:
+    """What `settings` (a `PPOConfig`) ask for, without a KL penalty, whose coefficient changes on the way.
+
+    Args:
+        with_values: values train as well
+    """
+    return Objective(
+        configured_policy_losses(settings),
+        partial(clipped_value_losses, cliprange_value=settings.cliprange_value) if with_values else None,
+        settings.vf_coef,
+        couples_tokens=settings.policy_loss in COUPLED,
+        kl_kind=settings.kl_penalty,
+        nll_coef=settings.positive_nll_coef,
+        entropy_coef=settings.entropy_coef,
+    )
 
 
 def minibatch_weights(own: torch.Tensor, everyone: torch.Tensor, processes: int, normalization: str) -> list[float]:

@@ -185,6 +185,23 @@ def join_minibatch_statistics(
     return {**stacked, **{name: value.float().unsqueeze(1) for name, value in means.items()}}
 
 
+def training_statistics(stacked: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Everything in `STATS` that comes from the mini-batches, each [1], or [n] for what has a value per token.
+
+    Args:
+        stacked: [M, 1], one row per mini-batch; what has a value per token [1, n]
+    """
+    stats = {f"ppo/{key}": value.float().mean(dim=0) for key, value in stacked.items()}
+    means = stacked.get("policy/ratio_mean")
+    if means is not None:
+        stats["ppo/policy/ratio_var"] = means.float().var(dim=0) if len(means) > 1 else torch.zeros_like(means[0])
+    if "ppo/val/error" in stats:
+        error, variance = stats["ppo/val/error"], stats["ppo/returns/var"]
+        # differs from v0.7: it was NaN or infinite if the returns do not vary
+        stats["ppo/val/var_explained"] = torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
+    return stats
+
+
 def readable(stats: Mapping[str, Any]) -> dict[str, Any]:
     """Scalars as floats, small arrays as NumPy; what holds a value per token stays a tensor until it is read."""
     found: dict[str, Any] = {}

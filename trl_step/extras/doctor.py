@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Union
 
-from trl_step.algorithms.diagnosis import Checkup, Diagnosis, Finding
+from trl_step.algorithms.diagnosis.checkup import Checkup, Finding
+from trl_step.algorithms.diagnosis.findings import Diagnosis
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "report"]
 

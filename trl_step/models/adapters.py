@@ -138,6 +138,14 @@ def _warn_of_chance(config: Any) -> None:
         )
 
 
+def _knows_its_adapters(model: Any) -> bool:
+    """Whether a transformers model without a PeftModel around it loaded or added its adapters itself."""
+    try:
+        return bool(model.active_adapters())
+    except (AttributeError, ValueError):  # "no adapter loaded"
+        return False
+
+
 def check_adapters(model: Any) -> None:
     """Raise ValueError for adapters that cannot be trained here, or could not be saved.
 
@@ -145,7 +153,7 @@ def check_adapters(model: Any) -> None:
     that does not know of them, whose weights would be saved under names that no class loads.
     """
     if not is_peft_model(model):
-        if has_adapter(model) and not getattr(model, "_hf_peft_config_loaded", False):
+        if has_adapter(model) and not _knows_its_adapters(model):
             raise ValueError(
                 f"this {type(model).__name__} has adapter layers of a PeftModel around it: pass the PeftModel itself, "
                 "or the result of its merge_and_unload()"

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from trl_step.private_names import attention_kernel
+
 FLASH_KERNELS = ("flash_attention_2", "flash_attention_3")
 """transformers' names of the attention functions that no CPU has, and that take no mask"""
 
@@ -47,8 +49,7 @@ def spans_devices(model: nn.Module) -> bool:
 
 def waits_for_device(model: nn.Module) -> bool:
     """Whether a model cannot run yet: it has flash attention, and its weights are still on the host."""
-    kernel = getattr(plain_model(model).config, "_attn_implementation", None)
-    return kernel in FLASH_KERNELS and on_host(model)
+    return attention_kernel(plain_model(model)) in FLASH_KERNELS and on_host(model)
 
 
 def on_host(model: nn.Module) -> bool:

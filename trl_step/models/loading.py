@@ -24,6 +24,7 @@ from transformers.utils import CONFIG_NAME
 from trl_step.import_utils import is_npu_available, is_xpu_available
 from trl_step.models.checkpoints import dtype_of_checkpoint, hub_arguments, require_source
 from trl_step.models.notices import warn_user
+from trl_step.private_names import model_classes, not_reported
 
 LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
 VALUE_HEAD_NAMES = r"^v_head\."
@@ -108,13 +109,13 @@ def _class_for(parent_class: Any, config: Any) -> Any:
     If none does, the class that the configuration names: AutoModelForCausalLM takes the text decoder out of Mllama, but
     does not know its configuration.
     """
-    if _model_classes(parent_class, config) or parent_class.__name__ in (getattr(config, "auto_map", None) or {}):
+    if model_classes(parent_class, config) or parent_class.__name__ in (getattr(config, "auto_map", None) or {}):
         return parent_class
     for_decoders = parent_class is AutoModelForCausalLM
     if parent_class not in (AutoModelForCausalLM, AutoModelForSeq2SeqLM) or for_decoders == config.is_encoder_decoder:
         return parent_class
     multimodal = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
-    return next((known for known in multimodal if _model_classes(known, config)), _named(config) or parent_class)
+    return next((known for known in multimodal if model_classes(known, config)), _named(config) or parent_class)
 
 
 def _named(config: Any) -> Any:
@@ -230,29 +231,6 @@ def keep_differentiable(model: nn.Module) -> None:
 def _quiet_about_value_heads(parent_class: Any, config: Any) -> Iterator[None]:
     """Leave value heads out of transformers' report of unexpected tensors: they are read separately."""
     with ExitStack() as stack:
-        for model_class in _model_classes(parent_class, config):
-            known = model_class.__dict__.get("_keys_to_ignore_on_load_unexpected", _ABSENT)
-            inherited = model_class._keys_to_ignore_on_load_unexpected or []
-            model_class._keys_to_ignore_on_load_unexpected = [*inherited, VALUE_HEAD_NAMES]
-            stack.callback(_restore, model_class, known)
+        for model_class in model_classes(parent_class, config):
+            stack.enter_context(not_reported(model_class, VALUE_HEAD_NAMES))
         yield
-
-
-_ABSENT: Any = object()
-
-
-def _restore(model_class: Any, known: Any) -> None:
-    if known is _ABSENT:
-        del model_class._keys_to_ignore_on_load_unexpected
-    else:
-        model_class._keys_to_ignore_on_load_unexpected = known
-
-
-def _model_classes(parent_class: Any, config: Any) -> tuple[Any, ...]:
-    """The classes that an auto class may build for `config`; empty for code that comes with the checkpoint."""
-    if not hasattr(parent_class, "_model_mapping"):
-        return (parent_class,)
-    if type(config) not in parent_class._model_mapping:
-        return ()
-    classes = parent_class._model_mapping[type(config)]
-    return tuple(classes) if isinstance(classes, (list, tuple)) else (classes,)

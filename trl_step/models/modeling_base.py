@@ -24,9 +24,11 @@ from trl_step.models.inner_model import (
     takes_argument,
 )
 from trl_step.models.loading import current_device, keep_differentiable
+from trl_step.models.notices import warn_user
 from trl_step.models.policy import PolicyRequest, keep_reference, load_policy, own_tensors
 from trl_step.models.reference import LAYER_PATTERNS, create_reference_model
 from trl_step.models.state_dicts import connect_state_dict, split_state, write_value_head
+from trl_step.private_names import undivided_modules
 
 __all__ = ["LAYER_PATTERNS", "PreTrainedModelWrapper", "create_reference_model"]
 
@@ -211,7 +213,7 @@ class PreTrainedModelWrapper(nn.Module):
     def _no_split_modules(self) -> list[str]:
         """Classes of modules that sharding treats as units: what was assigned, or the wrapped model's layers."""
         own = self.__dict__.get("_own_no_split_modules")
-        return list((plain_model(self.pretrained_model)._no_split_modules if own is None else own) or [])
+        return undivided_modules(plain_model(self.pretrained_model)) if own is None else list(own)
 
     @_no_split_modules.setter
     def _no_split_modules(self, names: Sequence[str] | None) -> None:
@@ -303,7 +305,7 @@ class PreTrainedModelWrapper(nn.Module):
                 replaces `self.state_dict()`, for weights that were gathered from several processes.
         """
         if not kwargs.pop("safe_serialization", True):
-            warnings.warn("safe_serialization=False is ignored: checkpoints are written as safetensors", stacklevel=2)
+            warn_user("safe_serialization=False is ignored: checkpoints are written as safetensors")
         folder = os.fspath(save_directory)
         gathered = kwargs.pop("state_dict", None)
         state = dict(self.state_dict() if gathered is None else gathered)  # transformers empties the dictionary it gets

@@ -22,11 +22,11 @@ OF_OTHERS = (
 """How the files of installed packages and of Python's library begin."""
 
 
-def warn_user(message: str) -> None:
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """`warnings.warn` on behalf of the user's line, see `users_frame`."""
     frame = users_frame()
     module, registry = frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {})
-    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, module, registry)
 
 
 def users_frame() -> FrameType:

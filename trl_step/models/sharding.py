@@ -16,6 +16,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from trl_step.private_names import remove_zero3_hooks
+
 _GATHERED: WeakSet[nn.Module] = WeakSet()
 """Models that are currently gathered."""
 ZERO3_ENGINES: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -77,9 +79,7 @@ def _whole_zero3(model: nn.Module) -> Iterator[None]:
 
     offload = ZERO3_ENGINES[model].optimizer.parameter_offload
     with deepspeed.zero.GatheredParameters(_zero3_parameters(model)):
-        offload._remove_module_hooks()
-        offload.forward_hooks.clear()
-        offload.backward_hooks.clear()
+        remove_zero3_hooks(offload)
         try:
             yield
         finally:

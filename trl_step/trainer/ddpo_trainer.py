@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from trl_step.algorithms.denoising import guided
-from trl_step.algorithms.losses.policy import clipped_ratio_losses
+from trl_step.algorithms.losses.policy import Clip, clipped_ratio_losses
 from trl_step.algorithms.objective import minibatch_weights
 from trl_step.algorithms.prompt_stats import PerPromptStatTracker, batch_advantages
 from trl_step.algorithms.stats import DDPO_STATS
@@ -419,7 +419,7 @@ class DDPOTrainer(StepTrainer):
         Args:
             advantages, ratio: [b]
         """
-        return clipped_ratio_losses(ratio, advantages, clip_range).losses.mean()
+        return clipped_ratio_losses(ratio, advantages, Clip(clip_range)).losses.mean()
 
     # --- saving --------------------------------------------------------------------------------------------------
 

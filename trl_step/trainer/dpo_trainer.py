@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from trl_step.algorithms.losses.preference import LOSS_TYPES, Logps, preference_losses, sequence_logps
 from trl_step.data.collators import DPODataCollatorWithPadding
-from trl_step.data.formatting import features_of
 from trl_step.data.pairs import (
     chosen_above_rejected,
     tokenize_answer,
@@ -26,18 +25,12 @@ from trl_step.models.notices import warn_user
 from trl_step.models.shortcuts.modes import disable_dropout_in_model
 from trl_step.trainer.text.configs import takes_settings
 from trl_step.trainer.text.dpo_answers import sampled_answers, table_of_answers
+from trl_step.trainer.text.dpo_metrics import ROWS, means_over_batches, means_over_rows
 from trl_step.trainer.text.dpo_reference import REFERENCE_COLUMNS, ReferenceTrainer
+from trl_step.trainer.text.dpo_rows import tokenized_later, tokenized_pairs
 from trl_step.trainer.text.peft_setup import prepare_for_training
-from trl_step.trainer.text.text_trainer import (
-    arguments_of,
-    length_or_default,
-    mapped,
-    model_of,
-    prepared,
-)
+from trl_step.trainer.text.text_trainer import arguments_of, length_or_default, model_of, prepared
 
-ROWS = "rows"
-"""Beside the metrics of an evaluated batch: how many rows it has."""
 TrainEval = Literal["train", "eval"]
 
 
@@ -130,15 +123,7 @@ class DPOTrainer(ReferenceTrainer):
         model = model_of(model, model_init_kwargs)
         ref_model = model_of(ref_model, ref_model_init_kwargs, "ref_model")
         self._peft_has_been_casted_to_bf16 = False
-
-        def prepare_model(model: Any) -> Any:
-            if peft_config is not None and is_peft_model(model):
-                model = model.merge_and_unload()
-            model, self._peft_has_been_casted_to_bf16 = prepare_for_training(model, peft_config, args)
-            if disable_dropout:
-                disable_dropout_in_model(model)
-            return model
-
+        prepare_model = partial(self._prepared, peft_config=peft_config, args=args, disable_dropout=disable_dropout)
         if model is not None:
             model = prepare_model(model)
             is_encoder_decoder = model.config.is_encoder_decoder
@@ -158,11 +143,7 @@ class DPOTrainer(ReferenceTrainer):
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.loss_type = loss_type
-        self.max_length = length_or_default(max_length, 512, "max_length", model)
-        self.max_prompt_length = length_or_default(max_prompt_length, 128, "max_prompt_length")
-        if is_encoder_decoder:
-            max_target_length = length_or_default(max_target_length, 128, "max_target_length")
-        self.max_target_length = max_target_length
+        self._take_lengths(model, max_length, max_prompt_length, max_target_length)
         self.truncation_mode = truncation_mode
         self.label_pad_token_id = label_pad_token_id
         self.padding_value = tokenizer.pad_token_id if padding_value is None else padding_value
@@ -171,16 +152,9 @@ class DPOTrainer(ReferenceTrainer):
         self._stored_metrics: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
         # tokenize before the trainer holds a model: datasets hashes everything that a row function refers to
         self.processing_class = tokenizer
-
-        def prepare_rows(rows: Any, num_proc: int | None = dataset_num_proc, **options: Any) -> Any:
-            if isinstance(rows, torch.utils.data.IterableDataset):  # accelerate cannot send texts to other processes
-                options["remove_columns"] = [
-                    name for name in ("prompt", "chosen", "rejected") if name in features_of(rows)
-                ]
-            return mapped(rows, self.tokenize_row, num_proc, **options)
-
+        prepare_rows = partial(tokenized_pairs, self.tokenize_row, dataset_num_proc)
         train_dataset, eval_dataset = prepared(prepare_rows, train_dataset, eval_dataset)
-        self._prepare_rows = partial(_later, prepare_rows)
+        self._prepare_rows = partial(tokenized_later, self.tokenize_row)
         super().__init__(
             tokenizer,
             reference,
@@ -197,6 +171,24 @@ class DPOTrainer(ReferenceTrainer):
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+
+    def _prepared(self, model: Any, peft_config: Any, args: Any, disable_dropout: bool) -> Any:
+        """`model` as it is trained: with a new adapter if there is a configuration of one."""
+        if peft_config is not None and is_peft_model(model):
+            model = model.merge_and_unload()
+        model, self._peft_has_been_casted_to_bf16 = prepare_for_training(model, peft_config, args)
+        if disable_dropout:
+            disable_dropout_in_model(model)
+        return model
+
+    def _take_lengths(
+        self, model: Any, max_length: int | None, max_prompt_length: int | None, max_target_length: int | None
+    ) -> None:
+        self.max_length = length_or_default(max_length, 512, "max_length", model)
+        self.max_prompt_length = length_or_default(max_prompt_length, 128, "max_prompt_length")
+        if self.is_encoder_decoder:
+            max_target_length = length_or_default(max_target_length, 128, "max_target_length")
+        self.max_target_length = max_target_length
 
     # --- rows to batches -------------------------------------------------------------------------------------
 
@@ -379,11 +371,7 @@ class DPOTrainer(ReferenceTrainer):
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """As in `transformers.Trainer`, with the means of the metrics stored since the last log, over all processes."""
         stored = self._stored_metrics.pop("train" if "loss" in logs else "eval", {})
-        if stored:
-            device = self.accelerator.device
-            numbers = partial(torch.as_tensor, dtype=torch.float32, device=device)
-            means = torch.stack([torch.stack(list(map(numbers, values))).mean() for values in stored.values()])
-            logs |= dict(zip(stored, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        logs |= means_over_batches(stored, self.accelerator)
         super().log(logs, start_time)
 
     def get_batch_samples(self, model: Any, batch: Any, device: Any = None) -> Any:
@@ -438,34 +426,9 @@ class DPOTrainer(ReferenceTrainer):
         self._stored_metrics.pop("eval", None)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         # differs from v0.7: means over rows, under the prefix; there means over batches, under "eval" in the next log
-        for name, mean in self._means_over_rows(self._stored_metrics.pop("eval", {})).items():
+        for name, mean in means_over_rows(self._stored_metrics.pop("eval", {}), self.accelerator).items():
             output.metrics[f"{metric_key_prefix}_{name.removeprefix('eval_')}"] = mean
         return output
-
-    def _means_over_rows(self, stored: dict[str, list]) -> dict[str, float]:
-        """Means of the stored values of batches, each weighted by its rows, over all processes."""
-        rows = stored.pop(ROWS, [])
-        if not stored:
-            return {}
-        device = self.accelerator.device
-        weights = torch.tensor(rows, dtype=torch.float, device=device)
-        sums = [
-            (
-                torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values]) * weights
-            ).sum()
-            for values in stored.values()
-        ]
-        *totals, count = self.accelerator.reduce(torch.stack([*sums, weights.sum()]), "sum").tolist()
-        return {name: total / count for name, total in zip(stored, totals, strict=True)}
-
-
-def _later(prepare_rows: Callable[..., Any], rows: Any) -> Any:
-    """Rows that come after the model: datasets is not to hash it, nor to send it to other processes."""
-    from datasets import Dataset
-    from datasets.fingerprint import generate_random_fingerprint
-
-    name = {"new_fingerprint": generate_random_fingerprint()} if isinstance(rows, Dataset) else {}
-    return prepare_rows(rows, None, **name)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from trl_step.algorithms.diagnosis import Checkup, Circumstances
+from trl_step.algorithms.diagnosis.checkup import Checkup
+from trl_step.algorithms.diagnosis.findings import Circumstances
 from trl_step.core import PPODecorators
 from trl_step.import_utils import is_hub_dataset
 from trl_step.models import PreTrainedModelWrapper, create_reference_model
@@ -107,7 +108,7 @@ class LanguageTrainer(OldParts):
         # before anything is wrapped
         for known in self._models:
             bring_flash_attention(self.accelerator, known)
-        _ = self._length_limits, self._forward, self._shares_prompts, self._padding_free
+        _ = self._length_limits, self._forward, self._rows
         self.data_collator: Any = training_data_collator or DataCollatorForLanguageModeling(tokenizer, mlm=False)
         self._custom_collator = training_data_collator is not None
         self.dataset = dataset
@@ -126,7 +127,7 @@ class LanguageTrainer(OldParts):
         self.optimizer: Any = prepared.optimizer
         self.lr_scheduler: Any = prepared.lr_scheduler
         self.model_params = prepared.parameters
-        _ = self._at_start, self._updater
+        _ = self._at_start, self._changes, self._updater
         if not uses_deepspeed(self.accelerator):
             own_accumulation(self.accelerator, config.gradient_accumulation_steps)
         detach(self.accelerator, self.optimizer, self.lr_scheduler, prepared.dataloader)
@@ -211,6 +212,7 @@ class LanguageTrainer(OldParts):
         error = error or stays_since(policy, self._at_start, self.optimizer, self.config.needs_values)
         checked: Any = None
         try:
+            self._changes.check(self.config)
             if not torch.is_grad_enabled():
                 raise ValueError("step is inside of torch.no_grad() or torch.inference_mode(): call it outside of them")
             if self.ref_model is not None and not self._reference_is_adapter:
@@ -238,7 +240,7 @@ class LanguageTrainer(OldParts):
         """Lists become a batch, once."""
         inputs = self.prepare_model_inputs(given.queries, given.responses)
         rollout = self._layout.batch(given.queries, given.responses, inputs, given.response_masks)
-        rollout = self._layout.packable(rollout, self._shares_prompts, self._padding_free)
+        rollout = self._layout.packable(rollout, *self._rows)
         return self._layout.with_numbers(rollout, given.scores, given.precomputed, given.advantages)
 
     def prepare_model_inputs(

@@ -7,102 +7,21 @@ import json
 import math
 import os
 import sys
-import warnings
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Optional, Union, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Optional, Union
 
+from trl_step.algorithms.advantages.estimators import WHITENING, AdvantageEstimator
 from trl_step.algorithms.importance import ImportanceCorrection
-from trl_step.algorithms.kl import KL_PENALTIES
 from trl_step.algorithms.losses.policy import PolicyLoss
 from trl_step.algorithms.losses.tokens import LossNormalization
 from trl_step.command_line_types import JSON, Suppress
 from trl_step.core import flatten_dict
 from trl_step.import_utils import TrackerName, is_rich_available, require_tracker
-from trl_step.trainer.updates.settings_together import check_together
-
-AdvantageEstimator = Literal["gae", "grpo", "rloo", "reinforce_plus_plus", "remax"]
-GROUP_ESTIMATORS = ("grpo", "rloo")
-"""Those that compare the answers to one prompt."""
-WHITENING = ("gae", "reinforce_plus_plus")
-"""Those that whiten their advantages unless `whiten_advantages` says otherwise."""
+from trl_step.models.notices import warn_user
+from trl_step.trainer.settings.together import check_together
+from trl_step.trainer.settings.values import check_values
 
 _DICT_FIELDS = ("tracker_kwargs", "accelerator_kwargs", "project_kwargs", "push_to_hub_if_best_kwargs")
-_INF = math.inf
-# field: (lowest, highest, whether the lowest itself is allowed)
-_RANGES: dict[str, tuple[float, float, bool]] = {
-    "steps": (1, _INF, True),
-    "learning_rate": (0, _INF, True),
-    "init_kl_coef": (0, _INF, True),
-    "target": (0, _INF, False),
-    "horizon": (0, _INF, False),
-    "gamma": (0, 1, True),
-    "lam": (0, 1, True),
-    "cliprange": (0, _INF, True),
-    "cliprange_value": (0, _INF, True),
-    "vf_coef": (0, _INF, True),
-    "batch_size": (1, _INF, True),
-    "mini_batch_size": (1, _INF, True),
-    "gradient_accumulation_steps": (1, _INF, True),
-    "ppo_epochs": (1, _INF, True),
-    "max_grad_norm": (0, _INF, False),
-    "target_kl": (0, _INF, False),
-    "compare_steps": (1, _INF, True),
-    "ratio_threshold": (0, _INF, False),
-    "score_clip": (0, _INF, False),
-    "temperature": (0, _INF, False),
-    "forward_tokens": (1, _INF, True),
-    "generation_tokens": (1, _INF, True),
-    "pad_max_len": (2, _INF, True),
-    "save_every": (1, _INF, True),
-    "keep_last": (1, _INF, True),
-    "num_sample_generations": (0, _INF, True),
-    "cliprange_high": (0, _INF, True),
-    "dual_clip": (1, _INF, False),
-    "cispo_bound": (0, _INF, False),
-    "dppo_delta": (0, 1, True),
-    "loss_constant_length": (1, _INF, True),
-    "entropy_coef": (0, _INF, True),
-    "value_learning_rate": (0, _INF, True),
-    "value_warmup_steps": (0, _INF, True),
-    "value_lam": (0, 1, True),
-    "length_adaptive_alpha": (0, _INF, False),
-    "positive_nll_coef": (0, _INF, True),
-}
-# pairs of numbers, and whether the second may be below the first
-_PAIRS: dict[str, bool] = {"sapo_temperatures": True, "importance_bounds": False}
-_FLAGS = (
-    "remove_unused_columns",
-    "adap_kl_ctrl",
-    "early_stopping",
-    "use_score_scaling",
-    "use_score_norm",
-    "whiten_rewards",
-    "gradient_checkpointing",
-    "exact_v07",
-    "share_prompts",
-    "pad_for_acceleration",
-    "use_habana",
-    "log_arrays",
-    "progress_bar",
-    "offload_reference",
-)
-_WHOLE_NUMBERS = (
-    "steps",
-    "batch_size",
-    "forward_batch_size",
-    "mini_batch_size",
-    "gradient_accumulation_steps",
-    "ppo_epochs",
-    "compare_steps",
-    "forward_tokens",
-    "generation_tokens",
-    "pad_max_len",
-    "save_every",
-    "keep_last",
-    "num_sample_generations",
-    "loss_constant_length",
-    "value_warmup_steps",
-)
 
 
 class _Default(int):
@@ -316,7 +235,8 @@ class PPOConfig:
     def __post_init__(self) -> None:
         self._take_json()
         self._take_deprecated()
-        self._check_values()
+        check_values(self)
+        check_together(self)
         self._check_packages()
         self._take_sizes()
         self.total_ppo_epochs = math.ceil(self.steps / self.batch_size)
@@ -335,68 +255,18 @@ class PPOConfig:
 
     def _take_deprecated(self) -> None:
         if self.forward_batch_size is not None:
-            warnings.warn(
+            warn_user(
                 "forward_batch_size is deprecated and overrides mini_batch_size; set mini_batch_size. "
                 "It will be removed in trl_step 1.0.",
                 FutureWarning,
-                stacklevel=4,
             )
             self.mini_batch_size = self.forward_batch_size
         if self.optimize_cuda_cache is not None:
-            warnings.warn(
+            warn_user(
                 "optimize_cuda_cache is deprecated; set optimize_device_cache. It will be removed in trl_step 1.0.",
                 FutureWarning,
-                stacklevel=4,
             )
             self.optimize_device_cache = self.optimize_cuda_cache
-
-    def _check_values(self) -> None:
-        for name in {*_RANGES, *_WHOLE_NUMBERS}:
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) and hasattr(value, "item"):  # numbers of NumPy and torch
-                setattr(self, name, value.item())
-        for name in _WHOLE_NUMBERS:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ValueError(f"{name}={value!r} must be a whole number")
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
-        optional = {f.name for f in fields(self) if f.default is None}
-        optional |= set() if self.adap_kl_ctrl else {"target", "horizon"}
-        for name, (low, high, closed) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not (low <= value if closed else low < value) or not value <= high or value == _INF:
-                allowed = f"a finite number {'>=' if closed else '>'} {low}" + (f" and <= {high}" * (high < _INF))
-                is_text = "; this is text: YAML takes 1e-5 for text and 1.0e-5 for a number" * isinstance(value, str)
-                raise ValueError(f"{name}={value!r} must be {allowed}{is_text}")
-        self._check_choice("kl_penalty", KL_PENALTIES)
-        self._check_choice("loss_normalization", get_args(LossNormalization))
-        self._check_choice("advantage_estimator", get_args(AdvantageEstimator))
-        self._check_choice("policy_loss", get_args(PolicyLoss))
-        self._check_choice("group_scale", ("std", "batch", "none"))
-        self._check_choice("kl_in", ("reward", "loss"))
-        self._check_choice("gae_level", ("token", "turn"))
-        self._check_choice("importance_correction", (None, *get_args(ImportanceCorrection)))
-        self._check_choice("whiten_advantages", (None, True, False))
-        self._check_choice("padding_free", (None, True, False))
-        for name, any_order in _PAIRS.items():
-            self._check_pair(name, any_order)
-        check_together(self)
-        if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**32):
-            raise ValueError(f"seed={self.seed!r} must be None or a whole number from 0 to 2**32 - 1")
-        if self.pad_for_acceleration and self.pad_max_len is None:
-            raise ValueError("pad_for_acceleration=True needs pad_max_len, the length in tokens to pad every batch to")
-        for other in ("exact_v07", "pad_for_acceleration"):
-            if self.padding_free and getattr(self, other):
-                raise ValueError(f"padding_free=True with {other}=True: the latter needs the padding; leave one out")
-        if self.save_every is not None and not self.save_dir:
-            raise ValueError(f"save_every={self.save_every} needs save_dir, the folder to save the run's states in")
-        if self.push_to_hub_if_best_kwargs and "repo_id" not in self.push_to_hub_if_best_kwargs:
-            raise ValueError("push_to_hub_if_best_kwargs must contain the key 'repo_id', the hub repository to push to")
 
     def _take_sizes(self) -> None:
         batch, mini, accumulated = self.batch_size, self.mini_batch_size, self.gradient_accumulation_steps
@@ -412,22 +282,6 @@ class PPOConfig:
                 f"gradient_accumulation_steps = {mini}{by_default[1]} * {accumulated} = {self.backward_batch_size}"
             )
 
-    def _check_pair(self, name: str, any_order: bool) -> None:
-        pair = getattr(self, name)
-        if pair is None and not any_order:
-            return
-        try:
-            if all(isinstance(part, str) for part in pair):  # "1,1.05", which HfArgumentParser cuts into characters
-                pair = "".join(pair).replace(",", " ").split()
-            low, high = (float(number) for number in pair)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}={pair!r} must be two numbers") from error
-        if any_order and not (0 < low < _INF and 0 < high < _INF):
-            raise ValueError(f"{name}={pair!r} must be two finite numbers above 0")
-        if not any_order and not (0 <= low <= high < _INF):
-            raise ValueError(f"{name}={pair!r} must be (low, high) with 0 <= low <= high, both finite")
-        setattr(self, name, (low, high))
-
     @property
     def needs_values(self) -> bool:
         """Whether the advantages are made of values."""
@@ -437,10 +291,6 @@ class PPOConfig:
     def whitens(self) -> bool:
         """Whether the advantages are whitened."""
         return self.advantage_estimator in WHITENING if self.whiten_advantages is None else self.whiten_advantages
-
-    def _check_choice(self, name: str, allowed: tuple[Any, ...]) -> None:
-        if getattr(self, name) not in allowed:
-            raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(repr, allowed))}")
 
     def _check_packages(self) -> None:
         for tracker in self.trackers:

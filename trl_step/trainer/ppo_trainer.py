@@ -23,18 +23,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Optional, Union
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trl_step.algorithms.advantages.gae import advantages_and_returns, length_adaptive_lam
+from trl_step.algorithms.advantages.estimators import Comparison, configured_advantages
 from trl_step.algorithms.advantages.group import group_counts
-from trl_step.algorithms.advantages.returns import returns_to_go
-from trl_step.algorithms.advantages.without_values import Comparison, advantages_without_values
 from trl_step.algorithms.kl import kl_penalty, make_kl_controller
 from trl_step.algorithms.losses.check import check_policy_losses
 from trl_step.algorithms.losses.policy import COUPLED, configured_policy_losses
 from trl_step.algorithms.losses.tokens import TokenLosses, mean_over, token_weights
-from trl_step.algorithms.losses.value import clipped_value_losses
-from trl_step.algorithms.objective import Minibatch, Objective
+from trl_step.algorithms.objective import Minibatch, Objective, configured_objective
 from trl_step.algorithms.rewards import RunningMoments, sample_totals, shape_scores, token_rewards
-from trl_step.algorithms.stats import LOGGED_ARRAYS, readable, rollout_statistics
+from trl_step.algorithms.stats import LOGGED_ARRAYS, readable, rollout_statistics, training_statistics
 from trl_step.core import PPODecorators, entropy_from_logits, masked_whiten
 from trl_step.data.special_tokens import tokenizer_of
 from trl_step.lazy import legacy_names
@@ -42,16 +39,7 @@ from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.notices import warn_user
 from trl_step.models.shortcuts.modes import kept_modes, training_without_dropout
 from trl_step.trainer.batches.checks import Extras, StepInputs, check_arguments
-from trl_step.trainer.batches.given import (
-    compares_groups,
-    given_on_some,
-    names_given,
-    needs_values,
-    warn_of_what_is_ignored,
-    what_is_missing,
-    with_factors,
-)
-from trl_step.trainer.batches.groups import group_samples, nothing_to_compare, warn_of_mixed_groups
+from trl_step.trainer.batches.given import comparison_of, needs_values, with_factors
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
 from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import Engine, HookEngine
@@ -244,7 +232,8 @@ class PPOTrainer(LanguageTrainer):
             precomputed = Precomputed(old_logprobs, ref_logprobs, values, sampling_logprobs)
             extras = Extras(group_ids, advantages, baseline_scores, truncated)
             given = self._checked(queries, responses, scores, response_masks, precomputed, extras)
-            self._prepare_algorithm(given)
+            self._minibatch = self._final_values = None
+            self._comparison = comparison_of(given, config, self.kl_ctl.value, self._processes)
             rollout, engine = self._batch(given), self._engine(given)
             raw_scores = sample_totals(rollout.scores)
             # 2. scores: scale, normalise, clip
@@ -282,23 +271,6 @@ class PPOTrainer(LanguageTrainer):
             report = StepReport(self, self._counters.steps_done, stats, given.queries, given.responses, raw_scores)
             call_all(self._callbacks, report, self._failed_callbacks)
             return stats
-
-    def _prepare_algorithm(self, given: StepInputs) -> None:
-        """Check what was given for the algorithm, and find out what the rewards are compared with; all processes raise
-        if one of them finds an error."""
-        config, processes = self.config, self._processes
-        self._minibatch = self._final_values = None
-        processes.raise_together(what_is_missing(given, config, self.kl_ctl.value))
-        if processes.count > 1:
-            processes.raise_together(given_on_some(processes.together(lambda: names_given(given))))
-        warn_of_what_is_ignored(given, config)
-        groups = None
-        if compares_groups(given, config):
-            groups = group_samples(given.queries, given.group_ids, processes.together, processes.index)
-            processes.raise_together(nothing_to_compare(groups, given.group_ids))
-            if given.group_ids is not None:
-                warn_of_mixed_groups(given.queries, given.group_ids)
-        self._comparison = Comparison(groups, given.baseline_scores)
 
     def _engine(self, given: StepInputs) -> Engine:
         """How this step's batch is evaluated and trained on: fast, or through the methods that a subclass overrides."""
@@ -394,38 +366,9 @@ class PPOTrainer(LanguageTrainer):
             values: [B, T]; zeros if the estimator needs none, and the returned values and returns are not used then
             rewards, mask: [B, T]
         """
-        config, reduce_sum = self.config, self._processes.sum
-        if config.needs_values:
-            alpha = config.length_adaptive_alpha
-            return advantages_and_returns(
-                values,
-                rewards,
-                mask,
-                config.gamma,
-                config.lam if alpha is None else length_adaptive_lam(mask, alpha),
-                config.whiten_rewards,
-                # differs from v0.7: masked tokens took time, and whitened rewards leaked out of the padding
-                masked_steps_take_time=config.exact_v07,
-                reduce_sum=reduce_sum,
-                whiten=config.whitens,
-                value_lam=config.value_lam,
-                of_turns=config.gae_level == "turn",
-                final_values=self._final_values,
-            )
-        if config.whiten_rewards:
-            rewards = masked_whiten(rewards, mask, shift_mean=False, reduce_sum=reduce_sum)
-        advantages = advantages_without_values(
-            rewards,
-            mask,
-            self._comparison,
-            config.advantage_estimator,
-            config.gamma,
-            config.group_scale,
-            reduce_sum,
+        return configured_advantages(
+            self.config, values, rewards, mask, self._comparison, self._final_values, self._processes.sum
         )
-        if config.whitens:
-            advantages = masked_whiten(advantages, mask, reduce_sum=reduce_sum) * mask
-        return values * mask, advantages, returns_to_go(rewards, mask, config.gamma)
 
     def _with_advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, Any]]:
         """The batch with its advantages, and statistics of its groups."""
@@ -486,7 +429,6 @@ class PPOTrainer(LanguageTrainer):
 
     def _objective(self, with_values: bool) -> Objective:
         """What mini-batches are trained on, with the settings as they are now."""
-        config = self.config
 
         def own_losses(logprobs: torch.Tensor, batch: Minibatch) -> TokenLosses:
             before, self._minibatch = self._minibatch, batch
@@ -495,17 +437,12 @@ class PPOTrainer(LanguageTrainer):
             finally:
                 self._minibatch = before
 
-        return Objective(
-            own_losses if self._overrides("policy_losses") else configured_policy_losses(config),
-            partial(clipped_value_losses, cliprange_value=config.cliprange_value) if with_values else None,
-            config.vf_coef,
-            couples_tokens=self._couples_tokens,
-            kl_kind=config.kl_penalty,
-            kl_coef=self._kl_coef_of("loss"),
-            nll_coef=config.positive_nll_coef,
-            entropy_coef=config.entropy_coef,
-            policy_coef=0.0 if with_values and self._warms_up else 1.0,
+        objective = configured_objective(self.config, with_values)._replace(
+            kl_coef=self._kl_coef_of("loss"), policy_coef=0.0 if with_values and self._warms_up else 1.0
         )
+        if self._overrides("policy_losses"):
+            return objective._replace(policy_losses=own_losses, couples_tokens=self._couples_tokens)
+        return objective
 
     def policy_losses(
         self, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
@@ -638,16 +575,7 @@ class PPOTrainer(LanguageTrainer):
         """
         train_stats = data.pop("train_stats")
         stats = rollout_statistics(kl_coef=kl_coef, end_tokens=self._end_tokens, reduce_sum=self._processes.sum, **data)
-        for key, value in train_stats.items():
-            stats[f"ppo/{key}"] = value.float().mean(dim=0)
-        means = train_stats.get("policy/ratio_mean")
-        if means is not None:
-            stats["ppo/policy/ratio_var"] = means.float().var(dim=0) if len(means) > 1 else torch.zeros_like(means[0])
-        if "ppo/val/error" in stats:
-            error, variance = stats["ppo/val/error"], stats["ppo/returns/var"]
-            # differs from v0.7: it was NaN or infinite if the returns do not vary
-            stats["ppo/val/var_explained"] = torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
-        return stats
+        return stats | training_statistics(train_stats)
 
     def gather_stats(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The mean over processes of every tensor with one element; arrays stay those of this process."""

@@ -330,7 +330,7 @@ def _tokenizer_beside(model: Any) -> Any:
     """The tokenizer of the folder or repository that the model was loaded from."""
     if model is None:
         raise ValueError("without a model there is no folder to load the tokenizer from: pass tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -35,13 +35,7 @@ from trl_step.models.inner_model import decoder_backbone
 from trl_step.models.shortcuts import shared_prompts
 from trl_step.models.shortcuts.modes import training_without_dropout
 from trl_step.models.shortcuts.packed_row import PackedRow
-from trl_step.models.shortcuts.shared_prompts import (
-    SHARED,
-    EncodedOnce,
-    can_leave_padding_out,
-    can_share_prompts,
-    sharing,
-)
+from trl_step.models.shortcuts.shared_prompts import SHARED, EncodedOnce, row_support, sharing
 
 SIZES = {**tiny.SIZES, **tiny.IDS, "intermediate_size": 64, "max_position_embeddings": 64}
 PROMPTS = np.array([0, 1, 0, 2, 0, 1])
@@ -109,8 +103,8 @@ def row_of_different_prompts(first: int = 0, width: int = 17) -> PackedRow:
 
 
 ROWS: dict[str, tuple[Callable[[], PackedRow], Callable[[Any], bool]]] = {
-    "shared prompts": (row_of, can_share_prompts),
-    "no padding": (row_of_different_prompts, can_leave_padding_out),
+    "shared prompts": (row_of, lambda model: row_support(model).prompts_once),
+    "no padding": (row_of_different_prompts, lambda model: row_support(model).no_padding),
 }
 
 
@@ -231,8 +225,8 @@ def test_a_kernel_that_takes_no_mask_takes_samples_but_no_answers(causal_kernel:
     model, row, ids = made("llama"), row_of_different_prompts(), samples()
     expected = model(input_ids=ids).logits
     model.set_attn_implementation("no_masks")
-    assert can_leave_padding_out(model)
-    assert not can_share_prompts(model)
+    assert row_support(model).no_padding
+    assert not row_support(model).prompts_once
     causal_kernel.clear()
     with sharing(model, row), torch.no_grad():
         logits = row.unpack(model(**row.arguments(ids)).logits)
@@ -246,7 +240,7 @@ def test_a_kernel_that_takes_no_mask_takes_samples_but_no_answers(causal_kernel:
 def test_a_kernel_that_takes_no_mask_knows_no_windows(kind: str, causal_kernel: list[Any]) -> None:
     model = made(kind)
     model.set_attn_implementation("no_masks")
-    assert not can_leave_padding_out(model)
+    assert not row_support(model).no_padding
     assert model.config._attn_implementation == "no_masks"
 
 
@@ -281,7 +275,7 @@ def test_a_query_is_encoded_once(name: str) -> None:
     mask = torch.ones_like(queries)
     mask[PROMPTS == 1, 4:] = 0
     inputs = {"input_ids": queries, "attention_mask": mask, "decoder_input_ids": samples()}
-    assert can_share_prompts(model)
+    assert row_support(model).prompts_once
 
     found = {}
     for shared in (None, EncodedOnce.of(PROMPTS, torch.from_numpy)):
@@ -322,22 +316,22 @@ UNABLE: dict[str, Callable[[], Any]] = {
 def test_a_model_that_says_something_else_is_found_out(name: str) -> None:
     torch.manual_seed(0)
     model = UNABLE[name]()
-    assert not can_share_prompts(model)
-    assert not can_leave_padding_out(model)
+    assert not row_support(model).prompts_once
+    assert not row_support(model).no_padding
     assert model.config._attn_implementation == UNABLE[name]().config._attn_implementation
 
 
 def test_a_layer_that_looks_at_its_neighbours_is_found_out() -> None:
     model = made("llama")
-    assert can_share_prompts(model)
-    assert can_leave_padding_out(model)
+    assert row_support(model).prompts_once
+    assert row_support(model).no_padding
     layer = decoder_backbone(model).layers[0]
     layer.register_forward_hook(lambda _module, _args, out: out + 0.1 * torch.roll(out, 1, dims=1))
-    assert not can_share_prompts(model)
-    assert not can_leave_padding_out(model)
+    assert not row_support(model).prompts_once
+    assert not row_support(model).no_padding
 
 
 def test_a_classifier_can() -> None:
     config = tiny.llama().config
     config.num_labels = 1
-    assert can_share_prompts(AutoModelForSequenceClassification.from_config(config))
+    assert row_support(AutoModelForSequenceClassification.from_config(config)).prompts_once

@@ -146,13 +146,13 @@ def test_shortcuts_that_move_tensors_themselves_are_left_out(trainer: PPOTrainer
                       *model.pretrained_model.model.embed_tokens.parameters()):  # fmt: skip
         parameter.requires_grad_(False)
     assert find_cut(model.pretrained_model) is not None
-    assert trainer._forward.can_share(model)
+    assert trainer._forward.row_support(model).prompts_once
     model.pretrained_model.hf_device_map = {"model": 0, "lm_head": 1}
     assert spans_devices(model.pretrained_model)
     assert find_cut(model.pretrained_model) is None
-    assert not trainer._forward.can_share(model)
+    assert not trainer._forward.row_support(model).prompts_once
     model.pretrained_model.hf_device_map = {"": 0}
-    assert trainer._forward.can_share(model), "a map to one device spreads nothing"
+    assert trainer._forward.row_support(model).prompts_once, "a map to one device spreads nothing"
 
 
 def test_a_step_of_a_model_that_accelerate_dispatched() -> None:

@@ -293,7 +293,7 @@ def test_a_model_that_cannot_says_so_and_is_padded(name: str) -> None:
 def test_an_encoder_decoder_is_padded() -> None:
     with pytest.warns(UserWarning, match="T5ForConditionalGeneration is an encoder-decoder model"):
         trainer = tiny.trainer("t5", padding_free=True)
-    assert not trainer._padding_free
+    assert not trainer._rows.no_padding
 
 
 def test_a_cuda_device_leaves_padding_out_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +301,8 @@ def test_a_cuda_device_leaves_padding_out_by_itself(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(type(ours.accelerator), "device", torch.device("cuda"))
     for chosen, packs in ((None, True), (False, False)):
         ours.config.padding_free = chosen
-        del ours._padding_free  # asked anew
-        assert ours._padding_free == packs
+        del ours._rows  # asked anew
+        assert ours._rows.no_padding == packs
 
 
 def test_flash_attention_is_asked_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def test_flash_attention_is_asked_on_the_device(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("trl_step.trainer.engine.models.needs_no_copy", lambda _: False)
     monkeypatch.setattr(PreTrainedModelWrapper, "to", to)
     ours = tiny.trainer(model, padding_free=True)
-    assert ours._padding_free
+    assert ours._rows.no_padding
     assert arrived[0] is model
 
 

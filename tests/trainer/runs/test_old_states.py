@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import weights
 from tests.trainer.runs.old_states import STATE, STEPS, build, play
-from trl_step.algorithms.signs import Signs
+from trl_step.algorithms.diagnosis.signs import Signs
 
 pytestmark = pytest.mark.filterwarnings("ignore:the state was saved with")
 

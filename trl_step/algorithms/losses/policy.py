@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -21,38 +21,46 @@ LARGEST_EXPONENT = 80.0
 """exp of it is a finite float32: a product over a long answer is not"""
 
 
+class Clip(NamedTuple):
+    """Where the clipped losses stop to follow the ratio r."""
+
+    low: float
+    """r is clipped to 1 - this"""
+    high: float | None = None
+    """and to 1 + this (Yu et al. 2025, DAPO, https://arxiv.org/abs/2503.14476); None: as low"""
+    dual: float | None = None
+    """for A < 0 the loss is at most -A times this (Ye et al. 2019, https://arxiv.org/abs/1912.09729); None: no limit"""
+
+
 def clipped_policy_losses(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
-    cliprange: float,
-    cliprange_high: float | None = None,
-    dual_clip: float | None = None,
+    clip: Clip,
 ) -> TokenLosses:
     """max(-A r, -A clip(r, 1 - low, 1 + high)) (Schulman et al. 2017, eq. 7).
 
     Args:
-        cliprange: low
-        cliprange_high: high (Yu et al. 2025, DAPO, https://arxiv.org/abs/2503.14476); None: as low
-        dual_clip: for A < 0 the loss is at most -A times this (Ye et al. 2019, https://arxiv.org/abs/1912.09729)
+        logprobs, old_logprobs, advantages: of one shape
     """
-    return clipped_ratio_losses(torch.exp(logprobs - old_logprobs), advantages, cliprange, cliprange_high, dual_clip)
+    return clipped_ratio_losses(torch.exp(logprobs - old_logprobs), advantages, clip)
 
 
 def clipped_ratio_losses(
     ratio: torch.Tensor,
     advantages: torch.Tensor,
-    cliprange: float,
-    cliprange_high: float | None = None,
-    dual_clip: float | None = None,
+    clip: Clip,
 ) -> TokenLosses:
-    """`clipped_policy_losses` from the ratio r itself."""
-    high = cliprange if cliprange_high is None else cliprange_high
+    """`clipped_policy_losses` from the ratio r itself.
+
+    Args:
+        ratio, advantages: of one shape
+    """
     free = -advantages * ratio
-    near = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + high)
+    near = -advantages * ratio.clamp(1.0 - clip.low, 1.0 + (clip.low if clip.high is None else clip.high))
     losses, clipped = torch.maximum(free, near), near > free
-    if dual_clip is not None:
-        most = -advantages * dual_clip
+    if clip.dual is not None:
+        most = -advantages * clip.dual
         above = (advantages < 0) & (losses > most)
         losses, clipped = torch.where(above, most, losses), clipped | above
     return TokenLosses(losses, clipped.float())
@@ -63,15 +71,17 @@ def gspo_losses(
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
     mask: torch.Tensor,
-    cliprange: float,
-    cliprange_high: float | None = None,
-    dual_clip: float | None = None,
+    clip: Clip,
 ) -> TokenLosses:
     """The clipped loss with s = exp(mean over the sample's tokens of logprobs - old_logprobs) in place of r (Zheng et
-    al. 2025, https://arxiv.org/abs/2507.18071); its clip ranges are near 3e-4."""
+    al. 2025, https://arxiv.org/abs/2507.18071); its clip ranges are near 3e-4.
+
+    Args:
+        logprobs, old_logprobs, advantages, mask: [b, T]
+    """
     total = _sum_over_sample(logprobs - old_logprobs, mask)
     ratio = (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).exp().expand_as(logprobs)
-    return clipped_ratio_losses(ratio, advantages, cliprange, cliprange_high, dual_clip)
+    return clipped_ratio_losses(ratio, advantages, clip)
 
 
 def sequence_clip_losses(
@@ -79,17 +89,18 @@ def sequence_clip_losses(
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
     mask: torch.Tensor,
-    cliprange: float,
-    cliprange_high: float | None = None,
-    dual_clip: float | None = None,
+    clip: Clip,
 ) -> TokenLosses:
     """The clipped loss with the product of the ratios of a sample's tokens in place of r, as TRL's RLOO trainer has it.
 
     Over a long answer the product leaves any range at once.
+
+    Args:
+        logprobs, old_logprobs, advantages, mask: [b, T]
     """
     total = _sum_over_sample(logprobs - old_logprobs, mask)
     ratio = total.clamp(max=LARGEST_EXPONENT).exp().expand_as(logprobs)
-    return clipped_ratio_losses(ratio, advantages, cliprange, cliprange_high, dual_clip)
+    return clipped_ratio_losses(ratio, advantages, clip)
 
 
 def _sum_over_sample(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -148,17 +159,17 @@ def dppo_losses(
 def configured_policy_losses(settings: Any) -> Callable[[torch.Tensor, Any], TokenLosses]:
     """The loss that `settings` (a `PPOConfig`) ask for, as a function of log-probs [b, T] and a `Minibatch`."""
     kind = settings.policy_loss
-    clips = {name: getattr(settings, name) for name in ("cliprange", "cliprange_high", "dual_clip")}
+    clip = Clip(settings.cliprange, settings.cliprange_high, settings.dual_clip)
     if kind in COUPLED:
         coupled: Callable[..., TokenLosses] = gspo_losses if kind == "gspo" else sequence_clip_losses
-        coupled = partial(coupled, **clips)
+        coupled = partial(coupled, clip=clip)
         return lambda logprobs, batch: coupled(logprobs, batch.old_logprobs, batch.advantages, batch.mask)
     if kind == "dppo":
         return lambda logprobs, batch: dppo_losses(
             logprobs, batch.old_logprobs, batch.advantages, settings.dppo_delta, batch.sampling_logprobs
         )
     singles: dict[str, Callable[..., TokenLosses]] = {
-        "clip": partial(clipped_policy_losses, **clips),
+        "clip": partial(clipped_policy_losses, clip=clip),
         "cispo": partial(cispo_losses, bound=settings.cispo_bound),
         "reinforce": reinforce_losses,
         "sapo": partial(sapo_losses, temperatures=settings.sapo_temperatures),

@@ -23,6 +23,7 @@ from trl_step.models.inner_model import decoder_backbone, plain_model, spans_dev
 from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import replaced_forward
 from trl_step.models.shortcuts.packed_row import PackedRow
+from trl_step.private_names import checkpoint_function
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def _asks_its_input(layer: nn.Module) -> bool:
     """Whether a layer is checkpointed in torch's older way: its weights get a gradient only if its input takes one."""
     if not getattr(layer, "gradient_checkpointing", False):
         return False
-    return bool(getattr(layer._gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True))
+    return bool(getattr(checkpoint_function(layer), "keywords", {}).get("use_reentrant", True))
 
 
 def _run(model: nn.Module) -> torch.Tensor:

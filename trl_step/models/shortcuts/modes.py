@@ -11,6 +11,8 @@ from weakref import WeakSet
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from trl_step.private_names import checkpoint_function, set_checkpoint_function
+
 _TRAINING: WeakSet[torch.nn.Module] = WeakSet()
 """Models inside `training_without_dropout`, whose modes are right as they are."""
 
@@ -51,17 +53,17 @@ def training_without_dropout(model: torch.nn.Module) -> Iterator[None]:
         if isinstance(layer, GradientCheckpointingLayer) and getattr(layer, "gradient_checkpointing", False)
     ]
     with eval_mode(model):
-        checkpoints = [layer._gradient_checkpointing_func for layer in layers]
+        checkpoints = [checkpoint_function(layer) for layer in layers]
         for layer, checkpoint in zip(layers, checkpoints, strict=True):
             layer.training = True
-            layer._gradient_checkpointing_func = partial(_checkpoint_in_eval_mode, layer, checkpoint)
+            set_checkpoint_function(layer, partial(_checkpoint_in_eval_mode, layer, checkpoint))
         _TRAINING.add(model)
         try:
             yield
         finally:
             _TRAINING.discard(model)
             for layer, checkpoint in zip(layers, checkpoints, strict=True):
-                layer._gradient_checkpointing_func = checkpoint
+                set_checkpoint_function(layer, checkpoint)
 
 
 def _checkpoint_in_eval_mode(

@@ -7,17 +7,17 @@ their samples. Stems and branches are padded for it, each to their longest: that
 padded samples does, and a causal kernel needs no mask, where one over the row would have (sum of lengths)² entries. All
 else in a layer sees the row. An encoder has no answers to tell apart: it runs on one sample of each prompt.
 
-Whether a model says the same in that way is asked of the model, by `can_share_prompts` and `can_leave_padding_out`.
+Whether a model says the same in that way is asked of the model, by `row_support`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from trl_step.models.notices import quiet_transformers
 from trl_step.models.probes import beyond_rounding, can_be_asked, ordinary_ids, probing
 from trl_step.models.shortcuts.modes import replaced_forward
 from trl_step.models.shortcuts.packed_row import PackedRow, Upload
+from trl_step.private_names import attention_kernel
+
+Answer = TypeVar("Answer")
 
 KERNEL = "sdpa"
 """transformers' name of the attention function that is called for stems and for branches"""
@@ -70,7 +73,7 @@ def sharing(model: nn.Module, shared: Shared | None) -> AbstractContextManager[N
     """Inside, `model` takes what `shared` describes. Surround the backward pass as well: checkpointed layers run again.
 
     Args:
-        model: a transformers model, or a PeftModel around one, that `can_share_prompts`
+        model: a transformers model, or a PeftModel around one, whose `row_support` has it
         shared: None: samples as they are
     """
     if shared is None:
@@ -83,7 +86,7 @@ def sharing(model: nn.Module, shared: Shared | None) -> AbstractContextManager[N
 
 @contextmanager
 def _own_attention(backbone: Any, samples: PackedRow | RightPadded) -> Iterator[None]:
-    before = backbone.config._attn_implementation
+    before = attention_kernel(backbone)
     token = _SAMPLES.set((samples, before))
     try:
         backbone.set_attn_implementation(SHARED)
@@ -201,62 +204,81 @@ AttentionMaskInterface.register(SHARED, _mask)
 # --- whether a model can --------------------------------------------------------------------------------------------
 
 
-def can_share_prompts(model: nn.Module) -> bool:
-    """Whether a model says the same about samples whose prompts run once, up to rounding.
+class RowSupport(NamedTuple):
+    """What a model says the same about, up to rounding, as about padded samples."""
 
-    Recurrent models do not, as a state runs through the row; nor do those without position ids, without the interface
-    for attention functions or with another kernel than torch's. A model whose weights are not all here cannot be asked.
+    prompts_once: bool
+    """samples whose prompts run once"""
+    no_padding: bool
+    """samples in one row without padding"""
+
+    @classmethod
+    def of_all(cls, supports: Iterable[RowSupport]) -> RowSupport:
+        """What each of them has."""
+        return cls(*map(all, zip(*supports, strict=True)))
+
+
+def row_support(model: nn.Module) -> RowSupport:
+    """What a model supports, by its answers to two samples.
+
+    Recurrent models support neither, as a state runs through the row; nor do those without position ids, without the
+    interface for attention functions or with another kernel than torch's. An encoder-decoder pads. A model whose
+    weights are not all here cannot be asked.
 
     Args:
         model: a transformers model, or a PeftModel around one
     """
-    if plain_model(model).config.is_encoder_decoder:
-        return _asked(model, _encodes_the_same)
-    return _asked(model, partial(_packs, shared=True))
-
-
-def can_leave_padding_out(model: nn.Module) -> bool:
-    """Whether a decoder-only model says the same about samples in one row without padding, up to rounding.
-
-    Args:
-        model: as in `can_share_prompts`
-    """
-    return not plain_model(model).config.is_encoder_decoder and _asked(model, partial(_packs, shared=False))
-
-
-def _asked(model: nn.Module, says_the_same: Callable[[nn.Module], bool]) -> bool:
     if not can_be_asked(model):
-        return False
+        return RowSupport(False, False)
+    if plain_model(model).config.is_encoder_decoder:
+        return RowSupport(bool(_asked(model, _encodes_the_same)), False)
+    expected = _asked(model, _says_of_padded)
+    if expected is None:
+        return RowSupport(False, False)
+    return RowSupport(*(bool(_asked(model, partial(_packs, expected, shared))) for shared in (True, False)))
+
+
+def _asked(model: nn.Module, question: Callable[[nn.Module], Answer]) -> Answer | None:
+    """The answer of `model`; None if it fails."""
     try:
         with probing(model), quiet_transformers():  # which says of a model that it has no interface
-            return says_the_same(model)
+            return question(model)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
-        return False
+        return None
 
 
 PROMPT, LENGTHS = 4, (7, 6)
 """Tokens of the probe's prompt, and of the two samples that begin with it."""
 
 
-def _packs(model: nn.Module, shared: bool) -> bool:
-    """Whether two samples say the same in one row, with their prompt `shared` or without sharing."""
+def _says_of_padded(model: nn.Module) -> torch.Tensor | None:
+    """Hidden states [2, S, D] of the probe's samples; None if a row of them cannot be described to the model."""
+    backbone: Any = decoder_backbone(model)
+    if backbone is None or not takes_argument(model, "position_ids"):
+        return None
+    ids = _probe_ids(model, max(LENGTHS))
+    return backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **_without_cache(backbone))[0]
+
+
+def _packs(expected: torch.Tensor, shared: bool, model: nn.Module) -> bool:
+    """Whether two samples say what is `expected` in one row, with their prompt `shared` or without sharing."""
     backbone: Any = decoder_backbone(model)
     kernels = (KERNEL,) if shared else (KERNEL, *FLASH_KERNELS)  # flash attention takes no mask: stems, but no branches
-    if backbone is None or not takes_argument(model, "position_ids"):
-        return False
-    if backbone.config._attn_implementation not in kernels:
+    if attention_kernel(backbone) not in kernels:
         return False
     lengths, first = np.array(LENGTHS), np.zeros(2, dtype=np.int64)
     ids = _probe_ids(model, max(LENGTHS))
     upload = partial(_upload, device=ids.device)
     prompts, occupied = first if shared else np.arange(2), np.stack((first, lengths), axis=1)
     row = PackedRow.of(prompts, first + PROMPT, occupied, ids.shape[1], upload)
-    options = {"use_cache": False} if takes_argument(backbone, "use_cache") else {}
-    expected = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
     with sharing(model, row):
-        found = row.unpack(backbone(**row.arguments(ids), **options)[0])
+        found = row.unpack(backbone(**row.arguments(ids), **_without_cache(backbone))[0])
     real = upload(np.arange(ids.shape[1]) < lengths[:, None])
     return beyond_rounding(expected[real], found[real]) is None
+
+
+def _without_cache(backbone: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if takes_argument(backbone, "use_cache") else {}
 
 
 def _encodes_the_same(model: nn.Module) -> bool:

@@ -6,13 +6,37 @@ from typing import Any
 
 import torch
 
+from trl_step.algorithms.advantages.estimators import GROUP_ESTIMATORS, Comparison
 from trl_step.algorithms.importance import importance_weights, mismatch_statistics
 from trl_step.algorithms.losses.tokens import positive_factors
 from trl_step.models.notices import warn_user
 from trl_step.trainer.batches.checks import StepInputs
+from trl_step.trainer.batches.groups import group_samples, nothing_to_compare, warn_of_mixed_groups
 from trl_step.trainer.batches.rollout import Rollout
-from trl_step.trainer.ppo_config import GROUP_ESTIMATORS, PPOConfig
+from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.processes.processes import Processes
+
+
+def comparison_of(given: StepInputs, config: PPOConfig, kl_coef: float, processes: Processes) -> Comparison:
+    """What the rewards of this step are compared with; every process calls it.
+
+    Args:
+        kl_coef: of this step
+
+    Raises:
+        ValueError: something that the settings need was not given, or could not act; on all processes.
+    """
+    processes.raise_together(what_is_missing(given, config, kl_coef))
+    if processes.count > 1:
+        processes.raise_together(given_on_some(processes.together(lambda: names_given(given))))
+    warn_of_what_is_ignored(given, config)
+    groups = None
+    if compares_groups(given, config):
+        groups = group_samples(given.queries, given.group_ids, processes.together, processes.index)
+        processes.raise_together(nothing_to_compare(groups, given.group_ids))
+        if given.group_ids is not None:
+            warn_of_mixed_groups(given.queries, given.group_ids)
+    return Comparison(groups, given.baseline_scores)
 
 
 def what_is_missing(given: StepInputs, config: PPOConfig, kl_coef: float) -> ValueError | None:

@@ -22,7 +22,7 @@ from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.critic import PolicyWithCritic, wrappers_of
 from trl_step.models.inner_model import spans_devices, takes_argument
 from trl_step.models.output_head import describe_output_head
-from trl_step.models.shortcuts.shared_prompts import RightPadded, can_leave_padding_out, can_share_prompts, sharing
+from trl_step.models.shortcuts.shared_prompts import RightPadded, RowSupport, row_support, sharing
 from trl_step.models.shortcuts.tied_embedding import JoinedGradient, joined_where_tied
 from trl_step.trainer.batches.layout import Inputs, Layout
 from trl_step.trainer.batches.rollout import Piece
@@ -103,19 +103,13 @@ class TokenForward:
         self._heads[id(model)] = _HeadAccess(takes_rows, head)
         return self._heads[id(model)]
 
-    def can_share(self, model: Any) -> bool:
-        """Whether `model`, not wrapped yet, may run a query once for several samples."""
-        return self._can(model, can_share_prompts)
-
-    def can_leave_padding_out(self, model: Any) -> bool:
-        """Whether `model`, not wrapped yet, may run samples in one row, without padding."""
-        return self._can(model, can_leave_padding_out)
-
-    def _can(self, model: Any, of_part: Callable[[Any], bool]) -> bool:
+    def row_support(self, model: Any) -> RowSupport:
+        """What `model`, not wrapped yet, supports with all of its parts."""
         takes_rows = (self._heads.get(id(model)) or self.register(model)).takes_rows
         parts = [part.pretrained_model for part in wrappers_of(model)]
-        # tensors of a packed row lie on one device
-        return takes_rows and not any(map(spans_devices, parts)) and all(map(of_part, parts))
+        if not takes_rows or any(map(spans_devices, parts)):  # tensors of a packed row lie on one device
+            return RowSupport(False, False)
+        return RowSupport.of_all(map(row_support, parts))
 
     def forget_head(self, model: PreTrainedModelWrapper) -> None:
         """Let the model's own code compute the logits: the head's weights are whole only while the head runs."""

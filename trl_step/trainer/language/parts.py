@@ -15,12 +15,14 @@ from trl_step.models.inner_model import plain_model
 from trl_step.models.notices import warn_user
 from trl_step.models.probes import change_by_length, require_causal, require_precision
 from trl_step.models.shortcuts.activations import fuse_activations
+from trl_step.models.shortcuts.shared_prompts import RowSupport
 from trl_step.trainer.batches.checks import Vocabulary
 from trl_step.trainer.batches.layout import Layout, make_layout
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.engine.memory_budget import MemoryBudget
 from trl_step.trainer.sampling_trainer import SamplingTrainer
+from trl_step.trainer.settings.changes import Changes
 from trl_step.trainer.updates.optimizers import make_updater
 from trl_step.trainer.updates.updater import Updater
 from trl_step.trainer.updates.what_trains import AtStart
@@ -85,25 +87,28 @@ class LanguageParts(SamplingTrainer):
         return forward
 
     @cached_property
-    def _shares_prompts(self) -> bool:
-        wanted = self.config.share_prompts and not self.config.exact_v07
-        return wanted and all(self._forward.can_share(model) for model in self._models)
+    def _rows(self) -> RowSupport:
+        """What samples run in a row for: the settings ask for it, and policy and reference support it.
 
-    @cached_property
-    def _padding_free(self) -> bool:
-        """Whether samples run in rows; a CPU, whose attention has to gather their parts, pads unless it is asked to."""
+        A CPU, whose attention has to gather the parts of a row, pads unless it is asked not to.
+        """
         config = self.config
-        wanted = self.accelerator.device.type == "cuda" if config.padding_free is None else config.padding_free
-        if not wanted or config.exact_v07 or config.pad_for_acceleration:
-            return False
-        unable = [model for model in self._models if not self._forward.can_leave_padding_out(model)]
-        if unable and config.padding_free:
+        padding_free = self.accelerator.device.type == "cuda" if config.padding_free is None else config.padding_free
+        wanted = RowSupport(
+            prompts_once=config.share_prompts and not config.exact_v07,
+            no_padding=padding_free and not config.exact_v07 and not config.pad_for_acceleration,
+        )
+        if not any(wanted):
+            return wanted
+        supported = [(model, self._forward.row_support(model)) for model in self._models]
+        unable = [model for model, support in supported if not support.no_padding]
+        if unable and wanted.no_padding and config.padding_free:
             warn_user(
                 f"padding_free=True has no effect: {type(plain_model(unable[0].pretrained_model)).__name__} is an "
                 "encoder-decoder model, or says something else about samples in one row, or its attention is neither "
                 "sdpa nor flash attention, or its layers are placed on several devices; samples are padded"
             )
-        return not unable
+        return RowSupport.of_all((wanted, *(support for _, support in supported)))
 
     @cached_property
     def _custom_collator(self) -> bool:
@@ -112,6 +117,10 @@ class LanguageParts(SamplingTrainer):
     @cached_property
     def _at_start(self) -> AtStart:
         return AtStart.of(self.model)
+
+    @cached_property
+    def _changes(self) -> Changes:
+        return Changes(self.config)
 
     @cached_property
     def _updater(self) -> Updater:

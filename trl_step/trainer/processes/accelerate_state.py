@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,6 +24,7 @@ from accelerate.utils import (
 )
 
 from trl_step.models.notices import warn_user
+from trl_step.private_names import put_in_force
 
 DEFAULT_LOGGING_DIR = "runs"
 """Of tensorboard, whose own default it is."""
@@ -36,11 +35,11 @@ class OwnPrecision(Accelerator):
 
     def prepare_model(self, *args: Any, **kwargs: Any) -> Any:
         """As accelerate's, with the model's `forward` under this accelerator's precision."""
-        before = _put_in_force(AcceleratorState, vars(self.state))
+        before = put_in_force(AcceleratorState, vars(self.state))
         try:
             return super().prepare_model(*args, **kwargs)
         finally:
-            _put_in_force(AcceleratorState, before)
+            put_in_force(AcceleratorState, before)
 
     def autocast(self, autocast_handler: AutocastKwargs | None = None) -> AbstractContextManager[Any]:
         """Inside of it torch computes in `mixed_precision`: float16 for "fp16", bfloat16 for "bf16" and "fp8"."""
@@ -51,14 +50,6 @@ class OwnPrecision(Accelerator):
         return torch.autocast(self.device.type, dtype, **({} if handler is None else handler.to_kwargs()))
 
 
-def _put_in_force(singleton: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Let all of the process see `state`; returns what it saw before."""
-    before = dict(singleton._shared_state)
-    singleton._shared_state.clear()
-    singleton._shared_state.update(state)
-    return before
-
-
 def make_accelerator(
     log_with: list[str], project_kwargs: dict[str, Any], accelerator_kwargs: dict[str, Any]
 ) -> Accelerator:
@@ -67,7 +58,7 @@ def make_accelerator(
     Accumulation is the trainer's own business (a dataloader's end must not change it), and a scheduler steps once per
     call whatever the number of processes.
     """
-    before = {singleton: _put_in_force(singleton, {}) for singleton in (AcceleratorState, GradientState)}
+    before = {singleton: put_in_force(singleton, {}) for singleton in (AcceleratorState, GradientState)}
     try:
         options = {"step_scheduler_with_optimizer": False, **accelerator_kwargs}
         options.pop("gradient_accumulation_steps", None)
@@ -89,7 +80,7 @@ def make_accelerator(
     finally:
         for singleton, state in before.items():
             if state:  # what was there stays there; a first trainer leaves its own state, as accelerate does
-                _put_in_force(singleton, state)
+                put_in_force(singleton, state)
     _check_count(accelerator.num_processes)
     return accelerator
 
@@ -167,12 +158,10 @@ def _check_count(num_processes: int) -> None:
         )
     # set by `accelerate launch --cpu --num_processes 2`, which starts several processes through mpirun alone
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-        warnings.warn(
+        warn_user(
             "accelerate launch was asked for several processes, but started one: with --cpu it needs MPI. Start them "
             "with accelerate launch --multi_gpu --num_processes, which works on a CPU as well, or with "
-            "torchrun --nproc_per_node",
-            UserWarning,
-            stacklevel=5,
+            "torchrun --nproc_per_node"
         )
 
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
-from trl_step.algorithms.diagnosis import SAMPLING_SETTINGS, Checkup, Circumstances
+from trl_step.algorithms.diagnosis.checkup import Checkup
+from trl_step.algorithms.diagnosis.findings import Circumstances
+from trl_step.algorithms.diagnosis.of_responses import SAMPLING_SETTINGS
 from trl_step.models.inner_model import pretrained_of, vocabulary_size
 from trl_step.models.notices import warn_user
 from trl_step.sampling.options import setting_in_force
@@ -18,6 +21,7 @@ PADDED_QUERIES = 0.75
 """Share of the queries: with so many that begin or end with the padding token, a batch was padded by hand."""
 PADDED_RESPONSES = 0.25
 """Share of the responses that have padding after their end token; those cut by their length have none."""
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 WITHOUT_EFFECT = {
     "num_beams": 1,
     "top_p": 1.0,
@@ -160,7 +164,7 @@ class SamplingWatch:
                 warn_user(str(diagnosis))
 
 
-def active_dropout(model: torch.nn.Module) -> float:
+def active_dropout(model: nn.Module) -> float:
     """The highest rate of a dropout module that is in train mode; 0 if there is none."""
-    rates = (m.p for m in model.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.training)
+    rates = (module.p for module in model.modules() if isinstance(module, DROPOUT) and module.training)
     return max(rates, default=0.0)

@@ -25,6 +25,7 @@ from trl_step.models.reference import create_reference_model
 from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.models.utils import prepare_deepspeed
+from trl_step.private_names import forget_model
 from trl_step.trainer.text.text_trainer import TextTrainer, each
 
 REFERENCE_COLUMNS = ("reference_chosen_logps", "reference_rejected_logps")
@@ -76,7 +77,7 @@ class ReferenceTrainer(TextTrainer):
         before, self.is_peft_model = self.ref_model, is_peft_model(model)
         self.ref_model = self._reference_of(model, None)
         if before is not None and self.ref_model is not None:  # built anew, before a training
-            self.accelerator._models = [one for one in self.accelerator._models if one is not before]
+            forget_model(self.accelerator, before)
             self.ref_model = self.accelerator.prepare_model(self.ref_model, evaluation_mode=True)
         return model
 

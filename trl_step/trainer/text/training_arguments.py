@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Optional
 
 import transformers
 
+from trl_step.models.notices import warn_user
 from trl_step.trainer.text.old_arguments import RENAMED, WHAT_TO_DO, WITHOUT_EFFECT
 
 TRANSLATED = {
@@ -61,7 +61,7 @@ def translate_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in WITHOUT_EFFECT:
         if translated.pop(name, None):
             advice = WHAT_TO_DO.get(name, "leave it out")
-            warnings.warn(f"{name} has no effect with transformers 5: {advice}", FutureWarning, stacklevel=4)
+            warn_user(f"{name} has no effect with transformers 5: {advice}", FutureWarning)
     return translated
 
 
@@ -71,11 +71,7 @@ def _put(arguments: dict[str, Any], new: str, value: Any, old: str) -> None:
     if value is None:
         return
     arguments[new] = value
-    warnings.warn(
-        f"{old} is called {new} since transformers 5; the old name works until trl_step 1.0",
-        FutureWarning,
-        stacklevel=5,
-    )
+    warn_user(f"{old} is called {new} since transformers 5; the old name works until trl_step 1.0", FutureWarning)
 
 
 OLD_NAMES = (*RENAMED, "warmup_ratio", *TRANSLATED, *WITHOUT_EFFECT)

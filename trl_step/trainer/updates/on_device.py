@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from trl_step.algorithms.losses.tokens import mean_over
 from trl_step.models.notices import warn_user
 from trl_step.models.sharding import is_sharded
+from trl_step.private_names import leaves_steps_out
 from trl_step.trainer.ppo_config import PPOConfig
 from trl_step.trainer.updates.updater import Updater, loss_error, without_losses
 
@@ -27,8 +28,7 @@ def may_decide_on_device(accelerator: Accelerator, model: Any, optimizer: Any, c
     if is_sharded(policy) or len({parameter.device for parameter in policy.parameters()}) > 1:
         return False
     alone = accelerator.num_processes == 1 or config.gradient_accumulation_steps == 1
-    leaves_steps_out = getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)
-    return leaves_steps_out and alone and accelerator.scaler is None and not config.exact_v07
+    return leaves_steps_out(optimizer.optimizer) and alone and accelerator.scaler is None and not config.exact_v07
 
 
 class OnDeviceUpdater(Updater):

@@ -121,6 +121,19 @@ def test_attributes_for_subclasses_are_a_list(tmp_path: Path) -> None:
     assert [each.name for each in arguments.value] == ["a"]
 
 
+def test_a_default_that_is_made_is_shown_as_what_is_made(tmp_path: Path) -> None:
+    (tmp_path / "made.py").write_text(
+        "from dataclasses import field\n\n\nclass Settings:\n"
+        "    kwargs: dict = field(default_factory=dict)\n    name: str = field(default_factory=lambda: 'a')\n"
+        "    size: int = _Default(128)\n    rate: float = 0.1\n",
+        encoding="utf-8",
+    )
+    extensions = griffe.load_extensions(ROOT / "docs" / "_site" / "docstrings.py")
+    settings = griffe.load("made", search_paths=[tmp_path], extensions=extensions, allow_inspection=False)["Settings"]
+    shown = {name: attribute.value and str(attribute.value) for name, attribute in settings.members.items()}
+    assert shown == {"kwargs": "{}", "name": None, "size": "128", "rate": "0.1"}
+
+
 def test_an_entry_explains_several_parameters(tmp_path: Path) -> None:
     docstring = "    Args:\n        a, b: [B, T]\n        *c: more: of it"
     (section,) = read_as_the_site_does(docstring, "(a, b, *c) -> None", tmp_path)

@@ -14,6 +14,7 @@ import griffe
 
 RESULT = re.compile(r"^(Returns|Yields):\n((?:(?:[ \t].*)?\n)*(?:[ \t].*)?)", re.MULTILINE)
 FOR_SUBCLASSES = re.compile(r"^(Class attributes?, for subclasses):\n((?:[ \t].*\n?)+)", re.MULTILINE)
+MADE = {"dict": "{}", "list": "[]"}
 ENTRY = re.compile(r"^(\w+(?:, \w+)*): ")
 
 
@@ -27,9 +28,14 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = RESULT.sub(_with_type_left_out, text)
 
     def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        """A default that errors call so, `_Default(128)`, is shown as its number."""
-        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "_Default":
+        """Defaults as a reader means them: `_Default(128)` is its number, `field(default_factory=dict)` is `{}`."""
+        if not isinstance(attr.value, griffe.ExprCall):
+            return
+        if str(attr.value.function) == "_Default":
             attr.value = attr.value.arguments[0]
+        elif str(attr.value.function) == "field":
+            made = {str(each.name): str(each.value) for each in attr.value.arguments}
+            attr.value = MADE.get(made.get("default_factory", ""))  # what is computed stands in the text
 
 
 def _as_text(section: re.Match[str]) -> str:

@@ -152,3 +152,4 @@ class AutoModelForSeq2SeqLMWithValueHead(_ValueHeadModel):
 
 
 SUPPORTED_ARCHITECTURES = (AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead)
+"""The classes with a value head, as in release 0.7."""

@@ -113,7 +113,7 @@ class LocalSampler(Sampler):
         """Nothing to do: the weights are those of the trainer's model."""
 
     def draw(self, queries: Sequence[torch.Tensor], n: int, settings: dict[str, Any]) -> Samples:
-        """See `Sampler.sample`."""
+        """See `Sampler.draw`; `settings` are those of transformers' `generate`."""
         n = several(n, settings)
         if n > 1 and beams(self.model, settings) > 1:
             raise ValueError("a beam search gives the same answer n times; sample with num_beams=1, or set n=1")

@@ -89,7 +89,7 @@ class RLOOTrainer(OnPolicyTrainer):
 
     @property
     def answers(self) -> int:
-        """`rloo_k`"""
+        """Answers to each prompt: `rloo_k`."""
         return self.args.rloo_k
 
     @property

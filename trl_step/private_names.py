@@ -13,9 +13,9 @@ from typing import Any
 # --- transformers ------------------------------------------------------------------------------------------------
 
 
-def attention_kernel(model: Any) -> str | None:
-    """The name of the attention function that a transformers model calls, such as "sdpa"."""
-    return getattr(model.config, "_attn_implementation", None)
+def attention_kernel(model: Any) -> str:
+    """The name of the attention function that a transformers model calls, such as "sdpa"; "" if it has none."""
+    return getattr(model.config, "_attn_implementation", None) or ""
 
 
 def checkpoint_function(layer: Any) -> Callable[..., Any]:

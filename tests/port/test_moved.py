@@ -250,6 +250,22 @@ def test_a_tokenizer_has_its_old_method() -> None:
     assert run(f"{source}found = t.build_inputs_with_special_tokens([5])")["found"] == [5]
 
 
+def test_an_old_method_is_reported_when_it_is_called() -> None:
+    source = """
+from tests.markdown_pages import byte_tokenizer
+t = byte_tokenizer()
+there = hasattr(t, "encode_plus"), callable(getattr(t, "batch_encode_plus", None))
+encode = t.encode_plus
+for _ in range(2):
+    ids = encode("hi")["input_ids"]
+"""
+    told: list[str] = []
+    names = run(source, told)
+    assert names["there"] == (True, True)
+    assert names["ids"] == byte_tokenizer()("hi")["input_ids"]
+    assert told == ["old.py:7: PreTrainedTokenizerBase.encode_plus -> call the tokenizer"]
+
+
 def test_the_old_optimizer_has_its_defaults() -> None:
     (group,) = AdamW([torch.zeros(1)]).param_groups
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-3, (0.9, 0.999), 1e-6, 0.0)

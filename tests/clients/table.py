@@ -10,7 +10,6 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results.json"
 RUNS = "runs"
 REASONS = {
-    "has no KTOTrainer": "its command line imports every trainer that it has",
     "no attribute '__self__'": "its gradient checkpointing does not fit transformers 5",
     "'CPOConfig'": "it is made for the trainers of today's TRL",
     "'use_temp_dir'": "leave it out: transformers 5 has no such argument",

@@ -20,6 +20,8 @@ IF = "if torch.accelerator.is_available() else None"
         (f"d: dict = {{'': 0}}\n{USE}", f"import torch\nd: dict = {{'': 0}} {IF}\n{USE}"),
         (f"d = {{'': 0}} if a else None\n{USE}", f"import torch\nd = ({{'': 0}} if a else None) {IF}\n{USE}"),
         (f"def f(x, d={{'': 0}}):\n    {USE}", f"import torch\ndef f(x, d={{'': 0}} {IF}):\n    {USE}"),
+        ("A.from_pretrained(x, device_map='cuda:1')", f"import torch\nA.from_pretrained(x, device_map='cuda:1' {IF})"),
+        (f"d = 0\n{USE}", f"import torch\nd = 0 {IF}\n{USE}"),
         ("d = {'': 0}\nk = dict(device_map=d)\nA.from_pretrained(**k)",
          f"import torch\nd = {{'': 0}} {IF}\nk = dict(device_map=d)\nA.from_pretrained(**k)"),
         ("d = {'': 0}\nk = {'device_map': d}\nA.from_pretrained(**k)",

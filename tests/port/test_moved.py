@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers.generation.utils import GenerateNonBeamOutput
 
@@ -203,18 +204,66 @@ def test_a_tokenizer_under_its_old_names() -> None:
     ]
 
 
-def test_special_tokens_around_texts() -> None:
-    tokenizer = byte_tokenizer(pad_token="<pad>")
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<pad> $A <|endoftext|>",
-        pair="<pad> $A <|endoftext|> $B <|endoftext|>",
-        special_tokens=[("<pad>", 0), ("<|endoftext|>", 1)],
-    )
-    assert build_inputs_with_special_tokens(tokenizer, [5, 6]) == [0, 5, 6, 1]
-    assert build_inputs_with_special_tokens(tokenizer, [5], [6, 7]) == [0, 5, 1, 6, 7, 1]
-    assert build_inputs_with_special_tokens(byte_tokenizer(), [5]) == [5]
+SPECIAL = [("<pad>", 0), ("<|endoftext|>", 1)]
+
+
+@pytest.mark.parametrize(
+    ("templates", "one", "two"),
+    [
+        (("<pad> $A <|endoftext|>", "<pad> $A <|endoftext|> $B <|endoftext|>"), [0, 5, 6, 1], [0, 5, 6, 1, 7, 1]),
+        (("$A <|endoftext|>", "$A <|endoftext|> $B <|endoftext|>"), [5, 6, 1], [5, 6, 1, 7, 1]),
+        (("<pad> $A", "<pad> $A <pad> $B"), [0, 5, 6], [0, 5, 6, 0, 7]),
+        (("$A", "<pad> $B <|endoftext|> $A"), [5, 6], [0, 7, 1, 5, 6]),
+        (("$A", "$A $B"), [5, 6], [5, 6, 7]),
+        (None, [5, 6], [5, 6, 7]),
+    ],
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_special_tokens_around_texts(
+    templates: tuple[str, str] | None, one: list[int], two: list[int], side: str
+) -> None:
+    tokenizer = byte_tokenizer(pad_token="<pad>", padding_side=side, truncation_side=side)
+    if templates is not None:
+        single, pair = templates
+        processor = TemplateProcessing(single=single, pair=pair, special_tokens=SPECIAL)
+        tokenizer.backend_tokenizer.post_processor = processor
+    assert build_inputs_with_special_tokens(tokenizer, [5, 6]) == one
+    assert build_inputs_with_special_tokens(tokenizer, [5, 6], [7]) == two
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("one text", "or two")]
+    assert build_inputs_with_special_tokens(tokenizer, *ids) == tokenizer("one text", "or two")["input_ids"]
+
+
+def test_special_tokens_where_a_text_depends_on_its_place_or_has_no_letters() -> None:
+    first = Tokenizer(models.BPE({"<s>": 0, "\u2581": 1, "a": 2, "\u2581a": 3, "aa": 4}, [("\u2581", "a"), ("a", "a")]))
+    first.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    others = Tokenizer(models.BPE({"<s>": 0, "y": 1, "n": 2}, []))
+    for backend, ids in ((first, [3, 2]), (others, [1, 2, 1])):
+        backend.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+        assert build_inputs_with_special_tokens(tokenizer, ids) == [0, *ids]
+        assert build_inputs_with_special_tokens(tokenizer, ids, ids[1:]) == [0, *ids, *ids[1:]]
+        assert build_inputs_with_special_tokens(tokenizer, [], []) == [0]
+
+
+def test_a_tokenizer_has_its_old_method() -> None:
     source = "from tests.markdown_pages import byte_tokenizer\nt = byte_tokenizer()\n"
     assert run(f"{source}found = t.build_inputs_with_special_tokens([5])")["found"] == [5]
+
+
+def test_an_old_method_is_reported_when_it_is_called() -> None:
+    source = """
+from tests.markdown_pages import byte_tokenizer
+t = byte_tokenizer()
+there = hasattr(t, "encode_plus"), callable(getattr(t, "batch_encode_plus", None))
+encode = t.encode_plus
+for _ in range(2):
+    ids = encode("hi")["input_ids"]
+"""
+    told: list[str] = []
+    names = run(source, told)
+    assert names["there"] == (True, True)
+    assert names["ids"] == byte_tokenizer()("hi")["input_ids"]
+    assert told == ["old.py:7: PreTrainedTokenizerBase.encode_plus -> call the tokenizer"]
 
 
 def test_the_old_optimizer_has_its_defaults() -> None:

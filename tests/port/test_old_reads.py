@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import transformers
@@ -102,3 +103,45 @@ seen = [plain.to_dict(), ours.to_dict(), dataclasses.asdict(ours), str(plain)]
     assert not hasattr(transformers.TrainingArguments, "no_cuda")
     assert trl_step.RewardConfig.no_cuda is None
     assert "no_cuda" in {field.name for field in dataclasses.fields(trl_step.RewardConfig)}
+
+
+DERIVED = """
+from dataclasses import dataclass
+from transformers import HfArgumentParser, TrainingArguments
+from trl import SFTConfig
+from trl.commands.cli_utils import TrlParser
+@dataclass
+class Own(SFTConfig):
+    mine: int = 3
+@dataclass
+class Script:
+    name: str = "x"
+old = {{"output_dir": "o", "evaluation_strategy": "epoch", "no_cuda": True, "logging_dir": "logs", "warmup_ratio": 0.1}}
+made = [
+    Own(**old), SFTConfig(**old),
+    *HfArgumentParser(Own).parse_args_into_dataclasses({words!r}),
+    *HfArgumentParser(SFTConfig).parse_args_into_dataclasses({words!r}),
+    TrlParser((Script, TrainingArguments)).parse_args_and_config(["--config", {path!r}])[1],
+    TrlParser((Script, Own)).parse_args_and_config(["--config", {path!r}])[1],
+]
+found = [(str(a.eval_strategy.value), a.use_cpu, a.logging_dir, a.get_warmup_steps(100)) for a in made]
+"""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_classes_that_derive_from_ours_and_files_of_settings(tmp_path: Path) -> None:
+    words = ["--output_dir", "o", "--evaluation_strategy", "epoch", "--no_cuda", "--logging_dir", "logs",
+             "--warmup_ratio", "0.1"]  # fmt: skip
+    path = tmp_path / "settings.yaml"
+    path.write_text("""output_dir: o
+evaluation_strategy: epoch
+no_cuda: true
+logging_dir: logs
+warmup_ratio: 0.1
+warmup_steps: 0
+""")
+    told: list[str] = []
+    found = run(DERIVED.format(words=words, path=str(path)), told)["found"]
+    assert found == [("epoch", True, "logs", 10)] * 6
+    assert any(line.startswith("old.py:14: Own.evaluation_strategy is set -> eval_strategy") for line in told)
+    assert all(line.startswith("old.py:") for line in told)

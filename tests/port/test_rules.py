@@ -18,7 +18,7 @@ NAMES = {"BitsAndBytesConfig": BitsAndBytesConfig, "DataLoaderConfiguration": Da
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "top_k": (0.0, 50.0, 0, 40),
     "min_length": (-1, 0, 5),
-    "device_map": ({"": 0}, {"": "cpu"}, "auto"),
+    "device_map": ({"": 0}, {"": "cpu"}, "auto", "cuda", "cpu", 0, None),
     "warmup_ratio": (0.0, 0.1),
     "warmup_steps": (0, 5),
     "optim": ("adamw_hf", "adamw_apex_fused", "adamw_torch"),

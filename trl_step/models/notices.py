@@ -37,14 +37,19 @@ def users_frame() -> FrameType:
     frame: FrameType | None = sys._getframe(1)
     outside = None
     while frame is not None:
-        # code that is made, such as the __init__ of a dataclass, names no file, but its module has one
+        # code that is made names no file, but its module has one
         file = str(frame.f_globals.get("__file__") or frame.f_code.co_filename)
-        if not file.startswith(INSIDE):
+        if not file.startswith(INSIDE) and not _is_made(frame):
             if not file.startswith(OF_OTHERS):
                 return frame
             outside = outside or frame
         frame = frame.f_back
     return outside or sys._getframe(1)
+
+
+def _is_made(frame: FrameType) -> bool:
+    """Whether it is the `__init__` of a dataclass, which stands in no file."""
+    return (frame.f_code.co_filename, frame.f_code.co_name) == ("<string>", "__init__")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,9 @@ LIBRARIES = (
 """They see packages and objects as they are without the kit."""
 
 
-def is_asked_by_library() -> bool:
-    """Whether one of `LIBRARIES` asks for the attribute that the calling function answers."""
-    return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in LIBRARIES
+def is_asked_by_library(libraries: Sequence[str] = LIBRARIES) -> bool:
+    """Whether one of `libraries` asks for the attribute that the calling function answers, or calls that function."""
+    return str(sys._getframe(2).f_globals.get("__name__", "")).partition(".")[0] in libraries
 
 
 @contextmanager

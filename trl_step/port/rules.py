@@ -276,7 +276,7 @@ class Quantization(NoFlag):
 
 @dataclass(frozen=True)
 class DeviceMap(NoFlag):
-    """`device_map={"": 0}` names a GPU; without one the old packages continued, today's raise."""
+    """`device_map={"": 0}` or "cuda" names a GPU; without one the old packages continued, today's raise."""
 
     old: tuple[str, ...] = ("device_map",)
     why: str = "a machine without a GPU has only its CPU"
@@ -285,16 +285,26 @@ class DeviceMap(NoFlag):
     def values(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
         import torch
 
-        places = given["device_map"]
-        on_gpu = isinstance(places, dict) and not {"cpu", "disk"}.issuperset(map(str, places.values()))
+        on_gpu = self.names_gpu(given["device_map"])
         return {"device_map": None} if on_gpu and not torch.accelerator.is_available() else None
 
     def sources(self, given: Mapping[str, Source]) -> dict[str, str] | None:
         text, value = given["device_map"]
         names_one_place = re.search(r"""\{\s*(""|'')\s*:""", text)
-        if not names_one_place or value == {"": "cpu"} or "accelerator.is_available" in text:
+        on_gpu = self.names_gpu(value) if isinstance(value, (str, int)) else names_one_place and value != {"": "cpu"}
+        if not on_gpu or "accelerator.is_available" in text:
             return None
         return {"device_map": f"{text} if torch.accelerator.is_available() else None"}
+
+    @staticmethod
+    def names_gpu(places: Any) -> bool:
+        """Whether `places` names a device that is no CPU."""
+        named = places.values() if isinstance(places, dict) else [] if places is None else [places]
+        return not NO_GPU.issuperset(map(str, named))
+
+
+NO_GPU = frozenset(("cpu", "disk", "meta", "auto", "balanced", "balanced_low_0", "sequential"))
+"""Places that are no accelerator, and words with which accelerate chooses."""
 
 
 def as_source(value: Any) -> str:

@@ -65,11 +65,11 @@ def build_inputs_with_special_tokens(
     tokenizer: Any, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
 ) -> list[int]:
     """Token ids of one text or of two, with the tokens that the tokenizer puts around and between texts."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    texts = ("a",) if token_ids_1 is None else ("a", "a")
-    rest, built = list(tokenizer(*texts)["input_ids"]), []
-    for token_ids in (token_ids_0, token_ids_1)[: len(texts)]:
-        start = next(i for i in range(len(rest)) if rest[i : i + len(plain)] == plain)
-        built += [*rest[:start], *(token_ids or ())]
-        rest = rest[start + len(plain) :]
-    return built + rest
+    words = ("a", *tokenizer.get_vocab())
+    word = next(word for word in words if tokenizer(word, add_special_tokens=False)["input_ids"])
+    encoded = tokenizer(*[word] * (1 if token_ids_1 is None else 2))
+    waiting, built = {0: token_ids_0, 1: token_ids_1 or ()}, list[int]()
+    for token, number in zip(encoded["input_ids"], encoded.sequence_ids(0), strict=True):
+        # a text that was put in has no further token
+        built += [token] if number is None else waiting.pop(number, ())
+    return built

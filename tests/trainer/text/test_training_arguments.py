@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import HfArgumentParser
 
-from trl_step import ModelConfig, RewardConfig, ScriptArguments
+from trl_step import DPOConfig, ModelConfig, RewardConfig, RLOOConfig, ScriptArguments, SFTConfig
 from trl_step.trainer.text.training_arguments import TrainingArguments
 
 
@@ -103,3 +104,31 @@ def test_old_names_are_no_second_settings(tmp_path: Path) -> None:
     assert script.dataset_train_split == "test"
     with pytest.raises(ValueError, match="dataset_split is the old name of dataset_train_split"):
         ScriptArguments(dataset_split="test", dataset_train_split="validation")
+
+
+def test_a_dataclass_that_derives_from_a_configuration_is_one(tmp_path: Path) -> None:
+    """Its constructor, which the decorator makes, sets attributes and never calls ours."""
+
+    @dataclass
+    class OwnSFT(SFTConfig):
+        mine: int = 3
+
+    @dataclass
+    class OwnDPO(DPOConfig):
+        mine: int = 3
+
+    @dataclass
+    class OwnRLOO(RLOOConfig):
+        mine: int = 3
+
+    with pytest.warns(FutureWarning, match="evaluation_strategy is called eval_strategy"):
+        sft = OwnSFT(str(tmp_path), evaluation_strategy="epoch", warmup_ratio=0.1, max_seq_length=7, mine=4)
+    assert (sft.eval_strategy, sft.get_warmup_steps(100), sft.mine) == ("epoch", 10, 4)
+    assert sft.of_trainer()["max_seq_length"] == 7
+    assert OwnDPO(str(tmp_path), max_completion_length=5).of_trainer()["max_target_length"] == 5
+    with pytest.raises(ValueError, match="use_liger=True has no effect here"):
+        OwnSFT(str(tmp_path), use_liger=True)
+    with pytest.raises(ValueError, match="rloo_k"):
+        OwnRLOO(str(tmp_path), rloo_k=1)
+    parsed = HfArgumentParser(OwnSFT).parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--no_cuda"])[0]
+    assert parsed.use_cpu

@@ -39,7 +39,7 @@ class OldSetting(OldAttribute):
 
 
 class OldMethod:
-    """A method that a function stands for, reported when a script uses it."""
+    """A method that a function stands for, reported when a script calls it."""
 
     def __init__(self, owner: type, name: str, function: Any, shown: str, report: Report) -> None:
         self.owner, self.name, self.function, self.shown, self.report = owner, name, function, shown, report
@@ -47,8 +47,13 @@ class OldMethod:
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
             return self.function
-        self.report(f"{self.owner.__name__}.{self.name}", self.shown)
-        return functools.partial(self.function, instance)
+
+        @functools.wraps(self.function)
+        def call(*args: Any, **keywords: Any) -> Any:
+            self.report(f"{self.owner.__name__}.{self.name}", self.shown)
+            return self.function(instance, *args, **keywords)
+
+        return call
 
 
 @contextmanager

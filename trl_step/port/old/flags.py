@@ -12,11 +12,14 @@ from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from trl_step.commands.cli_utils import TrlParser
 from trl_step.port.old.reads import keep_given
 from trl_step.port.replacing import replaced
 from trl_step.port.rules import CALLS, Values
+from trl_step.trainer.text.training_arguments import TrainingArguments as OurArguments
 
 Report = Callable[[str, str], None]
+Translate = Callable[[str, dict[str, Any], str], dict[str, Any]]
 NO = ("false", "no", "f", "n", "0")
 """Words that mean false on the command line; a flag alone means true."""
 
@@ -88,7 +91,7 @@ def _with_new_values(words: Sequence[str], report: Report) -> list[str]:
 
 
 @contextmanager
-def old_flags(report: Report, translate: Callable[[str, dict[str, Any], str], dict[str, Any]]) -> Iterator[None]:
+def old_flags(report: Report, translate: Translate) -> Iterator[None]:
     """Inside, `HfArgumentParser` takes old settings of `TrainingArguments`: as words, from YAML, JSON and dictionaries.
 
     Args:
@@ -96,7 +99,7 @@ def old_flags(report: Report, translate: Callable[[str, dict[str, Any], str], di
         translate: gives and reports the settings of today; called with the kind of call, settings and a name.
     """
     parse_words, parse_all = HfArgumentParser.parse_known_args, HfArgumentParser.parse_args_into_dataclasses
-    parse_settings = HfArgumentParser.parse_dict
+    parse_settings, read_file = HfArgumentParser.parse_dict, TrlParser._settings
 
     @functools.wraps(parse_words)
     def parse_known_args(
@@ -109,23 +112,34 @@ def old_flags(report: Report, translate: Callable[[str, dict[str, Any], str], di
 
     @functools.wraps(parse_all)
     def parse_args_into_dataclasses(parser: Any, *args: Any, **options: Any) -> tuple[Any, ...]:
-        return _which_answer(parse_all(parser, *args, **options), parser.left_out)
+        found = parse_all(parser, *args, **options)
+        return _which_answer(found, {**getattr(parser, "of_file", {}), **parser.left_out})
 
     @functools.wraps(parse_settings)
     def parse_dict(parser: Any, args: Mapping[str, Any], *more: Any, **options: Any) -> tuple[Any, ...]:
-        kinds = parser.dataclass_types
-        own = {field.name for kind in kinds if not issubclass(kind, TrainingArguments) for field in fields(kind)}
-        new = dict(args)
-        if any(issubclass(kind, TrainingArguments) for kind in kinds):
-            theirs = {name: value for name, value in args.items() if name not in own}
-            new = {**{name: value for name, value in args.items() if name in own},
-                   **translate("TrainingArguments", theirs, TrainingArguments.__name__)}  # fmt: skip
+        new = _of_today(parser.dataclass_types, args, translate)
         return _which_answer(parse_settings(parser, new, *more, **options), args)
+
+    def settings_of_file(parser: Any, words: list[str]) -> dict[str, Any]:
+        parser.of_file = read_file(words)
+        plain = [kind for kind in parser.dataclass_types if not issubclass(kind, OurArguments)]  # ours take old names
+        return _of_today(plain, parser.of_file, translate)
 
     with ExitStack() as stack:
         for method in (parse_known_args, parse_args_into_dataclasses, parse_dict):
             stack.enter_context(replaced(HfArgumentParser, method.__name__, method))
+        stack.enter_context(replaced(TrlParser, "_settings", settings_of_file))
         yield
+
+
+def _of_today(kinds: Sequence[type], given: Mapping[str, Any], translate: Translate) -> dict[str, Any]:
+    """Settings for objects of `kinds`, with those of training arguments translated."""
+    if not any(issubclass(kind, TrainingArguments) for kind in kinds):
+        return dict(given)
+    own = {field.name for kind in kinds if not issubclass(kind, TrainingArguments) for field in fields(kind)}
+    theirs = {name: value for name, value in given.items() if name not in own}
+    kept = {name: value for name, value in given.items() if name in own}
+    return {**kept, **translate("TrainingArguments", theirs, TrainingArguments.__name__)}
 
 
 def _which_answer(objects: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -73,6 +74,9 @@ class OldRead:
         return value
 
     def __set__(self, args: Any, value: Any) -> None:
+        if value is None:  # not given, as the constructor of a dataclass says
+            vars(args).pop(self.name, None)
+            return
         new: dict[str, Any] = {}
         if not is_asked_by_library():
             rules = (rule for rule in CALLS["TrainingArguments"] if rule.flag == self.name)
@@ -94,7 +98,21 @@ def old_reads(report: Report) -> Iterator[None]:
         for owner in (transformers.TrainingArguments, TrainingArguments):
             for name in OLD_NAMES:
                 stack.enter_context(replaced(owner, name, OldRead(owner, name, report)))
+        for name in ("__init__", "__post_init__"):
+            stack.enter_context(replaced(TrainingArguments, name, _keeping(getattr(TrainingArguments, name))))
         yield
+
+
+def _keeping(make: Callable[..., None]) -> Callable[..., None]:
+    """A constructor after which the object answers with what it was given, as a keyword or as an attribute."""
+
+    @functools.wraps(make)
+    def call(args: Any, *values: Any, **keywords: Any) -> None:
+        given = {**{name: vars(args)[name] for name in OLD_NAMES if name in vars(args)}, **keywords}
+        make(args, *values, **keywords)
+        keep_given(args, {name: value for name, value in given.items() if value is not None})
+
+    return call
 
 
 def keep_given(args: Any, given: Mapping[str, Any]) -> None:

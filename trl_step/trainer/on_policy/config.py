@@ -115,6 +115,9 @@ class OnPolicyConfig(TrainingArguments):
         for name, default in own_fields(type(self)).items():
             setattr(self, name, arguments.pop(name, default))
         super().__init__(output_dir=output_dir, **arguments)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.check()
 
     def check(self) -> None:

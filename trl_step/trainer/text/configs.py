@@ -20,17 +20,19 @@ class TrainerConfig(TrainingArguments):
     """fields that no trainer here reads, and what to do in place of setting them"""
 
     def __init__(self, output_dir: Optional[str] = None, **arguments: Any) -> None:
-        self.own = own_fields(type(self))
-        for name, default in self.own.items():
-            value = arguments.pop(name, default)
-            if name in self.elsewhere and value != default:
-                raise ValueError(f"{name}={value!r} has no effect here: {self.elsewhere[name]}")
-            setattr(self, name, value)
+        for name, default in own_fields(type(self)).items():
+            setattr(self, name, arguments.pop(name, default))
         super().__init__(output_dir=output_dir, **arguments)
+
+    def __post_init__(self) -> None:
+        for name, default in own_fields(type(self)).items():
+            if name in self.elsewhere and getattr(self, name) != default:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect here: {self.elsewhere[name]}")
+        super().__post_init__()
 
     def of_trainer(self) -> dict[str, Any]:
         """The fields, by name."""
-        return {name: getattr(self, name) for name in self.own if name not in self.elsewhere}
+        return {name: getattr(self, name) for name in own_fields(type(self)) if name not in self.elsewhere}
 
 
 @dataclass(init=False)
@@ -155,12 +157,14 @@ class DPOConfig(TrainerConfig):
     }
 
     def __init__(self, output_dir: Optional[str] = None, **arguments: Any) -> None:
-        kind = arguments.get("f_divergence_type")
-        if getattr(kind, "value", kind) == "reverse_kl":
-            arguments["f_divergence_type"] = "reverse_kl"
         super().__init__(output_dir, **arguments)
+
+    def __post_init__(self) -> None:
+        if getattr(self.f_divergence_type, "value", None) == "reverse_kl":
+            self.f_divergence_type = "reverse_kl"
         if self.max_target_length is None:
             self.max_target_length = self.max_completion_length
+        super().__post_init__()
 
 
 def takes_settings(init: Callable[Parameters, None]) -> Callable[Parameters, None]:

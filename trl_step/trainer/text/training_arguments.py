@@ -105,6 +105,16 @@ class TrainingArguments(_OldNames, transformers.TrainingArguments):  # type: ign
     def __init__(self, output_dir: Optional[str] = None, **arguments: Any) -> None:
         super().__init__(output_dir=output_dir, **translate_arguments(arguments))
 
+    def __post_init__(self) -> None:
+        """Translate old names that were set as attributes: the constructor of a dataclass that derives from this one
+        does so."""
+        given = {name: value for name in OLD_NAMES if (value := self.__dict__.pop(name, None)) is not None}
+        if given:
+            known = {name: getattr(self, name) for name in DEFAULTS}
+            for name, value in translate_arguments({**known, **given}).items():
+                setattr(self, name, value)
+        super().__post_init__()
+
     def to_dict(self) -> dict[str, Any]:
         """transformers' dictionary of all settings, under their present names."""
         return {name: value for name, value in super().to_dict().items() if name not in OLD_NAMES}

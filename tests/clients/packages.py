@@ -104,7 +104,7 @@ CLIENTS = [
             Program("llama_factory_ppo.py", words, "0.8.6", {"DISABLE_VERSION_CHECK": "1"}, shown=words)
             for words in ([], ["lora"])
         ],
-        ["--no-deps llmtuner==0.7.1", "fire einops sentencepiece -c constraints.txt"],
+        ["--no-deps llmtuner==0.7.1", "fire einops sentencepiece gradio sse-starlette -c constraints.txt"],
     ),
     Client(
         "llamagym",
@@ -116,7 +116,7 @@ CLIENTS = [
         "pykoi",
         "0.0.11",
         [Program("pykoi_rlhf.py", [kind], "0.7.4", shown=[kind]) for kind in ("sft", "ppo")],
-        ["--no-deps pykoi==0.0.11", "pandas scikit-learn -c constraints.txt"],
+        ["--no-deps pykoi==0.0.11", "pandas scikit-learn nvidia-ml-py -c constraints.txt"],
     ),
     Client(
         "argilla",

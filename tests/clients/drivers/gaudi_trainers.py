@@ -82,6 +82,8 @@ else:
     trained = loader.from_pretrained(name)
     tokenizer = AutoTokenizer.from_pretrained(name)
     tokenizer.pad_token = tokenizer.eos_token
+    for used in [name for name in sys.modules if name.startswith("habana_frameworks")]:
+        del sys.modules[used]  # which accelerate would take for a device
     small = {"output_dir": "out", "max_steps": 2, "per_device_train_batch_size": 2, "report_to": [], "use_cpu": True}
     rows = [{"prompt": f"What is {i}?", "chosen": f" It is {i}.", "rejected": " No."} for i in range(8)]
     if kind == "dpo":

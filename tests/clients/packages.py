@@ -31,7 +31,7 @@ class Client:
     @property
     def environment(self) -> str:
         """A name for what is installed: TRL's releases share theirs."""
-        return self.name.split()[0] if self.clone else f"{self.name}-{self.version}"
+        return self.name.split()[0] if self.version == "examples" else f"{self.name}-{self.version}"
 
     def text(self, program: Program, clones: Path | None) -> Path | None:
         """Where the program is; None without a clone that it needs."""
@@ -187,6 +187,17 @@ CLIENTS = [
         ],
         ["--no-deps alignment-handbook==0.2.0"],
         "alignment-handbook/v0.2.0",
+    ),
+    Client(
+        "alignment-handbook",
+        "0.3.0",
+        [
+            Program("scripts/run_dpo.py", ["dpo.yaml"], "0.9.6", files={"dpo.yaml": RECIPE.format(part="prefs") + DPO}),
+            Program("scripts/run_sft.py", ["sft.yaml"], "0.9.6", files={"sft.yaml": RECIPE.format(part="sft")}),
+            Program("scripts/run_orpo.py", ["orpo.yaml"], "0.9.6", files={"orpo.yaml": RECIPE.format(part="prefs")}),
+        ],
+        ["--no-deps alignment-handbook==0.3.0"],
+        "alignment-handbook/v0.3.0",
     ),
     Client(
         "h2o-llmstudio",

@@ -66,7 +66,8 @@ if kind == "ddpo":
     pipeline = tiny_diffusion.policy()
     config = DDPOConfig(num_epochs=2, sample_num_steps=2, sample_batch_size=2, sample_num_batches_per_epoch=2,
                         train_batch_size=2, train_gradient_accumulation_steps=1, mixed_precision="no",
-                        per_prompt_stat_tracking=False)  # fmt: skip
+                        per_prompt_stat_tracking=False, project_kwargs={"project_dir": "out",
+                        "automatic_checkpoint_naming": True})  # fmt: skip
     trainer = import_module(f"{its}.ddpo_trainer").GaudiDDPOTrainer(
         config,
         lambda images, prompts, metadata: (images.mean(dim=(1, 2, 3)), {}),

@@ -52,15 +52,15 @@ METHODS = {
         "_prepare_dataset", "_prepare_non_packed_dataloader", "_prepare_packed_dataloader", "_trl_activate_neftune",
     ),
     "IterativeSFTTrainer": ("_maybe_log_save_evaluate", "_step_safety_checker"),
-    "DDPOTrainer": ("_generate_samples", "_save_pretrained", "_setup_optimizer"),
+    "DDPOTrainer": (
+        "_config_check", "_generate_samples", "_load_model_hook", "_save_model_hook", "_save_pretrained",
+        "_setup_optimizer",
+    ),
     "AutoModelForCausalLMWithValueHead": ("_get_current_device", "_init_weights", "_split_kwargs"),
 }  # fmt: skip
 LEFT_OUT = {
     "PPOTrainer": {"_hub_mixin_info": "trainers do not derive from huggingface_hub's PyTorchModelHubMixin"},
     "DDPOTrainer": {
-        "_config_check": "the configuration checks itself, and batch sizes need not divide",
-        "_save_model_hook": "states are saved without accelerate's checkpoints",
-        "_load_model_hook": "states are loaded without accelerate's checkpoints",
         "_train_batched_samples": "the loop over an epoch's samples has another form; `calculate_loss` and `loss` stay",
     },
     "AutoModelForSeq2SeqLMWithValueHead": {"_has_lm_head": "the model is asked for its output embedding"},

@@ -31,7 +31,7 @@ class Client:
     @property
     def environment(self) -> str:
         """A name for what is installed: TRL's releases share theirs."""
-        return self.name.split()[0] if self.clone else f"{self.name}-{self.version}"
+        return self.name.split()[0] if self.version == "examples" else f"{self.name}-{self.version}"
 
     def text(self, program: Program, clones: Path | None) -> Path | None:
         """Where the program is; None without a clone that it needs."""
@@ -104,7 +104,7 @@ CLIENTS = [
             Program("llama_factory_ppo.py", words, "0.8.6", {"DISABLE_VERSION_CHECK": "1"}, shown=words)
             for words in ([], ["lora"])
         ],
-        ["--no-deps llmtuner==0.7.1", "fire einops sentencepiece -c constraints.txt"],
+        ["--no-deps llmtuner==0.7.1", "fire einops sentencepiece gradio sse-starlette -c constraints.txt"],
     ),
     Client(
         "llamagym",
@@ -116,7 +116,7 @@ CLIENTS = [
         "pykoi",
         "0.0.11",
         [Program("pykoi_rlhf.py", [kind], "0.7.4", shown=[kind]) for kind in ("sft", "ppo")],
-        ["--no-deps pykoi==0.0.11", "pandas scikit-learn -c constraints.txt"],
+        ["--no-deps pykoi==0.0.11", "pandas scikit-learn nvidia-ml-py -c constraints.txt"],
     ),
     Client(
         "argilla",
@@ -187,6 +187,17 @@ CLIENTS = [
         ],
         ["--no-deps alignment-handbook==0.2.0"],
         "alignment-handbook/v0.2.0",
+    ),
+    Client(
+        "alignment-handbook",
+        "0.3.0",
+        [
+            Program("scripts/run_dpo.py", ["dpo.yaml"], "0.9.6", files={"dpo.yaml": RECIPE.format(part="prefs") + DPO}),
+            Program("scripts/run_sft.py", ["sft.yaml"], "0.9.6", files={"sft.yaml": RECIPE.format(part="sft")}),
+            Program("scripts/run_orpo.py", ["orpo.yaml"], "0.9.6", files={"orpo.yaml": RECIPE.format(part="prefs")}),
+        ],
+        ["--no-deps alignment-handbook==0.3.0"],
+        "alignment-handbook/v0.3.0",
     ),
     Client(
         "h2o-llmstudio",

@@ -200,6 +200,10 @@ def test_a_merged_model_is_saved_whole(tmp_path: Path) -> None:
     want = logits(model)
     model.pretrained_model = model.pretrained_model.merge_and_unload()
     assert not model.is_peft_model
+    model.is_peft_model = False
+    with pytest.warns(UserWarning, match="is_peft_model = True has no effect"):
+        model.is_peft_model = True
+    assert not model.is_peft_model
     torch.testing.assert_close(logits(model), want)
     model.save_pretrained(tmp_path / "merged")
     loaded = Wrapper.from_pretrained(tmp_path / "merged")

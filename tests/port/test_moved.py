@@ -39,6 +39,19 @@ def test_what_moved_is_gone_and_is_where_the_table_says() -> None:
             importlib.import_module(old)
 
 
+def test_a_kind_of_attention_can_be_imported_and_is_of_no_model() -> None:
+    source = """
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaFlashAttention2, LlamaSdpaAttention
+class Own(LlamaSdpaAttention):
+    pass
+of_a_model = issubclass(LlamaAttention, LlamaSdpaAttention)
+"""
+    assert run(source)["of_a_model"] is False
+    for use in ("LlamaSdpaAttention.forward = print", "LlamaFlashAttention2(None)", "Own()"):
+        with pytest.raises(TypeError, match="transformers 5 is one class for each model"):
+            run(source + use)
+
+
 def test_a_running_script_finds_what_moved() -> None:
     told: list[str] = []
     names = run(

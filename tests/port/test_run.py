@@ -469,3 +469,31 @@ def test_a_script_finds_the_version_of_its_release(origin: Origin, expected: str
     assert (trl_step.__version__, type(trl_step)) == (version, class_before)
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         importlib.metadata.distribution("trl")
+
+
+def test_a_setting_that_training_arguments_have_today_is_the_scripts(tmp_path: Path) -> None:
+    told: list[str] = []
+    source = f"""
+import pickle
+from dataclasses import dataclass
+from transformers import HfArgumentParser, TrainingArguments
+@dataclass
+class Own:
+    use_cache: bool = True
+parser = HfArgumentParser((Own, TrainingArguments))
+words = ["--use_cache", "False", "--output_dir", {str(tmp_path)!r}]
+by_words = parser.parse_args_into_dataclasses(words)
+by_name = parser.parse_dict({{"use_cache": False, "output_dir": {str(tmp_path)!r}}})
+copied = pickle.loads(pickle.dumps(by_name[1]))
+"""
+    names = run(source, told)
+    plain = transformers.TrainingArguments(str(tmp_path))
+    for own, training in (names["by_words"], names["by_name"]):  # type: ignore[misc]
+        assert own.use_cache is False
+        assert type(training) is transformers.TrainingArguments
+        assert training.use_cache == plain.use_cache
+        assert training.output_dir == str(tmp_path)
+    assert type(names["copied"]) is transformers.TrainingArguments
+    assert [line.partition(": ")[2] for line in told] == [
+        "use_cache of Own and TrainingArguments -> that of Own (transformers 4 had no other)"
+    ]

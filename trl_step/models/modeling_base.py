@@ -209,6 +209,11 @@ class PreTrainedModelWrapper(nn.Module):
         """Whether the wrapped model is a PeftModel now."""
         return is_peft_model(self.pretrained_model)
 
+    @is_peft_model.setter
+    def is_peft_model(self, value: bool) -> None:
+        if bool(value) != self.is_peft_model:
+            warn_user(f"is_peft_model = {value} has no effect: it says whether pretrained_model is a PeftModel")
+
     @property
     def _no_split_modules(self) -> list[str]:
         """Classes of modules that sharding treats as units: what was assigned, or the wrapped model's layers."""

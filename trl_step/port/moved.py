@@ -59,7 +59,10 @@ _GROUPS: tuple[tuple[tuple[str, ...], Mapping[str, Place]], ...] = (
             "is_tf_available": (_HERE, "is_tf_available"),
             "is_flax_available": (_HERE, "is_flax_available"),
             "is_ipex_available": (_HERE, "is_ipex_available"),
+            "is_auto_gptq_available": (_HERE, "is_auto_gptq_available"),
+            "is_jieba_available": (_HERE, "is_jieba_available"),
             "is_safetensors_available": (_HERE, "is_safetensors_available"),
+            "is_torch_sdpa_available": (_HERE, "is_torch_sdpa_available"),
             "is_torch_fx_available": (_HERE, "is_torch_fx_available"),
             "is_torchdynamo_available": (_HERE, "is_torchdynamo_available"),
             "is_torch_bf16_cpu_available": (_HERE, "is_torch_bf16_cpu_available"),
@@ -86,11 +89,20 @@ _GROUPS: tuple[tuple[tuple[str, ...], Mapping[str, Place]], ...] = (
     (
         ("transformers.modeling_utils",),
         {
+            "PretrainedConfig": ("transformers", "PretrainedConfig"),
             "Conv1D": ("transformers.pytorch_utils", "Conv1D"),
             "apply_chunking_to_forward": ("transformers.pytorch_utils", "apply_chunking_to_forward"),
             "load_sharded_checkpoint": ("transformers.trainer_utils", "load_sharded_checkpoint"),
             "no_init_weights": ("transformers.initialization", "no_init_weights"),
         },
+    ),
+    (("transformers.tokenization_utils",), {"PreTrainedTokenizerBase": ("transformers", "PreTrainedTokenizerBase")}),
+    *(
+        (
+            (f"transformers.models.{model.lower()}.modeling_{model.lower()}",),
+            {f"{model}{kind}": (_HERE, "KindOfAttention") for kind in ("FlashAttention2", "SdpaAttention")},
+        )
+        for model in ("Llama", "Mistral", "Mixtral", "Gemma", "Phi", "Qwen2")
     ),
     (
         ("transformers.models.auto.modeling_auto",),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NoReturn
 
 import torch
 
@@ -33,6 +34,27 @@ class AdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
+class _Gone(type):
+    """Of a class that no model has: nothing made of it, or changed in it, would have an effect."""
+
+    def __call__(cls, *args: Any, **options: Any) -> NoReturn:
+        raise TypeError(f"{_ONE_ATTENTION}: no model has an object of its own class for it")
+
+    def __setattr__(cls, name: str, value: Any) -> NoReturn:
+        raise TypeError(f"{_ONE_ATTENTION}: {name} must be changed there")
+
+
+_ONE_ATTENTION = "the attention of transformers 5 is one class for each model, LlamaAttention and so on"
+
+
+class KindOfAttention(metaclass=_Gone):
+    """In place of `LlamaSdpaAttention`, `LlamaFlashAttention2` and their like, which packages import to change them.
+
+    Raises:
+        TypeError: on calls, and if an attribute is set.
+    """
+
+
 def _always(answer: bool, meaning: str) -> Callable[[], bool]:
     def ask() -> bool:
         return answer
@@ -44,6 +66,9 @@ def _always(answer: bool, meaning: str) -> Callable[[], bool]:
 is_tf_available = _always(False, "Whether models of TensorFlow are there: transformers 5 has none.")
 is_flax_available = _always(False, "Whether models of Flax are there: transformers 5 has none.")
 is_ipex_available = _always(False, "Whether Intel's extension is used: torch has its parts today.")
+is_jieba_available = _always(find_spec("jieba") is not None, "Whether jieba is installed.")
+is_auto_gptq_available = _always(False, "Whether auto_gptq is used: transformers 5 uses gptqmodel.")
+is_torch_sdpa_available = _always(True, "Whether torch has scaled_dot_product_attention.")
 is_safetensors_available = _always(True, "Whether safetensors is installed, which transformers 5 requires.")
 is_torch_fx_available = _always(True, "Whether torch has fx.")
 is_torchdynamo_available = _always(True, "Whether torch can compile.")

@@ -29,6 +29,7 @@ from trl_step.models.sharding import is_sharded
 from trl_step.models.shortcuts.modes import eval_mode
 from trl_step.trainer.ddpo_config import DDPOConfig
 from trl_step.trainer.diffusion.card import MODEL_CARD_TEMPLATE, write_model_card
+from trl_step.trainer.diffusion.old_parts import OldParts
 from trl_step.trainer.diffusion.rewards import RewardFunction, Scored, scored
 from trl_step.trainer.diffusion.samples import (
     DenoisingBatch,
@@ -55,7 +56,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 REMEDY = 'the network overflows or its weights are no numbers: try mixed_precision="no" or a lower train_learning_rate'
 
 
-class DDPOTrainer(StepTrainer):
+class DDPOTrainer(OldParts, StepTrainer):
     """Tunes a Stable Diffusion pipeline with DDPO (Black et al. 2023, https://arxiv.org/abs/2305.13301).
 
     Args:

@@ -66,6 +66,11 @@ class SFTTrainer(TargetMeanTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft"]
 
+    # of a subclass for release 0.7 whose constructor never calls this one
+    dataset_num_proc: int | None = None
+    dataset_batch_size = 1000
+    _packing_seed = 42
+
     @takes_settings
     def __init__(
         self,

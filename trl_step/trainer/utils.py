@@ -27,6 +27,7 @@ from trl_step.trainer.text.peft_setup import (
     get_quantization_config,
     peft_module_casting_to_bf16,
 )
+from trl_step.trainer.text.rich_progress import RichProgressCallback
 from trl_step.trainer.text.text_trainer import trl_sanitze_kwargs_for_tagging
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "PerPromptStatTracker",
     "RewardDataCollatorWithPadding",
+    "RichProgressCallback",
     "RunningMoments",
     "SIMPLE_CHAT_TEMPLATE",
     "SIMPLE_QUERY_CHAT_TEMPLATE",

@@ -66,7 +66,8 @@ if kind == "ddpo":
     pipeline = tiny_diffusion.policy()
     config = DDPOConfig(num_epochs=2, sample_num_steps=2, sample_batch_size=2, sample_num_batches_per_epoch=2,
                         train_batch_size=2, train_gradient_accumulation_steps=1, mixed_precision="no",
-                        per_prompt_stat_tracking=False)  # fmt: skip
+                        per_prompt_stat_tracking=False, project_kwargs={"project_dir": "out",
+                        "automatic_checkpoint_naming": True})  # fmt: skip
     trainer = import_module(f"{its}.ddpo_trainer").GaudiDDPOTrainer(
         config,
         lambda images, prompts, metadata: (images.mean(dim=(1, 2, 3)), {}),
@@ -82,6 +83,8 @@ else:
     trained = loader.from_pretrained(name)
     tokenizer = AutoTokenizer.from_pretrained(name)
     tokenizer.pad_token = tokenizer.eos_token
+    for used in [name for name in sys.modules if name.startswith("habana_frameworks")]:
+        del sys.modules[used]  # which accelerate would take for a device
     small = {"output_dir": "out", "max_steps": 2, "per_device_train_batch_size": 2, "report_to": [], "use_cpu": True}
     rows = [{"prompt": f"What is {i}?", "chosen": f" It is {i}.", "rejected": " No."} for i in range(8)]
     if kind == "dpo":

@@ -1,11 +1,22 @@
-"""RewardBench's SkyVLPipeline, which reads scores from a value head; its model and its device are other ones."""
+"""RewardBench's SkyVLPipeline, which reads scores from a value head; its model and its device are other ones.
 
+The other models of RewardBench, which need transformers 4, are left out.
+"""
+
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from rewardbench.models.skyvl import SkyVLPipeline
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, BatchEncoding
+
+root = find_spec("rewardbench").submodule_search_locations[0]
+for name in ("", ".models"):
+    made = sys.modules[f"rewardbench{name}"] = ModuleType(f"rewardbench{name}")
+    made.__path__ = [root + name.replace(".", "/")]
+from rewardbench.models.skyvl import SkyVLPipeline  # noqa: E402
 
 to = BatchEncoding.to
 BatchEncoding.to = lambda inputs, device: to(inputs, "cpu")

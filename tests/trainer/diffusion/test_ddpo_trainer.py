@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 
 from tests import tiny_diffusion
@@ -431,3 +432,56 @@ def test_samples_are_a_dictionary_too(tmp_path: Path) -> None:
         torch.manual_seed(1)
         one.train(1)
     assert same(weights(own), weights(ours))
+
+
+class OwnConstructor(DDPOTrainer):
+    """As a subclass of release 0.7 may be: a constructor and an update of its own, and accelerate's checkpoints."""
+
+    def __init__(self, config: DDPOConfig, reward: Any, prompts: Any, whole: Any, hook: Any = None) -> None:
+        self.config, self.reward_fn, self.prompt_fn, self.sd_pipeline = config, reward, prompts, whole
+        self.image_samples_callback, self.stat_tracker, self.first_epoch = hook, None, 0
+        self.accelerator = Accelerator(cpu=True)
+        self.checked = self._config_check()
+        self.accelerator.register_save_state_pre_hook(self._save_model_hook)
+        self.accelerator.register_load_state_pre_hook(self._load_model_hook)
+        layers = whole.get_trainable_layers()
+        unet, self.optimizer = self.accelerator.prepare(layers, self._setup_optimizer(layers.parameters()))
+        self.trainable_layers = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        self.autocast = whole.autocast or self.accelerator.autocast
+        self.neg_prompt_embed = self._embedded(self._token_ids([""]))
+        self._unet = whole.unet
+
+    def step(self, epoch: int, global_step: int) -> int:
+        batches, images = self._generate_samples(1, self.config.sample_batch_size)
+        rewards, _ = self.compute_rewards(images)
+        samples, advantages = batches[0], rewards[0] - rewards[0].mean()
+        loss, *_ = self.calculate_loss(
+            samples.latents[:, 0], samples.timesteps[:, 0], samples.next_latents[:, 0], samples.log_probs[:, 0],
+            advantages, torch.cat([self.neg_prompt_embed.expand_as(samples.prompt_embeds), samples.prompt_embeds]),
+        )  # fmt: skip
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return global_step + 1
+
+
+@pytest.mark.parametrize("use_lora", [True, False])
+def test_a_constructor_of_its_own_trains_and_its_checkpoints_load(use_lora: bool, tmp_path: Path) -> None:
+    ours = trainer(tmp_path, use_lora, cls=OwnConstructor, train_batch_size=4)
+    assert ours.checked == (True, "")
+    start = weights(ours)
+    ours.train(2)
+    trained = weights(ours)
+    assert not same(start, trained)
+    ours.accelerator.save_state(str(tmp_path / "state"))
+    ours.train(1)
+    assert not same(trained, weights(ours))
+    ours.accelerator.load_state(str(tmp_path / "state"))
+    assert same(trained, weights(ours))
+
+
+def test_sizes_that_do_not_go_together_are_named_to_it(tmp_path: Path) -> None:
+    one = trainer(tmp_path, cls=OwnConstructor, train_batch_size=3)
+    assert one.checked == (False, "sample_batch_size=4 is not a multiple of train_batch_size=3")
+    other = trainer(tmp_path, cls=OwnConstructor, train_batch_size=2, train_gradient_accumulation_steps=3)
+    assert other.checked == (False, "the 8 samples of an epoch are not a multiple of the 6 of an update")

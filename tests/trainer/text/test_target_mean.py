@@ -183,3 +183,33 @@ def test_an_encoder_decoder_accumulates_means(tmp_path: Path) -> None:
     ours = trainer(tmp_path, model, config, data_collator=collator, train_dataset=Listed(), eval_dataset=None)
     ours.train()
     assert logged(ours) == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+class OwnConstructor(SFTTrainer):
+    """As a subclass of release 0.7 may be: its constructor is that of `transformers.Trainer`."""
+
+    def __init__(self, model: Any, args: Any, data: Any) -> None:
+        tokenizer = text_tools.tokenizer()
+        packed = self._prepare_dataset(data, tokenizer, True, "text", 16, None, 1024, 3.6)
+        rows = self._prepare_dataset(data, tokenizer, False, "text", 16, None, 1024, 3.6)
+        collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        transformers.Trainer.__init__(self, model, args, collator, rows, packed)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_constructor_of_its_own(tmp_path: Path, name: str) -> None:
+    model, data = drawn(name), Dataset.from_dict({"text": TEXTS * 4})
+    expected = by_hand(model, tokens() * 4).item()
+    config = {"max_steps": 1, "gradient_accumulation_steps": 4, "optim": "sgd"}
+    ours = OwnConstructor(model, arguments(tmp_path, **config), data)
+    packed = by_hand(model, ours.eval_dataset["input_ids"][:]).item()
+    assert ours.evaluate()["eval_loss"] == pytest.approx(packed, rel=1e-5)
+    ours.train()
+    assert logged(ours) == pytest.approx(expected, rel=1e-5)
+
+
+def test_batches_are_not_counted_if_that_is_switched_off_later(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, drawn("gpt2"))
+    assert ours.model_accepts_loss_kwargs
+    ours.model_accepts_loss_kwargs = False
+    assert not ours.model_accepts_loss_kwargs

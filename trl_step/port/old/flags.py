@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import field, fields, make_dataclass
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -20,6 +20,8 @@ from trl_step.trainer.text.training_arguments import TrainingArguments as OurArg
 
 Report = Callable[[str, str], None]
 Translate = Callable[[str, dict[str, Any], str], dict[str, Any]]
+NARROWED = "_narrowed_from"
+"""Where a class made by `_without_clashes` keeps the one that it stands for."""
 NO = ("false", "no", "f", "n", "0")
 """Words that mean false on the command line; a flag alone means true."""
 
@@ -100,6 +102,12 @@ def old_flags(report: Report, translate: Translate) -> Iterator[None]:
     """
     parse_words, parse_all = HfArgumentParser.parse_known_args, HfArgumentParser.parse_args_into_dataclasses
     parse_settings, read_file = HfArgumentParser.parse_dict, TrlParser._settings
+    make = HfArgumentParser.__init__
+
+    @functools.wraps(make)
+    def init(parser: Any, dataclass_types: Any = None, **options: Any) -> None:
+        kinds = list(dataclass_types) if isinstance(dataclass_types, Iterable) else dataclass_types
+        make(parser, _without_clashes(kinds, report) if isinstance(kinds, list) else kinds, **options)
 
     @functools.wraps(parse_words)
     def parse_known_args(
@@ -126,6 +134,7 @@ def old_flags(report: Report, translate: Translate) -> Iterator[None]:
         return _of_today(plain, parser.of_file, translate)
 
     with ExitStack() as stack:
+        stack.enter_context(replaced(HfArgumentParser, "__init__", init))
         for method in (parse_known_args, parse_args_into_dataclasses, parse_dict):
             stack.enter_context(replaced(HfArgumentParser, method.__name__, method))
         stack.enter_context(replaced(TrlParser, "_settings", settings_of_file))
@@ -142,9 +151,27 @@ def _of_today(kinds: Sequence[type], given: Mapping[str, Any], translate: Transl
     return {**kept, **translate("TrainingArguments", theirs, TrainingArguments.__name__)}
 
 
+def _without_clashes(kinds: list[type], report: Report) -> list[type]:
+    """`kinds` whose `TrainingArguments` are not asked about what another one has too, such as today's `use_cache`."""
+    own = {each.name: kind for kind in kinds if not issubclass(kind, TrainingArguments) for each in fields(kind)}
+    narrowed = []
+    for kind in kinds:
+        both = [each for each in fields(kind) if each.name in own] if issubclass(kind, TrainingArguments) else []
+        if both:
+            unasked = [(each.name, Any, field(default=each.default, init=False)) for each in both]
+            for each in both:
+                old = f"{each.name} of {own[each.name].__name__} and {kind.__name__}"
+                report(old, f"that of {own[each.name].__name__} (transformers 4 had no other)")
+            namespace = {NARROWED: kind}
+            kind = make_dataclass(kind.__name__, unasked, bases=(kind,), init=False, namespace=namespace)
+        narrowed.append(kind)
+    return narrowed
+
+
 def _which_answer(objects: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, ...]:
     """`objects`, whose training arguments answer with what was given for settings that nothing stands for today."""
     for one in objects:
         if isinstance(one, TrainingArguments):
+            one.__class__ = getattr(one, NARROWED, type(one))
             keep_given(one, given)
     return objects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,17 +29,44 @@ class TargetMeanTrainer(TextTrainer):
         arguments: the other arguments of `transformers.Trainer`.
     """
 
-    model_accepts_loss_kwargs: bool
+    _evaluated: list[torch.Tensor] | None = None
+    """Sums and counts of the batches of an evaluation."""
+    _takes_keywords: bool | None = None
+    """What `transformers.Trainer` finds out for `model_accepts_loss_kwargs`."""
+    _counts: bool | None = None
+    """What was set for it later."""
 
-    def __init__(self, tokenizer: Any, **arguments: Any) -> None:
-        super().__init__(tokenizer, **arguments)
-        base = plain_model(self.accelerator.unwrap_model(self.model))
-        self._is_decoder = not getattr(base.config, "is_encoder_decoder", False)
-        divides: bool = bool(self.model_accepts_loss_kwargs) and _divides_by_count(base)
+    # made on first use: a subclass of release 0.7 may have a constructor that never calls this class's
+
+    @property
+    def _base(self) -> Any:
+        return plain_model(self.accelerator.unwrap_model(self.model))
+
+    @cached_property
+    def _is_decoder(self) -> bool:
+        return not getattr(self._base.config, "is_encoder_decoder", False)
+
+    @cached_property
+    def _divides(self) -> bool:
+        """Whether the model's own loss divides by the count that it is given."""
+        return bool(self._takes_keywords) and _divides_by_count(self._base)
+
+    @cached_property
+    def _own_loss(self) -> bool:
         # a model from elsewhere may have a loss with other terms, which stays
-        self._own_loss = self._is_decoder and not divides and type(base).__module__.startswith("transformers.")
-        self.model_accepts_loss_kwargs = divides or self._own_loss
-        self._evaluated: list[torch.Tensor] | None = None
+        return self._is_decoder and not self._divides and type(self._base).__module__.startswith("transformers.")
+
+    @property
+    def model_accepts_loss_kwargs(self) -> bool:
+        """Whether a batch is counted before its loss is computed."""
+        return self._divides or self._own_loss if self._counts is None else self._counts
+
+    @model_accepts_loss_kwargs.setter
+    def model_accepts_loss_kwargs(self, takes_keywords: bool) -> None:
+        if self._takes_keywords is None:
+            self._takes_keywords = takes_keywords
+        else:
+            self._counts = takes_keywords
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         """The number of predicted labels, at least 1: a batch without any has the loss 0, not NaN."""

@@ -28,6 +28,7 @@ class TextTrainer(transformers.Trainer):
     _tag_names: ClassVar[list[str]] = ["trl"]
     _prepare_rows: Callable[[Any], Any] | None = None
     """From rows of texts to rows of tokens."""
+    _prepare_model: Callable[[Any], Any] | None = None
     _token_column = "input_ids"
     """Rows that have it are tokenized already."""
 

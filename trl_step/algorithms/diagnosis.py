@@ -6,18 +6,24 @@ diagnosis says what was seen, and what to do; the limits from which one is made 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trl_step.algorithms.signs import (
     CLIP_PATIENCE,
+    CLIP_WINDOW,
     CLIPPED_SHARE,
     CRITIC_PATIENCE,
     END_PATIENCE,
     ENTROPY_FLOOR,
     ENTROPY_SHARE,
     FALL_OF_SCORE,
+    FALL_PATIENCE,
+    FAR_KL,
+    FAR_KL_OF_SAMPLE,
+    HUGE_STEP,
     KL_AT_START,
     KL_DRIFT,
     KL_FLOOR,
@@ -33,6 +39,7 @@ from trl_step.algorithms.signs import (
     SCORE_PATIENCE,
     SCORE_REACH,
     SLOPE_TOLERANCE,
+    SURPRISE_FLOOR,
     SURPRISE_TOLERANCE,
     TRUNCATED,
     TRUNCATED_SHARE,
@@ -42,6 +49,14 @@ from trl_step.algorithms.signs import (
 
 SAMPLING_SETTINGS = "sampling settings"
 """The diagnosis of which a trainer warns in `generate` already."""
+ORDER = (
+    "not finite", "learning rate", "query in response", "padding", "greedy sampling", SAMPLING_SETTINGS, "old weights",
+    "sampler mismatch", "first ratio", "negative KL", "another distribution", "constant scores", "skipped",
+    "large steps", "clipping", "runaway KL", "entropy collapse", "falling score", "value head", "score reach",
+    "no end token",
+)  # fmt: skip
+"""The diagnoses, in the order of what to mend first: what makes the numbers wrong, then what moves the policy too far,
+then what follows from it."""
 
 
 class Circumstances(NamedTuple):
@@ -84,9 +99,7 @@ class Diagnosis(NamedTuple):
     """One thing that is wrong."""
 
     name: str
-    """"not finite", "query in response", "sampling settings", "old weights", "greedy sampling", "negative KL",
-    "sampler mismatch", "runaway KL", "first ratio", "entropy collapse", "clipping", "large steps", "falling score",
-    "constant scores", "score reach", "value head", "no end token", "padding" """
+    """one of `ORDER`"""
     finding: str
     """what was seen, with its numbers"""
     advice: str
@@ -159,8 +172,10 @@ def diagnose(first: Signs, recent: Sequence[Signs], circumstances: Circumstances
     """
     return [
         *_lost(recent[-1]),
+        *_idle(recent),
         *_inputs(circumstances),
         *_kl(first, recent, circumstances),
+        *_distribution(recent, circumstances),
         *_sampler(recent[-1]),
         *_far(recent),
         *_policy(first, recent, circumstances),
@@ -176,6 +191,10 @@ def _for_long(flags: Sequence[bool], steps: int) -> bool:
     return len(flags) >= steps and all(flags[-steps:])
 
 
+def _often(flags: Sequence[bool]) -> bool:
+    return sum(flags[-CLIP_WINDOW:]) >= CLIP_PATIENCE
+
+
 def _lost(now: Signs) -> Iterator[Diagnosis]:
     if now.not_finite:
         yield Diagnosis(
@@ -183,6 +202,24 @@ def _lost(now: Signs) -> Iterator[Diagnosis]:
             f"no finite number: {now.not_finite}",
             "the weights are probably lost: go back to a state from before, lower learning_rate, set max_grad_norm, "
             "and train in float32 or bfloat16, not in float16",
+        )
+
+
+def _idle(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
+    if _for_long([signs.learning_rate == 0 for signs in recent], PATIENCE):
+        yield Diagnosis(
+            "learning rate",
+            f"the learning rate was 0 in the last {PATIENCE} steps: no update changes anything",
+            "give the optimizer a learning rate; a lr_scheduler counts every step, so tell it how many there are",
+        )
+    if _often([signs.skipped > 0 for signs in recent]):
+        yield Diagnosis(
+            "skipped",
+            f"mini-batches were left out in {CLIP_PATIENCE} of the last {CLIP_WINDOW} steps (now "
+            f"{recent[-1].skipped:g}), as their mean ratio exceeded ratio_threshold: the policy moves too far within a "
+            "step",
+            "lower learning_rate (by 3 to 10 times) or ppo_epochs, set max_grad_norm, and see that the old_logprobs "
+            "given to step, if any, are those of these responses",
         )
 
 
@@ -246,6 +283,29 @@ def _cause_of_negative_kl(first: Signs, now: Signs, seen: Circumstances) -> str:
     )
 
 
+def _distribution(recent: Sequence[Signs], seen: Circumstances) -> Iterator[Diagnosis]:
+    """Responses of another distribution, from the numbers alone; a cause that is known has its own diagnosis."""
+    is_known = seen.sampling_settings or seen.likeliest or seen.given_logprobs or not math.isnan(recent[-1].mismatch)
+    gaps = [signs.surprise - signs.entropy for signs in recent]
+    limits = [max(SURPRISE_FLOOR, SURPRISE_TOLERANCE * signs.entropy) for signs in recent]
+    far = [abs(gap) > limit and signs.kl > KL_DRIFT for gap, limit, signs in zip(gaps, limits, recent, strict=True)]
+    same_side = min(gaps[-PATIENCE:]) * max(gaps[-PATIENCE:]) > 0
+    if not is_known and _for_long(far, PATIENCE) and same_side:
+        now, likelier = recent[-1], gaps[-1] < 0
+        yield Diagnosis(
+            "another distribution",
+            f"the responses are {'likelier' if likelier else 'less likely'} than the policy's own samples would be "
+            f"(surprise {now.surprise:.2f}, the policy's entropy {now.entropy:.2f} nats per token): the KL estimate "
+            "and the policy gradient are biased",
+            "look for greedy sampling (do_sample=False), top_k, top_p or a low temperature in sampling: sample with "
+            "do_sample=True, top_k=0, top_p=1.0 and the temperature of PPOConfig"
+            if likelier
+            else "look for a temperature above PPOConfig.temperature, dropout in sampling (model.eval() before it), "
+            "prompts padded on the right, responses of another model, or queries that are given as a part of the "
+            "responses (return_prompt=False)",
+        )
+
+
 # --- what is given to step ---------------------------------------------------------------------------------------
 
 
@@ -282,12 +342,17 @@ def _inputs(seen: Circumstances) -> Iterator[Diagnosis]:
 
 def _far(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
     now = recent[-1]
-    far = [s.kl > RUNAWAY_KL_OF_SAMPLE and s.kl > RUNAWAY_KL * s.length for s in recent]
-    if _for_long(far, CLIP_PATIENCE):
+    far = [
+        (s.kl > RUNAWAY_KL_OF_SAMPLE and s.kl > RUNAWAY_KL * s.length)
+        or (s.kl > FAR_KL_OF_SAMPLE and not s.kl <= FAR_KL * s.length)
+        for s in recent
+    ]
+    if _often(far):
+        of_token = f" ({now.kl / now.length:.1f} per token)" if now.length > 0 else ""
         yield Diagnosis(
             "runaway KL",
-            f"the KL divergence to the reference is {now.kl:.0f} nats per sample ({now.kl / now.length:.1f} per "
-            "token): the policy has left the reference, and a score that still rises is probably exploited",
+            f"the KL divergence to the reference is {now.kl:.0f} nats per sample{of_token}: the policy has left "
+            "the reference, and a score that still rises is probably exploited",
             "read some responses; raise init_kl_coef, lower target (with adap_kl_ctrl=True) or learning_rate, and go "
             "back to a state from before",
         )
@@ -353,19 +418,21 @@ def _policy(first: Signs, recent: Sequence[Signs], seen: Circumstances) -> Itera
             "raise init_kl_coef or lower target, lower learning_rate or ppo_epochs, and read some responses: a reward "
             "that one fixed text satisfies has to change",
         )
-    if _for_long([signs.clipped > CLIPPED_SHARE for signs in recent], CLIP_PATIENCE):
+    if _often([signs.clipped > CLIPPED_SHARE for signs in recent]):
         yield Diagnosis(
             "clipping",
-            f"the clip decided for {now.clipped:.0%} of the tokens, for {CLIP_PATIENCE} steps above "
-            f"{CLIPPED_SHARE:.0%}: that part of the batch has no gradient any more",
+            f"the clip decided for {now.clipped:.0%} of the tokens, in {CLIP_PATIENCE} of the last {CLIP_WINDOW} steps "
+            f"for more than {CLIPPED_SHARE:.0%}: that part of the batch has no gradient any more",
             "lower learning_rate or ppo_epochs, set max_grad_norm or early_stopping=True, or take larger mini-batches "
             "(mini_batch_size, gradient_accumulation_steps)",
         )
-    if _for_long([signs.approxkl > LARGE_STEP for signs in recent], CLIP_PATIENCE):
+    huge = now.approxkl > HUGE_STEP
+    if huge or _often([signs.approxkl > LARGE_STEP for signs in recent]):
+        often = "" if huge else f", in {CLIP_PATIENCE} of the last {CLIP_WINDOW} steps by more than {LARGE_STEP:g}"
         yield Diagnosis(
             "large steps",
-            f"the policy moves by {now.approxkl:.2g} nats per token within a step (ppo/policy/approxkl), for "
-            f"{CLIP_PATIENCE} steps above {LARGE_STEP:g}: later epochs train on samples of another policy",
+            f"the policy moves by {now.approxkl:.2g} nats per token within a step (ppo/policy/approxkl){often}: later "
+            "epochs train on samples of another policy",
             "lower learning_rate (by 3 to 10 times) or ppo_epochs, or set early_stopping=True with a small target_kl",
         )
 
@@ -376,7 +443,7 @@ def _policy(first: Signs, recent: Sequence[Signs], seen: Circumstances) -> Itera
 def _scores(first: Signs, recent: Sequence[Signs]) -> Iterator[Diagnosis]:
     score = recent[-1].mean_score
     low = [s.mean_score < first.mean_score - FALL_OF_SCORE * first.std_score for s in recent]
-    if first.std_score > 0 and _for_long(low, PATIENCE):
+    if first.std_score > 0 and _for_long(low, FALL_PATIENCE):
         yield Diagnosis(
             "falling score",
             f"the mean score is {score:.3g}, from {first.mean_score:.3g} (sd {first.std_score:.2g}) in the first step: "

@@ -22,21 +22,31 @@ CLIPPED_SHARE = 0.3
 """Of the tokens."""
 LARGE_STEP = 0.1
 """Of `ppo/policy/approxkl`, nats per token within a step."""
+HUGE_STEP = 1.0
+"""The same: one step is enough."""
 RUNAWAY_KL = 0.5
 """Nats per token of a response: so far from the reference the texts have little to do with it. Sound runs of the
 sentiment example stay below 0.3."""
 RUNAWAY_KL_OF_SAMPLE = 10.0
 """Nats per sample: short responses are left alone below it."""
+FAR_KL = 0.1
+"""Nats per token: so far is too far if a sample is beyond `FAR_KL_OF_SAMPLE`, too."""
+FAR_KL_OF_SAMPLE = 100.0
+"""Nats per sample: with it alone a KL is judged whose responses' length is not known."""
 LOST_CRITIC = -3.0
 """Explained variance for `PATIENCE` steps: far below what the mean return would give."""
 FALL_OF_SCORE = 2.0
-"""Standard deviations of the first step's scores, by which the mean score of `PATIENCE` steps lies below it."""
+"""Standard deviations of the first step's scores, by which the mean score of `FALL_PATIENCE` steps lies below it."""
+FALL_PATIENCE = 5
+"""Steps in a row with so low a mean score."""
 PATIENCE = 10
 """Steps in a row before a sign that may pass by itself is reported."""
 CRITIC_PATIENCE = 30
 """Steps in a row with an explained variance below 0; a fresh value head needs some to find the mean return."""
 CLIP_PATIENCE = 3
-"""Steps in a row with more clipped than `CLIPPED_SHARE`, steps larger than `LARGE_STEP`, or a KL above `RUNAWAY_KL`."""
+"""Steps, among the last `CLIP_WINDOW`, with more clipped than `CLIPPED_SHARE`, steps larger than `LARGE_STEP`, a KL
+above `RUNAWAY_KL`, or mini-batches that are left out."""
+CLIP_WINDOW = 5
 SCORE_PATIENCE = 3
 """Steps in a row with one and the same score."""
 END_PATIENCE = 30
@@ -45,7 +55,9 @@ LOST_END_PATIENCE = 3
 """The same if responses of many lengths came from elsewhere: no limit cut them, so their ends were lost."""
 SURPRISE_TOLERANCE = 0.2
 """Relative difference of the responses' surprise and the policy's entropy, if they come from different
-distributions."""
+distributions. Sound runs of the sentiment example stay below 0.07."""
+SURPRISE_FLOOR = 0.1
+"""Nats per token: smaller differences are left alone."""
 SCORE_REACH = 1e-6
 """Weight of a sample's score at its first token; with lambda 0.95 that is a response of 270 tokens."""
 MISMATCH = 0.05
@@ -87,6 +99,9 @@ class Signs(NamedTuple):
     """share of tokens that the sampler found less likely"""
     not_finite: str = ""
     """those of `ALWAYS_FINITE` that are there and are no finite numbers, with commas"""
+    skipped: float = math.nan
+    """mini-batches that `ratio_threshold` left out"""
+    learning_rate: float = math.nan
 
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Signs:
@@ -112,6 +127,8 @@ class Signs(NamedTuple):
             mismatch=number("ppo/sampling/kl"),
             mismatch_slope=number("ppo/sampling/slope"),
             mismatch_below=number("ppo/sampling/less_likely"),
+            skipped=number("ppo/policy/skipped"),
+            learning_rate=number("ppo/learning_rate"),
             not_finite=", ".join(
                 key for key in ALWAYS_FINITE if stats.get(key) is not None and not math.isfinite(number(key))
             ),

@@ -10,7 +10,7 @@ import pytest
 from trl_step.algorithms.diagnosis.checkup import Checkup, diagnose
 from trl_step.algorithms.diagnosis.findings import PATIENCE, Circumstances
 from trl_step.algorithms.diagnosis.of_responses import END_PATIENCE
-from trl_step.algorithms.diagnosis.of_training import CRITIC_PATIENCE
+from trl_step.algorithms.diagnosis.of_training import CRITIC_PATIENCE, FALL_PATIENCE
 from trl_step.algorithms.diagnosis.signs import Signs
 
 HEALTHY = Signs(
@@ -53,14 +53,39 @@ def test_healthy_numbers_are_left_alone() -> None:
         ("approxkl", 0.1, 0.11, 3, "large steps"),
         ("explained", -3.0, -3.1, PATIENCE, "value head"),
         ("kl", 10.0, 10.1, 3, "runaway KL"),
-        ("mean_score", 0.0, -0.01, PATIENCE, "falling score"),
+        ("kl", 100.0, 100.1, 3, "runaway KL"),
+        ("approxkl", 0.1, 1.01, 1, "large steps"),
+        ("skipped", 0.0, 1.0, 3, "skipped"),
+        ("learning_rate", 1e-9, 0.0, PATIENCE, "learning rate"),
+        ("surprise", 1.69, 1.67, PATIENCE, "another distribution"),
+        ("surprise", 2.51, 2.53, PATIENCE, "another distribution"),
+        ("mean_score", 0.0, -0.01, FALL_PATIENCE, "falling score"),
     ],
 )
 def test_where_a_diagnosis_begins(sign: str, quiet: float, loud: float, steps: int, name: str) -> None:
-    assert names({sign: quiet}, steps) == []
-    assert names({sign: loud}, steps) == [name]
+    length = {"length": 500.0} if quiet == 100.0 else {}
+    assert names({sign: quiet, **length}, steps) == []
+    assert names({sign: loud, **length}, steps) == [name]
     if steps > 1:
-        assert names({sign: loud}, steps - 1) == []
+        assert names({sign: loud, **length}, steps - 1) == []
+
+
+@pytest.mark.parametrize(("sign", "loud"), [("clipped", 0.5), ("approxkl", 0.5), ("kl", 99.0), ("skipped", 1.0)])
+def test_three_bad_steps_of_five_are_enough(sign: str, loud: float) -> None:
+    bad = HEALTHY._replace(**{sign: loud})
+    assert diagnose(START, [bad, HEALTHY, bad, HEALTHY, HEALTHY, bad]) == []
+    (found,) = diagnose(START, [bad, HEALTHY, bad, HEALTHY, bad])
+    assert found.name in ("clipping", "large steps", "runaway KL", "skipped")
+
+
+def test_responses_of_another_distribution_are_named_once() -> None:
+    greedy = {"surprise": 0.2}
+    assert names({**greedy, "kl": -0.06}, PATIENCE) == ["negative KL"]
+    for known in ({"sampling_settings": ("top_k=5",)}, {"likeliest": ("do_sample=False",)}, {"given_logprobs": True}):
+        assert "another distribution" not in names(greedy, PATIENCE, OUTSIDE._replace(**known))
+    assert "another distribution" not in names({**greedy, "mismatch": 0.0, "mismatch_slope": 1.0}, PATIENCE)
+    recent = [HEALTHY._replace(surprise=1.0 + 2.0 * (step % 2)) for step in range(PATIENCE)]
+    assert diagnose(START, recent) == []
 
 
 def test_one_good_step_in_between_starts_the_count_anew() -> None:
@@ -132,7 +157,10 @@ def test_a_score_that_does_not_reach_the_beginning_is_told() -> None:
 def test_a_kl_of_long_responses_is_taken_per_token() -> None:
     assert names({"kl": 60.0, "length": 200.0}, 3) == []
     assert names({"kl": 120.0, "length": 200.0}, 3) == ["runaway KL"]
-    assert names({"kl": 120.0, "length": math.nan}, 3) == []
+    assert names({"kl": 120.0, "length": math.nan}, 3) == ["runaway KL"]
+    assert names({"kl": 99.0, "length": math.nan}, 3) == []
+    assert names({"kl": 120.0, "length": 500.0}, 3) == ["runaway KL"]
+    assert names({"kl": 120.0, "length": 1300.0}, 3) == []
 
 
 def test_what_was_given_comes_first() -> None:

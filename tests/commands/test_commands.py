@@ -79,6 +79,16 @@ def test_doctor_looks_at_each_step_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert looks == [0, 1, 2]
 
 
+def test_doctor_reads_one_list_of_all_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "stats.json"
+    path.write_text(json.dumps([SOUND, NEGATIVE_KL], indent=1))
+    assert main(["doctor", str(path)]) == 1
+    assert f"{path}: 2 steps\nstep 2: the KL" in capsys.readouterr().out
+    path.write_text("[{}, 1]")
+    with pytest.raises(SystemExit, match=r"stats\.json: entry 2 is a float; the statistics of a step are an object"):
+        main(["doctor", str(path)])
+
+
 def test_doctor_reads_tensorboard_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     writer = SummaryWriter(str(tmp_path / "run"))
     for step, stats in enumerate([SOUND, SOUND, NEGATIVE_KL], start=1):

@@ -17,6 +17,7 @@ import torch
 from tests.environment.environment_tools import environment, tiny_gpt2
 from tests.tiny import EOS, PAD, VOCABULARY, batch, config, trainer, with_value_head
 from trl_step import AutoModelForCausalLMWithValueHead, PPOTrainer
+from trl_step.algorithms.diagnosis.findings import ORDER
 from trl_step.algorithms.diagnosis.of_responses import END_PATIENCE
 from trl_step.extras import doctor
 
@@ -92,6 +93,23 @@ def test_the_recorded_run_of_the_sentiment_example_gets_none() -> None:
     for step in RECORDED:  # what tells the causes of a negative KL apart: here the policy itself sampled
         assert step["objective/token_surprise"] == pytest.approx(step["ppo/policy/entropy"], rel=0.1)
     assert doctor.diagnose(RECORDED) == []
+
+
+def test_findings_come_in_the_order_of_what_to_mend_first() -> None:
+    steps = [dict(step) for step in RECORDED[:20]]
+    for number, step in enumerate(steps):
+        step |= {"ppo/val/var_explained": -53.0, "objective/token_surprise": 0.2}
+        step |= {"ppo/policy/approxkl": 12.0} if number == 15 else {}
+    found = doctor.diagnose(steps)
+    assert [finding.diagnosis.name for finding in found] == ["another distribution", "large steps", "value head"]
+    assert [finding.step for finding in found] == [10, 16, 10]
+    assert [line.partition(":")[0] for line in doctor.report(steps).splitlines()] == ["step 10", "step 16", "step 10"]
+
+
+def test_every_diagnosis_is_on_the_page_in_this_order() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "logging.md").read_text(encoding="utf-8")
+    table = page.partition("| diagnosis | made if |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| ([a-z][\w ]+) \|", table, re.MULTILINE | re.IGNORECASE) == list(ORDER)
 
 
 def test_temperature_in_sampling() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests import tiny_diffusion
 from tests.models.tiny_models import lora
 from tests.tiny import batch, trainer, with_value_head
 from trl_step import core
@@ -80,6 +82,13 @@ def test_a_step_on_a_device_without_float64(name: str, token_scores: bool, monke
     with device_without_float64(monkeypatch):
         got = run(name, token_scores)
     assert got == want
+
+
+def test_rewards_of_pictures_on_a_device_without_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = tiny_diffusion.trainer(tmp_path, log_with=None)
+    with device_without_float64(monkeypatch):
+        ours.train(epochs=1)
+    assert ours.num_train_timesteps
 
 
 def test_the_device_of_these_tests_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trl_step.extras import doctor
 
@@ -65,20 +66,33 @@ def saved_runs(path: Path) -> Iterator[tuple[Path, list[dict[str, float]]]]:
 
 
 def read_json_lines(file: Path) -> list[dict[str, float]]:
-    """One JSON object per line, as `step` returned it; only numbers are kept."""
+    """One JSON object per line, as `step` returned it, or one list of them; only numbers are kept."""
     steps = []
-    with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                stats = json.loads(line, parse_int=float)  # an int may be too large for a float
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{file}:{number} is not JSON: {error}") from error
-            if not isinstance(stats, dict):
-                raise ValueError(f"{file}:{number} is a {type(stats).__name__}; the statistics of a step are an object")
-            steps.append({key: float(value) for key, value in stats.items() if isinstance(value, (bool, float))})
+    for place, stats in _json_values(file):
+        if not isinstance(stats, dict):
+            raise ValueError(f"{place} is a {type(stats).__name__}; the statistics of a step are an object")
+        steps.append({key: float(value) for key, value in stats.items() if isinstance(value, (bool, float))})
     return steps
+
+
+def _json_values(file: Path) -> Iterator[tuple[str, Any]]:
+    """Each value of the file, and where it stands."""
+    with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
+        if (start := lines.read(1)) == "[":
+            for number, value in enumerate(_read_json(start + lines.read(), str(file)), start=1):
+                yield f"{file}: entry {number}", value
+            return
+        for number, line in enumerate(lines, start=1):
+            whole = start + line if number == 1 else line
+            if whole.strip():
+                yield f"{file}:{number}", _read_json(whole, f"{file}:{number}")
+
+
+def _read_json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, parse_int=float)  # an int may be too large for a float
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
 
 
 def _if_a_run(path: Path, steps: list[dict[str, float]]) -> Iterator[tuple[Path, list[dict[str, float]]]]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Union
 
 from trl_step.algorithms.diagnosis.checkup import Checkup, Finding
-from trl_step.algorithms.diagnosis.findings import Diagnosis
+from trl_step.algorithms.diagnosis.findings import ORDER, Diagnosis
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "report"]
 
@@ -44,7 +44,8 @@ Run = Union[Examined, Mapping[str, Any], Sequence[Mapping[str, Any]]]
 
 
 def diagnose(run: Run) -> list[Finding]:
-    """What is wrong with `run`: each diagnosis once, with the step that first showed it.
+    """What is wrong with `run`: each diagnosis once, with the step that first showed it, in the order of what to mend
+    first.
 
     A trainer knows more than its statistics show, such as how it sampled, so it names causes that a saved run leaves
     open. Keys that a saved run (of another release) lacks are ignored.
@@ -55,13 +56,17 @@ def diagnose(run: Run) -> list[Finding]:
     if isinstance(run, Mapping):
         run = [run]
     if not isinstance(run, Sequence):
-        return list(run.checkup.findings)
+        return _in_order(run.checkup.findings)
     checkup = Checkup()
     for stats in run:
         if not isinstance(stats, Mapping):
             raise TypeError(f"a run is a sequence of statistics, each a dictionary, not {type(stats).__name__}")
         checkup.look(stats)
-    return checkup.findings
+    return _in_order(checkup.findings)
+
+
+def _in_order(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: ORDER.index(finding.diagnosis.name))
 
 
 def report(run: Run) -> str:

@@ -77,8 +77,10 @@ def diagnose(first: Signs, recent: Sequence[Signs], circumstances: Circumstances
     """
     return [
         *of_training.lost(recent[-1]),
+        *of_training.idle(recent),
         *of_responses.inputs(circumstances),
         *of_responses.negative_kl(first, recent, circumstances),
+        *of_responses.another_distribution(recent, circumstances),
         *of_responses.sampler_mismatch(recent[-1]),
         *of_training.far_from_reference(recent),
         *of_training.policy(first, recent, circumstances),

@@ -7,6 +7,17 @@ from typing import NamedTuple
 
 PATIENCE = 10
 """Steps in a row before a sign that may pass by itself is reported."""
+OFTEN = 3
+"""Steps, among the last `WINDOW`, before a sign that comes and goes is reported."""
+WINDOW = 5
+ORDER = (
+    "not finite", "learning rate", "query in response", "padding", "greedy sampling", "sampling settings",
+    "old weights", "sampler mismatch", "first ratio", "negative KL", "another distribution", "constant scores",
+    "skipped", "large steps", "clipping", "runaway KL", "entropy collapse", "falling score", "value head",
+    "score reach", "no end token",
+)  # fmt: skip
+"""The diagnoses, in the order of what to mend first: what makes the numbers wrong, then what moves the policy too far,
+then what follows from it."""
 
 
 class Circumstances(NamedTuple):
@@ -49,9 +60,7 @@ class Diagnosis(NamedTuple):
     """One thing that is wrong."""
 
     name: str
-    """"not finite", "query in response", "sampling settings", "old weights", "greedy sampling", "negative KL",
-    "sampler mismatch", "runaway KL", "first ratio", "entropy collapse", "clipping", "large steps", "falling score",
-    "constant scores", "score reach", "value head", "no end token", "padding" """
+    """one of `ORDER`"""
     finding: str
     """what was seen, with its numbers"""
     advice: str
@@ -64,3 +73,8 @@ class Diagnosis(NamedTuple):
 def for_long(flags: Sequence[bool], steps: int) -> bool:
     """Whether the last `steps` flags are all true."""
     return len(flags) >= steps and all(flags[-steps:])
+
+
+def often(flags: Sequence[bool]) -> bool:
+    """Whether `OFTEN` of the last `WINDOW` flags are true."""
+    return sum(flags[-WINDOW:]) >= OFTEN

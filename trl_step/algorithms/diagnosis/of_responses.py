@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from trl_step.algorithms.diagnosis.findings import PATIENCE, Circumstances, Diagnosis, for_long
@@ -17,7 +18,9 @@ KL_AT_START = 0.05
 """Nats per sample: a reference that equals the policy is nearer than this in the first step."""
 SURPRISE_TOLERANCE = 0.2
 """Relative difference of the responses' surprise and the policy's entropy, if they come from different
-distributions."""
+distributions. Sound runs of the sentiment example stay below 0.07."""
+SURPRISE_FLOOR = 0.1
+"""Nats per token: smaller differences are left alone."""
 MISMATCH = 0.05
 """Nats per token between the sampler's log-probs and the policy's; a server in bfloat16 stays below."""
 SLOPE_TOLERANCE = 0.15
@@ -166,6 +169,29 @@ def _cause_of_negative_kl(first: Signs, now: Signs, seen: Circumstances) -> str:
         "suppress_tokens, repetition_penalty, top_k, top_p), a temperature other than PPOConfig.temperature, dropout "
         "or right padding in sampling, and queries or responses that were cut or decoded and encoded again"
     )
+
+
+def another_distribution(recent: Sequence[Signs], seen: Circumstances) -> Iterator[Diagnosis]:
+    """Responses of another distribution, from the numbers alone; a cause that is known has its own diagnosis."""
+    is_known = seen.sampling_settings or seen.likeliest or seen.given_logprobs or not math.isnan(recent[-1].mismatch)
+    gaps = [signs.surprise - signs.entropy for signs in recent]
+    limits = [max(SURPRISE_FLOOR, SURPRISE_TOLERANCE * signs.entropy) for signs in recent]
+    far = [abs(gap) > limit and signs.kl > KL_DRIFT for gap, limit, signs in zip(gaps, limits, recent, strict=True)]
+    same_side = min(gaps[-PATIENCE:]) * max(gaps[-PATIENCE:]) > 0
+    if not is_known and for_long(far, PATIENCE) and same_side:
+        now, likelier = recent[-1], gaps[-1] < 0
+        yield Diagnosis(
+            "another distribution",
+            f"the responses are {'likelier' if likelier else 'less likely'} than the policy's own samples would be "
+            f"(surprise {now.surprise:.2f}, the policy's entropy {now.entropy:.2f} nats per token): the KL estimate "
+            "and the policy gradient are biased",
+            "look for greedy sampling (do_sample=False), top_k, top_p or a low temperature in sampling: sample with "
+            "do_sample=True, top_k=0, top_p=1.0 and the temperature of PPOConfig"
+            if likelier
+            else "look for a temperature above PPOConfig.temperature, dropout in sampling (model.eval() before it), "
+            "prompts padded on the right, responses of another model, or queries that are given as a part of the "
+            "responses (return_prompt=False)",
+        )
 
 
 # --- the sampler's own log-probs --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trl_step.algorithms.diagnosis.findings import PATIENCE, Circumstances, Diagnosis, for_long
+from trl_step.algorithms.diagnosis.findings import OFTEN, PATIENCE, WINDOW, Circumstances, Diagnosis, for_long, often
 from trl_step.algorithms.diagnosis.signs import Signs
 
 RUNAWAY_KL = 0.5
@@ -12,6 +12,10 @@ RUNAWAY_KL = 0.5
 sentiment example stay below 0.3."""
 RUNAWAY_KL_OF_SAMPLE = 10.0
 """Nats per sample: short responses are left alone below it."""
+FAR_KL = 0.1
+"""Nats per token: so far is too far if a sample is beyond `FAR_KL_OF_SAMPLE`, too."""
+FAR_KL_OF_SAMPLE = 100.0
+"""Nats per sample: with it alone a KL is judged whose responses' length is not known."""
 RATIO_ERROR = 0.05
 """Mean |r - 1| before any update; rounding in bfloat16 stays below it."""
 ENTROPY_SHARE = 0.1
@@ -22,10 +26,12 @@ CLIPPED_SHARE = 0.3
 """Of the tokens."""
 LARGE_STEP = 0.1
 """Of `ppo/policy/approxkl`, nats per token within a step."""
-CLIP_PATIENCE = 3
-"""Steps in a row with more clipped than `CLIPPED_SHARE`, steps larger than `LARGE_STEP`, or a KL above `RUNAWAY_KL`."""
+HUGE_STEP = 1.0
+"""The same: one step is enough."""
 FALL_OF_SCORE = 2.0
-"""Standard deviations of the first step's scores, by which the mean score of `PATIENCE` steps lies below it."""
+"""Standard deviations of the first step's scores, by which the mean score of `FALL_PATIENCE` steps lies below it."""
+FALL_PATIENCE = 5
+"""Steps in a row with so low a mean score."""
 SCORE_PATIENCE = 3
 """Steps in a row with one and the same score."""
 SCORE_REACH = 1e-6
@@ -47,18 +53,41 @@ def lost(now: Signs) -> Iterator[Diagnosis]:
         )
 
 
+def idle(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
+    """Steps that change nothing."""
+    if for_long([signs.learning_rate == 0 for signs in recent], PATIENCE):
+        yield Diagnosis(
+            "learning rate",
+            f"the learning rate was 0 in the last {PATIENCE} steps: no update changes anything",
+            "give the optimizer a learning rate; a lr_scheduler counts every step, so tell it how many there are",
+        )
+    if often([signs.skipped > 0 for signs in recent]):
+        yield Diagnosis(
+            "skipped",
+            f"mini-batches were left out in {OFTEN} of the last {WINDOW} steps (now {recent[-1].skipped:g}), as their "
+            "mean ratio exceeded ratio_threshold: the policy moves too far within a step",
+            "lower learning_rate (by 3 to 10 times) or ppo_epochs, set max_grad_norm, and see that the old_logprobs "
+            "given to step, if any, are those of these responses",
+        )
+
+
 # --- the policy -------------------------------------------------------------------------------------------------------
 
 
 def far_from_reference(recent: Sequence[Signs]) -> Iterator[Diagnosis]:
     """A policy that has left its reference."""
     now = recent[-1]
-    far = [s.kl > RUNAWAY_KL_OF_SAMPLE and s.kl > RUNAWAY_KL * s.length for s in recent]
-    if for_long(far, CLIP_PATIENCE):
+    far = [
+        (s.kl > RUNAWAY_KL_OF_SAMPLE and s.kl > RUNAWAY_KL * s.length)
+        or (s.kl > FAR_KL_OF_SAMPLE and not s.kl <= FAR_KL * s.length)
+        for s in recent
+    ]
+    if often(far):
+        of_token = f" ({now.kl / now.length:.1f} per token)" if now.length > 0 else ""
         yield Diagnosis(
             "runaway KL",
-            f"the KL divergence to the reference is {now.kl:.0f} nats per sample ({now.kl / now.length:.1f} per "
-            "token): the policy has left the reference, and a score that still rises is probably exploited",
+            f"the KL divergence to the reference is {now.kl:.0f} nats per sample{of_token}: the policy has left "
+            "the reference, and a score that still rises is probably exploited",
             "read some responses; raise init_kl_coef, lower target (with adap_kl_ctrl=True) or learning_rate, and go "
             "back to a state from before",
         )
@@ -87,19 +116,21 @@ def policy(first: Signs, recent: Sequence[Signs], seen: Circumstances) -> Iterat
             "raise init_kl_coef or lower target, lower learning_rate or ppo_epochs, and read some responses: a reward "
             "that one fixed text satisfies has to change",
         )
-    if for_long([signs.clipped > CLIPPED_SHARE for signs in recent], CLIP_PATIENCE):
+    if often([signs.clipped > CLIPPED_SHARE for signs in recent]):
         yield Diagnosis(
             "clipping",
-            f"the clip decided for {now.clipped:.0%} of the tokens, for {CLIP_PATIENCE} steps above "
-            f"{CLIPPED_SHARE:.0%}: that part of the batch has no gradient any more",
+            f"the clip decided for {now.clipped:.0%} of the tokens, in {OFTEN} of the last {WINDOW} steps for more "
+            f"than {CLIPPED_SHARE:.0%}: that part of the batch has no gradient any more",
             "lower learning_rate or ppo_epochs, set max_grad_norm or early_stopping=True, or take larger mini-batches "
             "(mini_batch_size, gradient_accumulation_steps)",
         )
-    if for_long([signs.approxkl > LARGE_STEP for signs in recent], CLIP_PATIENCE):
+    huge = now.approxkl > HUGE_STEP
+    if huge or often([signs.approxkl > LARGE_STEP for signs in recent]):
+        how_often = "" if huge else f", in {OFTEN} of the last {WINDOW} steps by more than {LARGE_STEP:g}"
         yield Diagnosis(
             "large steps",
-            f"the policy moves by {now.approxkl:.2g} nats per token within a step (ppo/policy/approxkl), for "
-            f"{CLIP_PATIENCE} steps above {LARGE_STEP:g}: later epochs train on samples of another policy",
+            f"the policy moves by {now.approxkl:.2g} nats per token within a step (ppo/policy/approxkl){how_often}: "
+            "later epochs train on samples of another policy",
             "lower learning_rate (by 3 to 10 times) or ppo_epochs, or set early_stopping=True with a small target_kl",
         )
 
@@ -111,7 +142,7 @@ def scores(first: Signs, recent: Sequence[Signs]) -> Iterator[Diagnosis]:
     """Scores that fall, or are all the same."""
     score = recent[-1].mean_score
     low = [s.mean_score < first.mean_score - FALL_OF_SCORE * first.std_score for s in recent]
-    if first.std_score > 0 and for_long(low, PATIENCE):
+    if first.std_score > 0 and for_long(low, FALL_PATIENCE):
         yield Diagnosis(
             "falling score",
             f"the mean score is {score:.3g}, from {first.mean_score:.3g} (sd {first.std_score:.2g}) in the first step: "

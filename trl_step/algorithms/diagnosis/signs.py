@@ -33,6 +33,9 @@ class Signs(NamedTuple):
     """share of tokens that the sampler found less likely"""
     not_finite: str = ""
     """those of `ALWAYS_FINITE` that are there and are no finite numbers, with commas"""
+    skipped: float = math.nan
+    """mini-batches that `ratio_threshold` left out"""
+    learning_rate: float = math.nan
 
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Signs:
@@ -58,6 +61,8 @@ class Signs(NamedTuple):
             mismatch=number("ppo/sampling/kl"),
             mismatch_slope=number("ppo/sampling/slope"),
             mismatch_below=number("ppo/sampling/less_likely"),
+            skipped=number("ppo/policy/skipped"),
+            learning_rate=number("ppo/learning_rate"),
             not_finite=", ".join(
                 key for key in ALWAYS_FINITE if stats.get(key) is not None and not math.isfinite(number(key))
             ),

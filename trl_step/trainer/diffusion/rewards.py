@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from trl_step.core import in_float64
 from trl_step.models.notices import described
 
 RewardFunction = Callable[[torch.Tensor, Sequence[str], Sequence[Any]], tuple[Any, Any]]
@@ -48,7 +49,7 @@ def _score(function: RewardFunction, images: torch.Tensor, prompts: Sequence[str
         )
     rewards, reward_metadata = returned
     try:
-        values = torch.as_tensor(rewards).detach().to("cpu", torch.float64).flatten()
+        values = in_float64(torch.as_tensor(rewards).detach()).cpu().flatten()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the rewards of the prompts {_named(prompts)} are no numbers: {described(error)}") from error
     if len(values) != len(prompts):

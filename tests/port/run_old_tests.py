@@ -9,9 +9,8 @@ from unittest.mock import MagicMock
 
 import huggingface_hub
 import pytest
+import torch
 
-from tests.cpu import stay_on_the_cpu
-
-stay_on_the_cpu()
+torch.backends.mps.is_available = lambda: False  # as in `tests.cpu`: here `tests` are those of the release
 huggingface_hub.HfFolder = huggingface_hub.delete_repo = MagicMock()
 sys.exit(pytest.main([*sys.argv[1:], "-p", "no:cacheprovider"]))

@@ -125,7 +125,7 @@ def weight_files(source: str, hub: Mapping[str, Any], parts: Sequence[str] = (""
         if path.suffix != ".json":
             yield path
             continue
-        weight_map = json.loads(path.read_text())["weight_map"]
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         for shard in sorted({file for name, file in weight_map.items() if _has_part(name, parts)}):
             shard_path = find_file(source, shard, hub)
             if shard_path is None:

@@ -222,7 +222,7 @@ class GameRunner:
         """Whose turn it is, and what this player sees."""
         asked = table.game.get_observation()
         player = whole_number(asked[0]) if isinstance(asked, tuple) and len(asked) == 2 else None
-        if player not in range(self.players):
+        if player is None or player not in range(self.players):
             raise GameError(
                 f"get_observation returned {asked!r:.80}; it must return (player, observation), the players are 0 to "
                 f"{self.players - 1}"

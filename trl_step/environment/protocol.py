@@ -198,11 +198,11 @@ def whole_number(given: Any) -> int | None:
         return None
 
 
-def check_turns(max_turns: Any) -> None:
+def check_turns(turns: Any, name: str = "max_turns") -> None:
     """Raise a `ValueError` unless it is a number of turns."""
-    number = whole_number(max_turns)
+    number = whole_number(turns)
     if number is None or number < 1:
-        raise ValueError(f"max_turns={max_turns!r} must be a whole number, at least 1")
+        raise ValueError(f"{name}={turns!r} must be a whole number, at least 1")
 
 
 def tasks_and_groups(tasks: Any, n: Any) -> tuple[list[Any], list[int]]:

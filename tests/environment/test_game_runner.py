@@ -63,8 +63,10 @@ def test_games_of_several_lengths_and_groups() -> None:
     assert episodes.group_ids == [0, 0, 2, 3, 2, 3], "a player that had no turn has no episode"
     assert [sum(rewards) for rewards in episodes.turn_rewards] == [1, 1, -1, 1, -1, 1]
     assert [len(texts) for texts in run.displays[0].writer.sampler.model.prompts] == [4, 2], "games play side by side"
-    with pytest.raises(ValueError, match="n=0 games per task"):
+    with pytest.raises(ValueError, match="n=0 episodes per task"):
         run.run([1], n=0)
+    with pytest.raises(TypeError, match="run takes a list of tasks, got a str"):
+        run.run("12")
 
 
 def test_a_function_plays_the_other_side() -> None:
@@ -113,6 +115,91 @@ def test_a_game_that_fails_ends_its_own_episodes() -> None:
         strict.run([4])
 
 
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a player that is none": (
+        {"get_observation": lambda game: (2, "o")},
+        "returned (2, 'o'); it must return (player, obs",
+    ),
+    "no player": ({"get_observation": lambda game: "o"}, "get_observation returned 'o'; it must return (player, obs"),
+    "a number to see": ({"get_observation": lambda game: (game.player, 3)}, "an observation is a text, got int"),
+    "an end in words": ({"step": lambda game, action: ("no", {})}, "returned ('no', {}); over is True or False, and"),
+    "swapped": ({"step": lambda game, action: ({}, False)}, "returned ({}, False); over is True or False, and info a"),
+    "no info": ({"step": lambda game, action: True}, "step returned True; it must return (over, info)"),
+    "an info that is none": ({"step": lambda game, action: (True, ["i"])}, "over is True or False, and info a dictio"),
+    "players in words": (
+        {"close": lambda game: ({"0": 1.0}, {})},
+        "close returned ({'0': 1.0}, {}); it must return ({p",
+    ),
+    "a list of rewards": (
+        {"close": lambda game: ([1.0, -1.0], {})},
+        "close returned ([1.0, -1.0], {}); it must return",
+    ),
+    "a reward that is none": (
+        {"close": lambda game: ({1: float("nan")}, {})},
+        "close returned the reward nan; a reward",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_game_does_wrong_ends_its_own_episodes(name: str) -> None:
+    methods, message = WRONG[name]
+
+    def sometimes(method: str, wrong: Any) -> Any:
+        def act(game: Any, *given: Any) -> Any:
+            bad = game.last == 4 and game.number == (4 if method == "close" else 2)
+            return wrong(game, *given) if bad else getattr(Count, method)(game, *given)
+
+        return act
+
+    kind = type("Wrong", (Count,), {method: sometimes(method, wrong) for method, wrong in methods.items()})
+    with pytest.warns(UserWarning, match="of 4 episodes ended early because their game failed"):
+        episodes = runner(lambda text: "x", kind).run([4, 2])
+    assert all(message in str(error) for error in episodes.errors[:2])
+    assert episodes.errors[2:] == [None, None]
+    assert episodes.turn_rewards[2:] == [[-1.0], [1.0]]
+    with pytest.raises((ValueError, TypeError)):
+        runner(lambda text: "x", kind, strict=True).run([4, 2])
+
+
+def test_every_game_is_closed_once() -> None:
+    closed: list[Any] = []
+
+    class Closing(Count):
+        def close(self) -> Any:
+            closed.append(self)
+            return super().close()
+
+    with pytest.warns(UserWarning, match="4 of 5 episodes ended early"):
+        runner(lambda text: "raise" if text.endswith("1:") else "x", Closing).run([2, 9, 1])
+    with pytest.raises(KeyError):
+        runner(lambda text: "raise", Closing, strict=True).run([3, 3])
+    assert len(closed) == len({id(game) for game in closed}) == 5
+
+
+def test_an_opponent_that_fails_ends_its_own_game() -> None:
+    def other(text: str) -> Any:
+        return {"1:": "x", "1:x3:": None, "2:": 1}[text]
+
+    with pytest.warns(UserWarning, match=r"turn 2: TypeError: the opponent 1 answered None; it must answer a text"):
+        episodes = runner(lambda text: "x", opponents={1: other}).run([2, 9])
+    assert [error is None for error in episodes.errors] == [True, False]
+    with pytest.warns(UserWarning, match=r"ZeroDivisionError: division by zero .*test_game_runner"):
+        runner(lambda text: "x", opponents={1: lambda text: 1 / 0}).run([2])
+
+
+def test_a_game_that_a_limit_ended_is_truncated() -> None:
+    class Short(Count):
+        truncated = False
+
+        def step(self, action: str) -> Any:
+            over, info = super().step(action)
+            self.truncated = not over and self.number == 3
+            return over or self.truncated, info
+
+    assert runner(lambda text: "x", Short).run([9, 3]).truncated == [True, True, False, False]
+
+
 def test_room() -> None:
     episodes = runner(lambda text: "xyz", max_length=12).run([9])
     assert all(episodes.truncated)
@@ -126,6 +213,20 @@ def test_bad_settings_are_named() -> None:
             runner(str, opponents=others)
     with pytest.raises(TypeError, match="put the single one in a list"):
         runner(str, stop_strings="\n")
+    for other in (None, "x"):
+        with pytest.raises(
+            TypeError, match=f"the opponent 1 is a {type(other).__name__}; give a function from text to"
+        ):
+            runner(str, opponents={1: other})
+    with pytest.raises(TypeError, match="opponents is a dictionary, player to opponent, got a list"):
+        runner(str, opponents=[str])
+    with pytest.raises(TypeError, match="make_game is a class or function that creates a game, got a Count"):
+        runner(str, Count())
+    for number in (0, 1.5, "2"):
+        with pytest.raises(ValueError, match=f"max_turns={number!r} must be a whole number, at least 1"):
+            runner(str, max_turns=number)
+        with pytest.raises(ValueError, match=f"players={number!r} must be a whole number, at least 1"):
+            runner(str, players=number)
 
 
 # --- other packages --------------------------------------------------------------------------------------------------
@@ -159,7 +260,15 @@ def test_textarena_against_a_function() -> None:
         runner(str, partial(TextArenaGame, "NoSuchGame-v0")).run([0])
 
 
-def subtraction() -> Any:
+def test_a_textarena_game_that_reports_moves_with_a_number_in_place_of_the_text() -> None:
+    """Its second turn failed: "expected str instance, int found"."""
+    pytest.importorskip("textarena")
+    episodes = runner(lambda text: "[0 1 +]", partial(TextArenaGame, "Countdown-v0"), players=1, max_turns=3).run([7])
+    assert episodes.errors == [None]
+    assert len(episodes.turn_rewards[0]) > 1
+
+
+def subtraction(limit: int = 9) -> Any:
     """A game of PettingZoo: from 5, take 1 or 2 in turn; the last one wins 1, the other loses 1. A move costs 0.125."""
     pettingzoo = pytest.importorskip("pettingzoo")
 
@@ -182,7 +291,7 @@ def subtraction() -> Any:
             return np.int64(self.left)
 
         def reset(self, seed: Any = None, options: Any = None) -> None:
-            self.agents, self.left = self.possible_agents[:], 5
+            self.agents, self.left, self.moves = self.possible_agents[:], 5, 0
             self.rewards = dict.fromkeys(self.agents, 0.0)
             self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
             self.terminations = dict.fromkeys(self.agents, False)
@@ -191,7 +300,7 @@ def subtraction() -> Any:
             self.agent_selection = "first"
 
         def step(self, action: Any) -> None:
-            if self.terminations[self.agent_selection]:
+            if self.terminations[self.agent_selection] or self.truncations[self.agent_selection]:
                 return self._was_dead_step(action)
             agent = self.agent_selection
             other = "second" if agent == "first" else "first"
@@ -201,6 +310,8 @@ def subtraction() -> Any:
             if self.left == 0:
                 self.rewards = {agent: 0.875, other: -1.0}
                 self.terminations = dict.fromkeys(self.agents, True)
+            self.moves += 1
+            self.truncations = dict.fromkeys(self.agents, self.moves == limit)
             self.agent_selection = other
             self._accumulate_rewards()
             return None
@@ -225,5 +336,10 @@ def test_pettingzoo_in_turn() -> None:
     assert episodes.histories[0].text == "5 left, you take: 2</s>2 left, you take: 2</s>"
     assert episodes.histories[1].text == "3 left, you take: three</s>1 or 2! 3 left, you take: 1</s>"
     assert [sum(rewards) for rewards in episodes.turn_rewards] == [0.75, -0.5 - 1.125]
+    assert episodes.truncated == [False, False]
+    cut = lambda: PettingZooGame(subtraction(2), str, take)  # noqa: E731
+    assert runner(lambda text: "1", cut).run([1]).truncated == [True, True], "two moves are its limit"
+    both = lambda: PettingZooGame(subtraction(3), str, take)  # noqa: E731
+    assert runner(lambda text: "2", both).run([1]).truncated == [False, False], "an end is an end"
     with pytest.raises(ValueError, match="the game has 2 players, not 3"):
         runner(str, make, players=3).run([1])

@@ -10,6 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.environment.test_runner import runner
@@ -34,7 +35,7 @@ class Client:
     def step(self, action: dict[str, str]) -> Any:
         self.turn += 1
         reward = None if self.turn == 1 else 0.5
-        observation = {"text": f"[{action['message']}]"}
+        observation = {"text": f"[{action['message']}]"} if self.turn == 1 else {}
         return SimpleNamespace(
             observation=observation, reward=reward, done=self.turn == 2, metadata={"turn": self.turn}
         )
@@ -68,11 +69,12 @@ def to_action(text: str) -> dict[str, str]:
 def test_a_client_with_the_documented_interface(kind: Any) -> None:
     Client.made.clear()
     make = partial(OpenEnvironment, kind, to_text=to_text, to_action=to_action)
-    episodes = runner(make, "what", "a", "b").run([None, 3, {"seed": 4, "level": "hard"}])
+    episodes = runner(make, "what", "a", "b").run([None, np.int64(3), {"seed": 4, "level": "hard"}])
     assert episodes.errors == [None] * 3
     assert [history.text for history in episodes.histories] == ["go:what</s>again:a</s>[a]b</s>"] * 3
     assert episodes.turn_rewards == [[-1.0, 0.0, 0.5]] * 3
     assert episodes.infos[0][1:] == [{"turn": 1}, {"turn": 2}]
+    assert type(Client.made[1].given["seed"]) is int, "JSON takes no other"  # type: ignore[index]
     assert [client.given for client in Client.made] == [{}, {"seed": 3}, {"seed": 4, "level": "hard"}]
     assert not any(client.open for client in Client.made)
 
@@ -125,7 +127,7 @@ def test_a_real_server(address: str) -> None:
     from openenv.core.generic_client import GenericEnvClient
 
     make = partial(OpenEnvironment, partial(GenericEnvClient, base_url=address), to_text=to_text, to_action=to_action)
-    episodes = runner(make, "a", "b").run([1, 2, 3])
+    episodes = runner(make, "a", "b").run(np.arange(3))
     assert episodes.errors == [None] * 3
     assert [history.text for history in episodes.histories] == ["go:a</s>[a]b</s>"] * 3
     assert episodes.turn_rewards == [[0.0, 0.5]] * 3

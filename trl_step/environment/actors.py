@@ -69,10 +69,13 @@ class Actors:
             for environment in environments:
                 self.pool.give_back(environment)
             return
-        closed = self._settle([outcome_of(partial(close, environment)) for environment in environments], self.timeout)
-        problems = [outcome.error for outcome in closed if outcome.error is not None]
+        problems = [outcome.error for outcome in self.closed(environments) if outcome.error is not None]
         if problems:
             warn_user(f"{len(problems)} environments could not be closed: {problems[0]}")
+
+    def closed(self, environments: Sequence[Any]) -> list[Outcome]:
+        """What `close` of each environment returns, None for one without."""
+        return self._settle([outcome_of(partial(close, environment)) for environment in environments], self.timeout)
 
     def close(self) -> None:
         """End the processes, if there are any."""

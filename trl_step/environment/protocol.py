@@ -154,10 +154,13 @@ def step_result(result: Any) -> StepResult:
     number = one_number(reward)
     if number is None:
         raise ValueError(f"step returned the reward {reward!r:.80}; a reward is one finite number")
-    flags = [_flag(name, end) for name, end in zip(names_of_ends(result), ends, strict=True)]
+    flags = [flag(end) for end in ends]
+    for name, end, found in zip(names_of_ends(result), ends, flags, strict=True):
+        if found is None:
+            raise ValueError(f"step returned {name}={end!r:.80}; it is True or False")
     if info is not None and not isinstance(info, Mapping):
         raise ValueError(f"step returned the info {info!r:.80}; it is a dictionary, or None")
-    return StepResult(observation, number, flags[0], flags[-1] and len(flags) == 2, dict(info or {}))
+    return StepResult(observation, number, bool(flags[0]), len(flags) == 2 and bool(flags[1]), dict(info or {}))
 
 
 def names_of_ends(result: tuple[Any, ...]) -> tuple[str, ...]:
@@ -165,16 +168,16 @@ def names_of_ends(result: tuple[Any, ...]) -> tuple[str, ...]:
     return ("done",) if len(result) == 4 else ("terminated", "truncated")
 
 
-def _flag(name: str, given: Any) -> bool:
-    """Whether the episode is over; 0, 1 and an array with one of them are taken, but nothing that only counts as true,
-    such as a text, a reward or a dictionary: that stands in the wrong place."""
+def flag(given: Any) -> bool | None:
+    """True or False, also as 0, 1 or an array with one of them; None for anything else.
+
+    What only counts as true, such as a text, a reward or a dictionary, stands in the wrong place.
+    """
     try:
-        flag = given.item() if hasattr(given, "item") else given
+        found = given.item() if hasattr(given, "item") else given
     except (TypeError, ValueError, RuntimeError):
-        flag = None
-    if not isinstance(flag, int) or flag not in (0, 1):
-        raise ValueError(f"step returned {name}={given!r:.80}; it is True or False")
-    return bool(flag)
+        return None
+    return bool(found) if isinstance(found, int) and found in (0, 1) else None
 
 
 def one_number(given: Any) -> float | None:
@@ -195,11 +198,11 @@ def whole_number(given: Any) -> int | None:
         return None
 
 
-def check_turns(max_turns: Any) -> None:
+def check_turns(turns: Any, name: str = "max_turns") -> None:
     """Raise a `ValueError` unless it is a number of turns."""
-    number = whole_number(max_turns)
+    number = whole_number(turns)
     if number is None or number < 1:
-        raise ValueError(f"max_turns={max_turns!r} must be a whole number, at least 1")
+        raise ValueError(f"{name}={turns!r} must be a whole number, at least 1")
 
 
 def tasks_and_groups(tasks: Any, n: Any) -> tuple[list[Any], list[int]]:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trl_step.environment.protocol import Observation
+from trl_step.environment.protocol import Observation, whole_number
 
 
 class OpenEnvironment:
@@ -46,13 +46,15 @@ class OpenEnvironment:
         if isinstance(task, Mapping):
             given = dict(task)
         else:
-            given = {} if task is None else {"seed": task}
+            seed = whole_number(task)  # JSON has no numbers of NumPy and torch
+            given = {} if task is None else {"seed": task if seed is None else seed}
         result = await _awaited(self._client.reset(**given))
         return self.to_text(result.observation)
 
     async def step(self, action_text: str) -> tuple[Observation, float, bool, dict[str, Any]]:
         result = await _awaited(self._client.step(self.to_action(action_text)))
-        return self.to_text(result.observation), result.reward or 0.0, result.done, dict(result.metadata or {})
+        seen = "" if result.done else self.to_text(result.observation)  # nobody sees the last one
+        return seen, result.reward or 0.0, result.done, dict(result.metadata or {})
 
     async def close(self) -> None:
         if self._client is not None:

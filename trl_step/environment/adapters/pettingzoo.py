@@ -12,7 +12,7 @@ class PettingZooGame:
     """An AEC environment for `GameRunner`; player 0 is the first of its `possible_agents`.
 
     The reward of a player is the sum of what its agent was paid. An agent that is out of the game while others go on
-    has no more turns.
+    has no more turns. A game that ends only because the environment cuts it off (`max_cycles`) is `truncated`.
 
     Args:
         env: the environment, such as `tictactoe_v3.env()`.
@@ -32,6 +32,7 @@ class PettingZooGame:
         self.to_text = to_text
         self.to_action = to_action
         self.options = options
+        self.truncated = False
         self._paid: dict[Any, float] = {}
 
     def reset(self, num_players: int, seed: Any = None) -> None:
@@ -40,6 +41,7 @@ class PettingZooGame:
             raise ValueError(f"the game has {len(agents)} players, not {num_players}; set `players` of GameRunner")
         self.env.reset(seed=seed, options=self.options)
         self._paid = dict.fromkeys(agents, 0.0)
+        self.truncated = False
 
     def get_observation(self) -> tuple[int, Observation]:
         observation = self.env.last()[0]
@@ -47,6 +49,10 @@ class PettingZooGame:
 
     def step(self, action: str) -> tuple[bool, dict[str, Any]]:
         self._step(self.to_action(action))
+        if any(self.env.terminations.values()):
+            self.truncated = False
+        elif any(self.env.truncations.values()):
+            self.truncated = True
         while self.env.agents and self._is_out():
             self._step(None)  # PettingZoo wants agents that are out to say so
         return not self.env.agents, {}

@@ -34,7 +34,12 @@ class TextArenaGame:
 
     def get_observation(self) -> tuple[int, str]:
         player, messages = self.game.get_observation()
-        texts = [text for sender, text, kind in messages if not (sender == player and kind is self._own_move)]
+        texts = [
+            text
+            for sender, text, kind in messages
+            # some games of 0.7 report a move with its player's number in the place of the text
+            if isinstance(text, str) and not (sender == player and kind is self._own_move)
+        ]
         return player, "\n".join(texts) + "\n"
 
     def step(self, action: str) -> tuple[bool, dict[str, Any]]:

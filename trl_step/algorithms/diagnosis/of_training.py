@@ -25,7 +25,8 @@ LARGE_STEP = 0.1
 CLIP_PATIENCE = 3
 """Steps in a row with more clipped than `CLIPPED_SHARE`, steps larger than `LARGE_STEP`, or a KL above `RUNAWAY_KL`."""
 FALL_OF_SCORE = 2.0
-"""Standard deviations of the first step's scores, by which the mean score of `PATIENCE` steps lies below it."""
+"""Standard deviations of the first step's scores: the mean score is this far below its first value for `PATIENCE`
+steps."""
 SCORE_PATIENCE = 3
 """Steps in a row with one and the same score."""
 SCORE_REACH = 1e-6

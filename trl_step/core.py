@@ -96,7 +96,7 @@ def masked_moments(
 
 
 def masked_var(values: torch.Tensor, mask: torch.Tensor, unbiased: bool = True) -> torch.Tensor:
-    """Variance of `values` where `mask` is 1; `unbiased` divides by n - 1.
+    """Variance (0-d) of `values` where `mask` is 1, two tensors of one shape; `unbiased` divides by n - 1.
 
     The variance of a single element is 0.  # differs from v0.7: it was NaN
 
@@ -114,6 +114,10 @@ def masked_whiten(
     """Scale `values` to unit variance over the counted elements, and to zero mean unless `shift_mean` is False.
 
     Elements that do not count are transformed the same way. With `reduce_sum` the moments are those of all processes.
+
+    Args:
+        values: any shape, floating point; the result has it too.
+        mask: same shape, 1 where an element counts.
     """
     mean, variance = masked_moments(values, mask, reduce_sum=reduce_sum)
     whitened = (values - mean) * torch.rsqrt(variance + WHITEN_EPSILON)
@@ -121,7 +125,12 @@ def masked_whiten(
 
 
 def whiten(values: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """`masked_whiten` with every element counted."""
+    """`masked_whiten` with every element counted.
+
+    Args:
+        values: any shape, floating point.
+        shift_mean: also to zero mean.
+    """
     return masked_whiten(values, torch.ones_like(values), shift_mean)
 
 
@@ -168,7 +177,11 @@ def flatten_dict(nested: Mapping, sep: str = "/") -> dict:
 
 
 def stack_dicts(stats_dicts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """One row per dictionary: every value is flattened, padded with `WANDB_PADDING` to the longest, and stacked."""
+    """One row per dictionary: every value is flattened, padded with `WANDB_PADDING` to the longest, and stacked.
+
+    Args:
+        stats_dicts: at least one, with equal keys and tensors of any shapes and one dtype -> [dictionaries, longest].
+    """
     return {
         key: pad_sequence(
             [torch.flatten(stats[key]) for stats in stats_dicts], batch_first=True, padding_value=WANDB_PADDING

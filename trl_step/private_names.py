@@ -71,7 +71,7 @@ def put_in_force(singleton: Any, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forget_model(accelerator: Any, model: Any) -> None:
-    """Let an accelerator drop a model that it has prepared, which else lives as long as it does."""
+    """Let an accelerator drop a model that it has prepared, which it would keep as long as it exists."""
     accelerator._models = [one for one in accelerator._models if one is not model]
 
 

@@ -10,8 +10,8 @@ One legend for every shape in this package:
 
 `old_` marks what the policy said when the responses were rolled out, `ref_` the reference model, no prefix the policy
 now. A `score` belongs to a sample, a `reward` to a token. `mask` is 1 where a token counts. The files in the order of
-a step: `kl`, `rewards`, `advantages/`, `losses/`, `objective`, `stats`; `diagnosis` judges the statistics
-by the limits in `signs`.
+a step: `kl`, `rewards`, `advantages/`, `losses/`, `objective`, `stats`; `diagnosis/` judges the
+statistics.
 
 The algorithm is PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347) with the per-token KL reward of
 Ziegler et al. 2019, https://arxiv.org/abs/1909.08593.

@@ -1,7 +1,7 @@
 """Weights for samples that were not drawn from exactly the policy that is trained: w = exp(old - sampling log-prob).
 
-They multiply the loss of a token and do not enter the ratio that is clipped. A server that samples in another
-precision, or with weights of an earlier step, is what they are for.
+They multiply the loss of a token and do not enter the ratio that is clipped. They are for a server that samples in
+another precision, or with the weights of an earlier step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a mini-batch is trained on: the losses of its tokens joined to one, their slope for the fused head, statistics.
+"""What a mini-batch is trained on: the losses of its tokens as one, their slope for the fused head, statistics.
 
 The loss is written once, as functions of log-probs and values. The plain path differentiates their mean; the fused
 head, which needs the derivative before it lets go of a chunk's logits, gets it from `Objective.slope`.
@@ -90,7 +90,12 @@ class Objective(NamedTuple):
     """on everything but the value loss; 0 trains values alone"""
 
     def token_losses(self, logprobs: torch.Tensor, batch: Minibatch) -> TokenTerms:
-        """All that is trained through log-probs, for each token."""
+        """All that is trained through log-probs, for each token.
+
+        Args:
+            logprobs: now, [b, T]
+            batch: what was known before
+        """
         own = self.policy_losses(logprobs, batch)
         losses = own.losses
         if batch.importance is not None:

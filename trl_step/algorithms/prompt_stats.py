@@ -1,4 +1,4 @@
-"""Rewards as advantages: less a mean, over a deviation; those of a batch, or of each prompt by itself."""
+"""Rewards normalized to advantages: minus a mean, divided by a deviation; of the batch, or of each prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of samples: scaled, normed, clipped; and the reward of every token made of score and KL penalty."""
+"""Scores of samples: scaled, normalized, clipped; and the reward of every token, from score and KL penalty."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ class RunningMoments:
 
     @torch.no_grad()
     def update(self, xs: torch.Tensor) -> tuple[float, float]:
-        """Take in a batch of scores (any shape); returns that batch's own mean and unbiased std."""
+        """Take in a batch of scores (any shape); returns that batch's own mean and unbiased std.
+
+        Args:
+            xs: any shape, real numbers that are finite
+        """
         found = count_mean_squares(in_float64(xs), reduce_sum=sum_over_processes(self.accelerator))
         count, batch_mean, squares = (float(x) for x in found)
 

@@ -217,7 +217,12 @@ def readable(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mean_and_std(values: torch.Tensor, reduce_sum: ReduceSum = keep) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and unbiased standard deviation over all processes; the deviation of a single number is 0."""
+    """Mean and unbiased standard deviation over all processes; the deviation of a single number is 0.
+
+    Args:
+        values: [B], any real dtype -> two 0-d float32 tensors
+        reduce_sum: adds over processes; it is called twice
+    """
     count, mean, squares = count_mean_squares(in_float64(values), reduce_sum=reduce_sum)
     deviation = (squares / (count - 1).clamp(min=1)).sqrt()
     return mean.float().to(values.device), deviation.float().to(values.device)
@@ -240,7 +245,10 @@ def rollout_statistics(
     """Everything in `STATS` that is known before the first update.
 
     Args:
-        scores: [B]; the other tensors are [B, T]
+        scores: [B]
+        logprobs, ref_logprobs, non_score_reward, kls, masks: [B, T]
+        queries, responses: token ids, each [Q_i] and [R_i]
+        kl_coef: the coefficient that the step used
         end_tokens: ids that end a response
     """
     kl_list = (kls * masks).sum(dim=-1)

@@ -17,7 +17,13 @@ PAIR_COLUMNS = ("input_ids_chosen", "attention_mask_chosen", "input_ids_rejected
 
 
 def pad_to_length(tensor: torch.Tensor, length: int, pad_value: int | float, dim: int = -1) -> torch.Tensor:
-    """`tensor` padded at the end of `dim` to `length` entries; a longer one is returned unchanged."""
+    """`tensor` padded at the end of `dim` to `length` entries; a longer one is returned unchanged.
+
+    Args:
+        tensor: any shape and dtype.
+        length: entries of `dim`.
+        pad_value: the filler.
+    """
     missing = length - tensor.size(dim)
     if missing <= 0:
         return tensor

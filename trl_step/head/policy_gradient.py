@@ -2,7 +2,7 @@
 
 Within a PPO mini-batch the derivative of the loss with respect to each log-prob is known as soon as that log-prob is,
 so the gradients of hidden rows and head weight are formed at once. That takes three matrix products with the head
-(forward, two gradients) and keeps nothing of size [N, V]; to recompute the logits in the backward pass would take four.
+(forward, two gradients) and keeps nothing of size [N, V]; recomputing the logits in the backward pass would take four.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class _PolicyGradientRows(torch.autograd.Function):
                     surplus = surplus + factor * torch.linalg.vecdot(states, times_weight)
                 logprobs[rows] = of_labels
                 # the expected logit over that of the label is what the entropy has over -log p(label)
-                entropy[rows] = (-of_labels - surplus).clamp(min=0)  # a rounding may lie below
+                entropy[rows] = (-of_labels - surplus).clamp(min=0)  # rounding may make it negative
                 slope = -factor * gradient_of(rows, logprobs[rows]).unsqueeze(1)
             else:
                 slope_of = partial(gradient_of, rows)

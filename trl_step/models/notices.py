@@ -1,4 +1,4 @@
-"""Warnings that point to the user's line, however deep in this package they are raised; and what others say."""
+"""Warnings that name the user's line, however deep in this package they are raised; errors in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions about a model that a pass over a few tokens answers: it knows no architecture by name.
+"""Properties of a model, tested with a pass over a few tokens: no architecture is known by name.
 
 Probes run in eval mode and without gradients; random streams and modes are as before.
 """

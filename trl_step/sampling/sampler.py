@@ -118,7 +118,13 @@ class Sampler(ABC):
 
     @abstractmethod
     def draw(self, queries: Sequence[torch.Tensor], n: int, settings: dict[str, Any]) -> Samples:
-        """What `sample` returns, with the weights as they are."""
+        """What `sample` returns, with the weights as they are.
+
+        Args:
+            queries: token ids, each [Q_i]
+            n: answers per query
+            settings: as in `sample`; it may be changed
+        """
 
     @abstractmethod
     def update(self, weights: Weights, version: int) -> None:

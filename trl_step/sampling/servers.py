@@ -1,4 +1,4 @@
-"""What the samplers of servers share: many queries at a time, and no answer that is not looked at."""
+"""What the samplers of servers share: many queries at a time, and checks of every answer."""
 
 from __future__ import annotations
 

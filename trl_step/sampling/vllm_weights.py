@@ -78,7 +78,7 @@ class AdapterFolders:
         try:
             self.server.tell("/reset_prefix_cache")
         except ServerError as error:
-            if error.status != 404:  # the route is there in vLLM's development mode alone
+            if error.status != 404:  # the route exists only in vLLM's development mode
                 raise
 
 

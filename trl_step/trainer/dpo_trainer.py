@@ -277,7 +277,18 @@ class DPOTrainer(ReferenceTrainer):
         label_pad_token_id: int = -100,
         is_encoder_decoder: bool = False,
     ) -> torch.Tensor:
-        """Log-prob of each row's labels [B], see `sequence_logps`."""
+        """Log-prob of each row's labels [B], see `sequence_logps`.
+
+        Args:
+            logits: [B, T, V].
+            labels: int64 [B, T]; those of a decoder alone are predicted one position earlier.
+            average_log_prob: the mean over the counted labels in place of their sum.
+            label_pad_token_id: the label that does not count.
+            is_encoder_decoder: logits and labels stand at the same position.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
         return sequence_logps(logits, labels, average_log_prob, label_pad_token_id, is_encoder_decoder)
 
     def dpo_loss(

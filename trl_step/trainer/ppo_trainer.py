@@ -4,12 +4,14 @@ Here are the step, and the methods of the algorithm that users override. `langua
 passes and sampling, with `language/` for the parts; `step_trainer.py` has what is neither PPO nor language. The parts
 that they are made of:
 
+- `settings/`: what `PPOConfig` may be
 - `batches/`: inputs are checked, shaped and padded (stages 1 and 2)
 - `engine/`: what policy and reference say about the responses (stage 3), forward and backward of a mini-batch (stage 5)
 - `updates/`: epochs of mini-batches, the optimizer's steps (stage 5)
 - `processes/`, `runs/`, `reports/`: several processes; what a run keeps; logs, callbacks, cost
 
-The maths is in `trl_step/algorithms/` and `trl_step/head/`.
+The maths is in `trl_step/algorithms/` (advantages, losses and statistics, as the settings ask for them) and
+`trl_step/head/`.
 """
 
 from __future__ import annotations
@@ -479,10 +481,15 @@ class PPOTrainer(LanguageTrainer):
         """Backward of one mini-batch, and the optimizer's step if one is due.
 
         Args:
-            logits: [b, T, V]; everything else [b, T]
+            old_logprobs, values: at the start of the step, [b, T]
+            logprobs, logits, vpreds: now, [b, T], logits [b, T, V]
+            mask, advantages, returns: [b, T]
 
         Returns:
             the statistics of `loss`
+
+        Raises:
+            ValueError: the loss is not finite though the ratio is; the weights are untouched.
         """
         loss_p, loss_v, stats = self.loss(old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns)
         if "policy/ratio" not in stats:
@@ -506,7 +513,16 @@ class PPOTrainer(LanguageTrainer):
         weights alone.
 
         Args:
-            logits: [b, T, V], for the entropy; everything else [b, T]
+            old_logprobs, values: at the start of the step, [b, T]
+            logits: now, [b, T, V], for the entropy
+            vpreds, logprobs: now, [b, T]
+            mask, advantages, returns: [b, T]
+
+        Returns:
+            two 0-d losses, and statistics: 0-d, "policy/ratio" and "policy/advantages" [b, T]
+
+        Raises:
+            ValueError: a KL penalty in the loss, outside of a step, where the reference's log-probs are not known.
         """
         config, known = self.config, self._minibatch
         with nullcontext() if config.entropy_coef else torch.no_grad():

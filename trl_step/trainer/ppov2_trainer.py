@@ -34,7 +34,7 @@ class PPOStep(LoopStep):
     """bool [B], the samples of this step with such a token; None unless `exact` is set"""
 
     def _policy_mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """`mask` [B, T] of the whole batch without the tokens behind the end."""
+        """`mask` [B, T] of the whole batch without the tokens after the end."""
         if self.after_end is None:
             return mask
         kept = (~self.after_end).to(mask).unsqueeze(1)
@@ -44,7 +44,7 @@ class PPOStep(LoopStep):
     def compute_rewards(
         self, scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, masks: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As in `PPOTrainer`; there is no KL behind the end."""
+        """As in `PPOTrainer`; there is no KL after the end."""
         if self.after_end is not None:
             ref_logprobs = torch.where(self._policy_mask(masks).bool(), ref_logprobs, logprobs)
         return super().compute_rewards(scores, logprobs, ref_logprobs, masks)

@@ -182,7 +182,17 @@ class SamplingTrainer(StepTrainer):
         return samples.with_queries() if return_prompt and not self.is_encoder_decoder else samples.responses
 
     def sample(self, queries: Sequence[torch.Tensor], n: int = 1, **settings: Any) -> Samples:
-        """Draw `n` responses to each query with `self.sampler`; see `Sampler.sample`."""
+        """Draw `n` responses to each query with `self.sampler`; see `Sampler.sample`.
+
+        Args:
+            queries: token ids, each [Q_i], any integer dtype
+            n: answers per query
+            settings: those of `generate`
+
+        Raises:
+            ValueError, TypeError: a query or a setting is not possible.
+            RuntimeError: a server could not be reached; nothing is lost, call again.
+        """
         self._sampling.saw_generate(self.accelerator.unwrap_model(self.model), settings)
         with self.model_lock:
             samples = self.sampler.sample(queries, n, **settings)

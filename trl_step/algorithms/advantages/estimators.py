@@ -1,4 +1,4 @@
-"""The estimators by the name of `PPOConfig.advantage_estimator`."""
+"""The advantage estimators, by their names in `PPOConfig.advantage_estimator`."""
 
 from __future__ import annotations
 

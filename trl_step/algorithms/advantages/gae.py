@@ -44,6 +44,11 @@ def gae_of_counted(
     """`gae` where only counted tokens are time steps; prompt, tool tokens and padding take no time. 0 elsewhere.
 
     Each row's counted tokens are moved to the left, so a row costs as many steps as the longest response.
+
+    Args:
+        values, rewards, mask: [B, T] -> [B, T]
+        gamma: discount per counted token
+        lam: a number, or one for each sample [B]
     """
     counts = mask.sum(dim=1)
     steps = int(counts.max())
@@ -85,6 +90,10 @@ def length_adaptive_lam(mask: torch.Tensor, alpha: float) -> torch.Tensor:
     """lambda of each sample, 1 - 1 / (alpha |y|) with its number |y| of counted tokens, at least 0: [B].
 
     Yue et al. 2025 (VAPO), https://arxiv.org/abs/2504.05118.
+
+    Args:
+        mask: [B, T]
+        alpha: above 0; 0.05 in the paper
     """
     return (1 - 1 / (alpha * mask.sum(dim=1).clamp(min=1).float())).clamp(min=0)
 

@@ -122,7 +122,12 @@ def normalized_advantages(advantages: torch.Tensor, mask: torch.Tensor, reduce_s
 
 
 def group_counts(totals: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
-    """How many groups there are, how many have one answer, and how many have several but no variance."""
+    """How many groups there are, how many have one answer, and how many have several but no variance.
+
+    Args:
+        totals: reward of each sample, [B]
+        groups: number of its group, int64 [B]
+    """
     found = group_statistics(totals, groups)
     share = 1 / found.size  # of each sample in its group
     alone = found.size < 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 PATIENCE = 10
-"""Steps in a row before a sign that may pass by itself is reported."""
+"""Steps in a row before a sign that may go away by itself is reported."""
 OFTEN = 3
 """Steps, among the last `WINDOW`, before a sign that comes and goes is reported."""
 WINDOW = 5

@@ -29,7 +29,8 @@ LARGE_STEP = 0.1
 HUGE_STEP = 1.0
 """The same: one step is enough."""
 FALL_OF_SCORE = 2.0
-"""Standard deviations of the first step's scores, by which the mean score of `FALL_PATIENCE` steps lies below it."""
+"""Standard deviations of the first step's scores: the mean score is this far below its first value for
+`FALL_PATIENCE` steps."""
 FALL_PATIENCE = 5
 """Steps in a row with so low a mean score."""
 SCORE_PATIENCE = 3

@@ -112,13 +112,22 @@ def cispo_losses(
     logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, bound: float
 ) -> TokenLosses:
     """-min(r, bound) A logprob, without a gradient through min(r, bound): no token is left out (MiniMax 2025,
-    https://arxiv.org/abs/2506.13585)."""
+    https://arxiv.org/abs/2506.13585).
+
+    Args:
+        logprobs, old_logprobs, advantages: of one shape
+        bound: the largest weight of a log-prob
+    """
     ratio = torch.exp(logprobs.detach() - old_logprobs)
     return TokenLosses(-ratio.clamp(max=bound) * advantages * logprobs, (ratio > bound).float())
 
 
 def reinforce_losses(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> TokenLosses:
-    """-A r: the policy gradient with importance weights, without a clip."""
+    """-A r: the policy gradient with importance weights, without a clip.
+
+    Args:
+        logprobs, old_logprobs, advantages: of one shape
+    """
     return TokenLosses(-advantages * torch.exp(logprobs - old_logprobs))
 
 
@@ -128,6 +137,7 @@ def sapo_losses(
     """-A (4 / tau) sigmoid(tau (r - 1)): a soft clip (Gao et al. 2025, https://arxiv.org/abs/2511.20347).
 
     Args:
+        logprobs, old_logprobs, advantages: of one shape
         temperatures: tau where A > 0, and elsewhere
     """
     for_positive, for_others = temperatures
@@ -147,6 +157,8 @@ def dppo_losses(
     (https://arxiv.org/abs/2602.04879).
 
     Args:
+        logprobs, old_logprobs, advantages: of one shape
+        delta: from 0 to 1
         sampling_logprobs: of the policy that sampled, from which the move is measured; None: `old_logprobs`
     """
     start = old_logprobs if sampling_logprobs is None else sampling_logprobs

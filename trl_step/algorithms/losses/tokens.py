@@ -19,7 +19,11 @@ class TokenLosses(NamedTuple):
 
 
 def mean_over(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean where `mask` is 1, and 0 for a mini-batch without a counted token; what is masked may be NaN."""
+    """Mean where `mask` is 1, and 0 for a mini-batch without a counted token; what is masked may be NaN.
+
+    Args:
+        values, mask: [b, T] -> 0-d
+    """
     return torch.where(mask.bool(), values, 0.0).sum() / mask.sum().clamp(min=1)
 
 

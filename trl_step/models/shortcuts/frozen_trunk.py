@@ -6,7 +6,7 @@ the same for a reference with the same bottom. They are recorded in the first pa
 the first trained layer and let the layers below return their input.
 
 Nothing here knows an architecture: which layers are frozen, what they return, and whether the shortcut gives the same
-numbers is asked of the running model. If it does not fit, there is no cut, and every pass runs the whole model.
+numbers is tested on the running model. If it does not fit, there is no cut, and every pass runs the whole model.
 """
 
 from __future__ import annotations

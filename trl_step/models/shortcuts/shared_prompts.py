@@ -7,7 +7,7 @@ their samples. Stems and branches are padded for it, each to their longest: that
 padded samples does, and a causal kernel needs no mask, where one over the row would have (sum of lengths)² entries. All
 else in a layer sees the row. An encoder has no answers to tell apart: it runs on one sample of each prompt.
 
-Whether a model says the same in that way is asked of the model, by `row_support`.
+`row_support` tests whether a model gives the same results in a row.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class EncodedOnce(NamedTuple):
 
 
 class RightPadded(NamedTuple):
-    """Samples as they are, padded on the right: no mask is needed, and nobody has to look at one."""
+    """Samples as they are, padded on the right: no mask is needed."""
 
     width: int
     """S"""

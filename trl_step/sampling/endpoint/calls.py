@@ -1,4 +1,4 @@
-"""A checked request becomes prompts of tokens, and what was drawn an answer and a record."""
+"""Turns a checked request into prompts of tokens, and samples into an answer and a record."""
 
 from __future__ import annotations
 

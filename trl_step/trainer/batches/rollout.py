@@ -1,7 +1,7 @@
 """One container for a batch, from its checks to its statistics, and for mini-batches of it.
 
-A GPU runs behind the host, and to read positions from it is to wait for all that is still queued. So they are read once
-for a batch, as `TokenPositions`, and those of mini-batches are cut from them.
+A GPU runs asynchronously: reading positions from it waits for everything that is queued. So they are read once for a
+batch, as `TokenPositions`, and those of mini-batches are cut from them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Precomputed(NamedTuple):
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """The same numbers on `device`, without waiting for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
-    # only from pinned memory does a copy to a GPU leave the host alone
+    # only copies from pinned memory do not block the host
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
@@ -146,8 +146,8 @@ class Rollout(NamedTuple):
         return self._replace(**numbers)
 
     def take(self, samples: np.ndarray) -> Rollout:
-        """Some samples. An empty `samples` gives one sample of which no token counts: while other processes still
-        have samples, this one keeps them company with it."""
+        """Some samples. An empty `samples` gives one sample of which no token counts: it is how this process takes part
+        while others still have samples."""
         empty = len(samples) == 0
         samples = np.zeros(1, dtype=np.int64) if empty else samples
         index, positions = upload(samples, self.mask.device), self.positions.take(samples)

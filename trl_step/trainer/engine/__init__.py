@@ -1,1 +1,1 @@
-"""How a forward pass is fast."""
+"""Fast passes: how a batch is evaluated, and a mini-batch trained on."""

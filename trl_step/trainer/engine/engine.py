@@ -1,8 +1,8 @@
-"""The two verbs of a step: evaluate a batch, train on a mini-batch.
+"""The two operations of a step: evaluate a batch, train on a mini-batch.
 
 `FusedEngine` is fast: the output embedding sees response tokens only, the policy's gradient is formed while its
 log-probs are, no logits are kept, and no column is padding only. `HookEngine` calls the methods of release 0.7 that a
-subclass overrides. Which of the two is used for which verb is decided once a step.
+subclass overrides. Which of the two is used for which operation is decided once a step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a value-head model is asked about the response tokens of a padded mini-batch.
 
-The output embedding sees the positions that predict a counted token and nothing else: prompts and padding never meet
-the vocabulary.
+The output embedding runs at the positions that predict a counted token: no logits are computed for prompts and
+padding.
 """
 
 from __future__ import annotations

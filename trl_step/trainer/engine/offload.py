@@ -1,4 +1,4 @@
-"""A reference whose weights lie in host memory, and on the device only while it is asked."""
+"""A reference whose weights are kept in host memory, and on the device only while it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`OldParts`: private methods of release 0.7's `PPOTrainer` that subclasses call, and that nothing here does."""
+"""`OldParts`: private methods of release 0.7's `PPOTrainer` that subclasses call and this package does not."""
 
 from __future__ import annotations
 

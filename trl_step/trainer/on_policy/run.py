@@ -1,4 +1,4 @@
-"""What is said of a run while it goes on: `transformers`' callbacks, state and log."""
+"""Reports of a run in progress: transformers' callbacks, state and log."""
 
 from __future__ import annotations
 

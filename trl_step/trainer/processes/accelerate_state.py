@@ -53,7 +53,7 @@ class OwnPrecision(Accelerator):
 def make_accelerator(
     log_with: list[str], project_kwargs: dict[str, Any], accelerator_kwargs: dict[str, Any]
 ) -> Accelerator:
-    """An `Accelerator` that shares its state with nobody.
+    """An `Accelerator` that shares its state with no other.
 
     Accumulation is the trainer's own business (a dataloader's end must not change it), and a scheduler steps once per
     call whatever the number of processes.

@@ -1,4 +1,4 @@
-"""What each tracker of accelerate takes beside numbers, and how it is given that."""
+"""What each of accelerate's trackers accepts besides numbers, and how to pass it."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class SamplingWatch:
         self._sampled = True
         self._settings = tuple(truncated_sampling(model, generation_kwargs, self.temperature))
         likeliest = tuple(not_sampled(model, generation_kwargs))
-        # an evaluation with greedy answers, beside the samples of this step, is nobody's fault
+        # greedy answers for an evaluation, beside the samples of this step, are fine
         self._likeliest = likeliest if self._likeliest is None or not likeliest else self._likeliest
         problems = [problem for problem in self._settings if problem not in self._warned]
         if problems:

@@ -1,4 +1,4 @@
-"""Nested containers of numbers, texts and tensors as JSON and safetensors: files that nothing can hide code in.
+"""Nested containers of numbers, texts and tensors as JSON and safetensors: files that cannot contain code.
 
 A tree is what a `state_dict` usually is: dictionaries, lists and tuples of None, truth values, numbers, texts and
 tensors. It comes back with the same types and the same bits.

@@ -1,4 +1,4 @@
-"""Which settings of `PPOConfig` act together, and what is said of those that do not."""
+"""Which settings of `PPOConfig` act together: contradictions are refused, and settings without effect are warned of."""
 
 from __future__ import annotations
 

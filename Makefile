@@ -21,7 +21,7 @@ $(INSTALLED): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet -e ".[all]" -c constraints.txt
 	@touch $@
 
-demo: $(INSTALLED) ## tune a small language model towards positive film reviews (one to two minutes on two cores)
+demo: $(INSTALLED) ## tune a small language model towards positive film reviews (a few minutes on two cores)
 	$(BIN)/python examples/sentiment/ppo_sentiment.py
 
 demo-calculator: $(INSTALLED) ## teach a small model to use a calculator

@@ -32,8 +32,11 @@ def options(text: str, peers: Sequence[str] | None = None, **counts: int) -> arg
     for name, default in (counts | {"threads": 2}).items():
         parser.add_argument(f"--{name}", type=int, default=default, help=HELP[name])
     if peers is not None:
-        parser.add_argument("--peers", nargs="*", default=list(peers), choices=list(PEERS))
-        parser.add_argument("--python", nargs=2, action="append", default=[], metavar=("PEER", "PATH"))
+        parser.add_argument("--peers", nargs="*", default=list(peers), choices=list(PEERS), help="what is timed")
+        parser.add_argument(
+            "--python", nargs=2, action="append", default=[], metavar=("PEER", "PATH"),
+            help="a library's own interpreter, in place of an environment that is made for it",
+        )  # fmt: skip
     return parser
 
 

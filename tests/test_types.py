@@ -30,6 +30,7 @@ from trl_step.extras import LengthPenalty
 
 tokenizer: Any = None
 config = PPOConfig(batch_size=8, log_with=None)
+config = PPOConfig(log_with=["tensorboard", "trackio"])
 model = AutoModelForCausalLMWithValueHead.from_pretrained("gpt2", device_map="auto")
 trainer = PPOTrainer(config, model, None, processing_class=tokenizer)
 queries = [torch.tensor([1, 2])]
@@ -47,6 +48,7 @@ WRONG = [
     "trainer.step(queries)",
     "trainer.step(queries, responses, [1.0], mask=None)",
     "PPOConfig(batch_size='8')",
+    "PPOConfig(log_with=1)",
     "PPOConfig(batchsize=8)",
     "trainer.config.batchsize",
     "text: str = trainer.generate(queries)",

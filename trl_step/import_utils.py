@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args
 
 from packaging.version import Version
 
 TrackerName = Literal["wandb", "tensorboard", "trackio", "mlflow", "comet_ml", "aim", "swanlab", "clearml", "dvclive"]
 """The trackers of accelerate."""
+if TYPE_CHECKING:
+    TrackerNames = Union[str, Sequence[str]]
+    """One, one of your own that accelerate knows, or several; a command line takes one of accelerate's."""
+else:
+    TrackerNames = TrackerName
 
 
 def _is_installed(package: str) -> bool:

@@ -16,7 +16,7 @@ from trl_step.algorithms.losses.policy import PolicyLoss
 from trl_step.algorithms.losses.tokens import LossNormalization
 from trl_step.command_line_types import JSON, Suppress
 from trl_step.core import flatten_dict
-from trl_step.import_utils import TrackerName, is_rich_available, require_tracker
+from trl_step.import_utils import TrackerNames, is_rich_available, require_tracker
 from trl_step.models.notices import warn_user
 from trl_step.trainer.settings.together import check_together
 from trl_step.trainer.settings.values import check_values
@@ -43,7 +43,7 @@ class PPOConfig:
     """name of this experiment; the running script's name by default"""
     seed: Optional[int] = 0
     """seeds python, NumPy and torch when a trainer is built; None leaves the process's random state unchanged"""
-    log_with: Optional[TrackerName] = None
+    log_with: Optional[TrackerNames] = None
     """tracker that `log_stats` writes to; a script may give a list of several"""
     task_name: Optional[str] = None
     """name of the task, for the tracker only"""

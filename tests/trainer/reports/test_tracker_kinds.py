@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
 import sys
 import warnings
@@ -166,6 +167,26 @@ def test_a_registered_tracker_is_taken_by_name_and_its_gaps_are_said_once(monkey
     told, later = [str(warning.message) for warning in caught if "no place" in str(warning.message)]
     assert told.startswith("own has no place for dist, env/reward_dist, game_log, so they are not logged to it")
     assert later.startswith("own has no place for later, so they are not logged to it")
+
+
+class Named(Own):
+    """Draws the name of the run, as mlflow and swanlab do."""
+
+    def __init__(self, run_name: str, **options: Any) -> None:
+        super().__init__(run_name, **options)
+        self.drawn = random.random()
+
+
+def test_a_name_that_a_tracker_draws_depends_on_no_seed_and_moves_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Own, "opened", [])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "own", Named)
+    trainer("gpt2", seed=5)
+    expected = random.random()
+    for _ in range(2):
+        trainer("gpt2", seed=5, log_with="own")
+        assert random.random() == expected
+    first, second = (tracker.drawn for tracker in Own.opened)
+    assert first != second
 
 
 def test_settings_without_levels_for_trackers_that_take_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

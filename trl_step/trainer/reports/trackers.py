@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -115,7 +116,12 @@ class Trackers:
 
 
 def _open(accelerator: Accelerator, config: PPOConfig, described: Described) -> None:
-    accelerator.init_trackers(config.tracker_project_name, init_kwargs=config.tracker_kwargs)
+    stream = random.getstate()
+    random.seed()  # mlflow, swanlab and trackio draw a run's name: after `seed` all runs would have the same
+    try:
+        accelerator.init_trackers(config.tracker_project_name, init_kwargs=config.tracker_kwargs)
+    finally:
+        random.setstate(stream)
     unopened = set(config.trackers) - {tracker.name for tracker in accelerator.trackers}
     if unopened:
         raise ImportError(

@@ -13,7 +13,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import trl_step
 from tests import tiny
 from trl_step.commands.cli_utils import (
     DPOScriptArguments,
@@ -34,12 +33,6 @@ def test_the_module_of_ppo_has_what_release_07_imported_there() -> None:
             assert getattr(ppo_trainer, name) is getattr(importlib.import_module(home), name)
     with pytest.raises(AttributeError, match=r"trl_step\.trainer\.ppo_trainer' has no attribute 'nope'"):
         _ = ppo_trainer.nope
-
-
-def test_configurations_are_in_the_modules_of_release_09() -> None:
-    assert importlib.import_module("trl_step.trainer.dpo_config").DPOConfig is trl_step.DPOConfig
-    assert importlib.import_module("trl_step.trainer.sft_config").SFTConfig is trl_step.SFTConfig
-    assert importlib.import_module("trl_step.trainer.utils").RichProgressCallback is trl_step.RichProgressCallback
 
 
 @pytest.mark.parametrize(("word", "expected"), [("yes", True), ("ON", True), ("0", False), ("False", False)])

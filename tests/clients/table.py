@@ -10,16 +10,11 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results.json"
 RUNS = "runs"
 REASONS = {
-    "no attribute '__self__'": "its gradient checkpointing does not fit transformers 5",
-    "'CPOConfig'": "it is made for the trainers of today's TRL",
-    "'use_temp_dir'": "leave it out: transformers 5 has no such argument",
-    "KeyError: -1": "give `apply_chat_template` return_dict=False: in transformers 5 it returns a dictionary",
-    "'maybe_extract_prompt'": "cut what both answers share into a column `prompt`",
-    "env/reward_dist": "the notebook reads `logs`, which it never fills",
+    "env/reward_dist": "on its own release as well, after training: it plots an entry of `logs`, which it never fills",
     "not a notebook of format": "the file in TRL's repository is no JSON: an older version stands in the middle",
-    "columns ['answer']": "on release 0.7.11 as well: the script logs a column that it does not have",
-    "no attribute 'num_proc'": "the script reads an argument that it does not have",
-    "Predictions and/or": "flatten both: evaluate makes a number of an array of one entry, which NumPy 2.4 refuses",
+    "columns ['answer']": "on its own release as well, in the first step: it logs a column that it does not have",
+    "no attribute 'num_proc'": "on its own release as well: it reads an argument that it does not have",
+    "get_auto_gptq_quant_linear": "its adapters are made of parts that PEFT 0.13 and later do not have",
 }
 """What an error contains -> what is the matter, or what to do."""
 ORDER = (RUNS, "runs after `--write`", "runs once mended", "needs a hand", "not tried")

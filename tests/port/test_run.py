@@ -471,6 +471,18 @@ def test_a_script_finds_the_version_of_its_release(origin: Origin, expected: str
         importlib.metadata.distribution("trl")
 
 
+def test_configurations_in_modules_of_their_own() -> None:
+    source = """
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.utils import RichProgressCallback
+"""
+    names = run(source)
+    for name in ("DPOConfig", "SFTConfig", "RichProgressCallback"):
+        assert names[name] is getattr(trl_step, name)
+    assert rewritten(source.encode())[0].count(b"from trl_step.trainer.text.configs import") == 2
+
+
 def test_a_setting_that_training_arguments_have_today_is_the_scripts(tmp_path: Path) -> None:
     told: list[str] = []
     source = f"""

@@ -14,10 +14,17 @@ from types import ModuleType
 from trl_step.absent import no_such_module
 
 OLD, NEW = "trl", "trl_step"
+ELSEWHERE = {
+    "trl.trainer.dpo_config": "trl_step.trainer.text.configs",
+    "trl.trainer.sft_config": "trl_step.trainer.text.configs",
+}
+"""Modules of TRL that have another name here."""
 
 
 def new_name(module: str) -> str:
     """ "trl.core" -> "trl_step.core"; other names are unchanged."""
+    if module in ELSEWHERE:
+        return ELSEWHERE[module]
     return NEW + module[len(OLD) :] if module == OLD or module.startswith(OLD + ".") else module
 
 

@@ -39,6 +39,7 @@ settings = {
     "output_dir": "out",
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
+    "max_samples": 12,
     "num_train_epochs": 1,
     "max_new_tokens": 8,
     "logging_steps": 1,

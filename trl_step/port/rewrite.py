@@ -127,7 +127,7 @@ class Rewriter:
         self.imports = Imports(self.nodes, script.tree.body)
         self.needed: dict[str, str] = {}
         """Names that the edits need, and the statements that import them."""
-        self.arguments = Arguments(script, self._need)
+        self.arguments = Arguments(script, self.nodes, self._need)
         is_old = self.imports.is_old
         self.means_train = means_train(self.nodes, self.step_name, origin if is_old else UNKNOWN_ORIGIN)
         """Whether the script's `PPOTrainer` is that of TRL 0.12 and later."""

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from trl_step.port.edits import Edit, Script
-from trl_step.port.rules import CALLS, Rule, Source
+from trl_step.port.rules import CALLS, UNKNOWN, Rule, Source, Warmup
 
 ATOMS = (ast.Name, ast.Attribute, ast.Constant, ast.Call, ast.Subscript, ast.Dict, ast.List)
+
+
+WARMUP = Warmup()
+
+
+def entries_of(nodes: Sequence[ast.AST]) -> Mapping[str, set[str]]:
+    """For each name of a dictionary, as written: the entries that assignments give it."""
+    entries: defaultdict[str, set[str]] = defaultdict(set)
+    for node in nodes:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant):
+                    entries[ast.unparse(target.value)].add(str(target.slice.value))
+                elif isinstance(node.value, ast.Dict):
+                    names = {str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)}
+                    entries[ast.unparse(target)] |= names
+                elif isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "dict":
+                    entries[ast.unparse(target)] |= {str(keyword.arg) for keyword in node.value.keywords}
+    return entries
 
 
 class Item(NamedTuple):
@@ -31,11 +51,13 @@ class Arguments:
 
     Args:
         script: that has them
+        nodes: of the script
         need: called with a statement that an edit needs, and the name that it binds
     """
 
-    def __init__(self, script: Script, need: Callable[[str, str], None]) -> None:
+    def __init__(self, script: Script, nodes: Sequence[ast.AST], need: Callable[[str, str], None]) -> None:
         self.script, self.need = script, need
+        self.entries = entries_of(nodes)
 
     def of_call(self, kind: str, call: ast.Call) -> Iterator[Edit]:
         """The edits of a call's keywords."""
@@ -66,6 +88,10 @@ class Arguments:
         if not isinstance(target.slice, ast.Constant) or not isinstance(target.slice.value, str):
             return
         item = Item(target.slice.value, *self.script.span(node), value)
+        entries = self.entries[ast.unparse(target.value)]
+        if WARMUP in CALLS[kind] and item.name in WARMUP.old and entries.issuperset(WARMUP.old):
+            yield from self._warmup(item, self.script.text(target.value))
+            return
         for rule in CALLS[kind]:
             new = rule.sources({item.name: self.source(value)}) if item.name in rule.old else None
             if new is not None:
@@ -87,6 +113,19 @@ class Arguments:
     def end(self, node: ast.expr | ast.keyword, limit: int) -> int:
         """The offset after `node` and its parentheses; `limit` is before the parenthesis that closes all arguments."""
         return self.script.end_of_parentheses(self.script.span(node)[1], limit)
+
+    def _warmup(self, item: Item, owner: str) -> Iterator[Edit]:
+        """Ratio and steps in one dictionary by two statements, in any order: the steps count, unless they are 0."""
+        source = self.source(item.value)
+        if item.name == "warmup_ratio":
+            text = f'{owner}["warmup_steps"] = {owner}.get("warmup_steps") or {source.text}'
+        elif source.value is UNKNOWN:
+            text = f'{owner}["warmup_steps"] = {source.text} or {owner}.get("warmup_steps", 0)'
+        elif not source.value:
+            text = f'{owner}.setdefault("warmup_steps", 0)'
+        else:
+            return
+        yield self.script.edit((item.start, item.end), text, self._note(WARMUP, [item], text))
 
     def _keywords(self, call: ast.Call) -> list[Item]:
         return [

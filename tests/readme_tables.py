@@ -69,6 +69,7 @@ CALL_NAMES = {
     "Accelerator": "`Accelerator(...)`",
     "tokenizer": "a tokenizer's call, `encode(...)`",
     "prepare_model_for_kbit_training": "`prepare_model_for_int8_training(...)`",
+    "push_to_hub": "`push_to_hub(...)`",
     "LoraConfig": "`LoraConfig(...)`",
 }
 

@@ -150,6 +150,7 @@ def test_a_package_that_is_not_installed_is_named() -> None:
         ("tok.additional_special_tokens = ['<a>']", "tok.extra_special_tokens = ['<a>']"),
         ("tok(x, pad_to_max_length=True, max_length=3)", 'tok(x, padding="max_length", max_length=3)'),
         ("tok.encode_plus(x, pad_to_max_length=p)", 'tok(x, padding="max_length" if p else False)'),
+        ("m.push_to_hub(n, use_temp_dir=False, use_auth_token=t)", "m.push_to_hub(n, token=t)"),
         ("Accelerator(fp16=True)", 'Accelerator(mixed_precision="fp16")'),
         ("class R(Trainer):\n    def training_step(self, model, inputs): pass",
          "class R(Trainer):\n    def training_step(self, model, inputs, num_items_in_batch=None): pass"),

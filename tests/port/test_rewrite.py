@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,6 +228,32 @@ def test_check_reports_line_by_line_and_changes_nothing(tmp_path: Path, capsys: 
     capsys.readouterr()
     assert main(["--check", str(path)]) == 0
     assert "nothing to change" in capsys.readouterr().out
+
+
+RATIO, NO_STEPS, STEPS = 'k["warmup_ratio"] = 0.1', 'k["warmup_steps"] = 0', 'k["warmup_steps"] = 5'
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "steps"),
+    [
+        (RATIO, NO_STEPS, 100),
+        (NO_STEPS, RATIO, 100),
+        (RATIO, STEPS, 5),
+        (STEPS, RATIO, 5),
+        ('k["warmup_ratio"] = 1 * 0.1', 'k["warmup_steps"] = zero', 100),
+        ('k["warmup_steps"] = 5 + zero', RATIO, 5),
+        ("k = dict(k, warmup_ratio=0.1)", NO_STEPS, 100),
+        (RATIO, "zero = 1", 100),
+    ],
+)
+@pytest.mark.parametrize("start", ["k = {'output_dir': 'o'}", "k = {'output_dir': 'o', 'warmup_steps': 0}"])
+def test_ratio_and_steps_of_warm_up_on_lines_of_their_own(start: str, first: str, second: str, steps: int) -> None:
+    lines = ("from transformers import TrainingArguments\nzero = 0", start, first, second, "a = TrainingArguments(**k)")
+    new, _ = rewritten("\n".join(lines).encode())
+    names: dict[str, Any] = {}
+    exec(new, names)
+    assert names["a"].get_warmup_steps(1000) == steps
+    assert rewritten(new) == (new, [])
 
 
 def test_names_that_are_gone_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

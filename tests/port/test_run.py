@@ -9,11 +9,14 @@ import sys
 import types
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 
 import trl_step
+from tests.hub_tools import Hub
 from tests.limits import HANG
 from tests.markdown_pages import ROOT, write_tiny_models
 from trl_step.extras.all_scores import AllScoresPipeline
@@ -383,6 +386,36 @@ def test_the_ratio_of_warm_up_counts_without_steps(steps: str, expected: int, tm
 ])  # fmt: skip
 def test_the_ratio_of_warm_up_on_the_command_line(words: list[str], expected: list[str]) -> None:
     assert translated_words(words, {"--warmup_steps", "--eval_strategy"}, lambda *_: None) == expected
+
+
+UPLOADS = """
+from transformers import GPT2Config, GPT2LMHeadModel
+from peft import LoraConfig, get_peft_model
+from tests.markdown_pages import byte_tokenizer
+from trl import AutoModelForCausalLMWithValueHead
+config = GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8)
+config.push_to_hub("a/config", use_temp_dir=True)
+model = GPT2LMHeadModel(config)
+model.push_to_hub("a/model", use_temp_dir=False, safe_serialization=True, use_auth_token="t")
+AutoModelForCausalLMWithValueHead.from_pretrained(model).push_to_hub("a/head", use_temp_dir=True)
+byte_tokenizer().push_to_hub(repo_path_or_name="a/tokenizer", use_temp_dir=True)
+lora = get_peft_model(model, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+lora.push_to_hub("a/lora", use_temp_dir=True)
+"""
+
+
+def test_uploads_with_arguments_of_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, told = Hub(), list[str]()
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    monkeypatch.setattr(transformers.utils.hub, "hf_api", hub)
+    monkeypatch.setattr(transformers.utils.hub, "create_and_tag_model_card", lambda *_, **__: ModelCard("---\n---\n"))
+    monkeypatch.setattr(transformers.utils.hub.PushToHubMixin, "_upload_modified_files", lambda *_, **__: None)
+    run(UPLOADS, told)
+    created = [options["repo_id"] for name, options in hub.calls if name == "create_repo"]
+    assert created == ["a/config", "a/model", "a/head", "a/tokenizer", "a/lora"]
+    assert [options["token"] for name, options in hub.calls if "token" in options][1] == "t"
+    assert told[0].startswith("old.py:7: push_to_hub(use_temp_dir=True) -> left out (")
+    assert sum("use_temp_dir=True" in line for line in told) == 1
 
 
 WITHOUT_ROWS = """

@@ -70,6 +70,9 @@ def wrapped_functions() -> Iterator[tuple[Any, str, str]]:
     yield accelerate.Accelerator, "__init__", "Accelerator"
     yield PreTrainedTokenizerBase, "__call__", "tokenizer"
     yield PreTrainedTokenizerBase, "encode", "tokenizer"
+    for owner in (transformers.utils.PushToHubMixin, transformers.PreTrainedModel, PreTrainedTokenizerBase,
+                  transformers.PreTrainedConfig, transformers.ProcessorMixin, PreTrainedModelWrapper):  # fmt: skip
+        yield owner, "push_to_hub", "push_to_hub"
     if is_peft_available():
         import peft
 

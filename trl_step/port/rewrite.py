@@ -7,10 +7,8 @@ Calls are recognized by the name that is called (`kind_of`). Dictionaries of arg
 from __future__ import annotations
 
 import ast
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from trl_step.port.aliases import new_name
 from trl_step.port.config_calls import default_edits, questions
@@ -26,6 +24,7 @@ from trl_step.port.imports import (
 )
 from trl_step.port.moved import MOVED_IMPORTS, MOVED_MODULES
 from trl_step.port.releases import UNKNOWN_ORIGIN, Origin
+from trl_step.port.rewriting.arguments import Arguments
 from trl_step.port.rewriting.chats import chat_edits, chat_questions
 from trl_step.port.rewriting.devices import device_edits, device_questions
 from trl_step.port.rewriting.members import member_edits
@@ -35,8 +34,6 @@ from trl_step.port.rules import (
     ALL_SCORES,
     CALLS,
     TEXT_CLASSIFICATION,
-    Rule,
-    Source,
 )
 from trl_step.port.train_api import EXPERIMENTAL, NAMES, PLACES, for_the_user, means_train
 
@@ -60,7 +57,6 @@ DICTIONARIES = {
     "accelerator_kwargs": "Accelerator",
 }
 """Keywords whose dictionary holds the arguments of another call."""
-ATOMS = (ast.Name, ast.Attribute, ast.Constant, ast.Call, ast.Subscript, ast.Dict, ast.List)
 MOST_PASSES = 8
 MOVED_PLACES = {".".join(old): ".".join(new) for old, new in MOVED_IMPORTS.items()}
 """Dotted names that moved."""
@@ -115,19 +111,6 @@ def is_of_train_api(data: bytes, origin: Origin) -> bool:
     return Rewriter(Script(data), origin).means_train
 
 
-class Item(NamedTuple):
-    """One `name=value` of a call, or one `"name": value` of a dictionary, which has a `quote`."""
-
-    name: str
-    start: int
-    end: int
-    value: ast.expr
-    quote: str = ""
-
-    def written(self, name: str, source: str) -> str:
-        return f"{self.quote}{name}{self.quote}: {source}" if self.quote else f"{name}={source}"
-
-
 class Rewriter:
     """Finds the edits of one script."""
 
@@ -144,6 +127,7 @@ class Rewriter:
         self.imports = Imports(self.nodes, script.tree.body)
         self.needed: dict[str, str] = {}
         """Names that the edits need, and the statements that import them."""
+        self.arguments = Arguments(script, self.nodes, self._need)
         is_old = self.imports.is_old
         self.means_train = means_train(self.nodes, self.step_name, origin if is_old else UNKNOWN_ORIGIN)
         """Whether the script's `PPOTrainer` is that of TRL 0.12 and later."""
@@ -153,7 +137,7 @@ class Rewriter:
         """All edits but new imports, in no order; they may overlap."""
         parts = [self._import_edits(), self._call_edits(), self._dictionary_edits()]
         parts.append(member_edits(self.script, self.nodes, self.own_names))
-        parts.append(device_edits(self.script, self.nodes, self.source, self._need))
+        parts.append(device_edits(self.script, self.nodes, self.arguments.source, self._need))
         parts.append(read_edits(self.script, self.nodes, self.training_arguments(), self.own_names))
         parts.append(precision_edits(self.script, self.nodes, self.kind_of, self._need))
         return [edit for part in parts for edit in part]
@@ -293,70 +277,18 @@ class Rewriter:
         all_scores = b"return_all_scores" in self.script.data
         for call in self.nodes:
             if isinstance(call, ast.Call) and (kind := self.kind_of(call)) is not None:
-                yield from self._item_edits(kind, self._keywords(call))
+                yield from self.arguments.of_call(kind, call)
                 if kind == "pipeline" and all_scores and _may_classify_texts(call):
                     yield self._pipeline_class(call)
 
     def _pipeline_class(self, call: ast.Call) -> Edit:
         """The class that knows `sort_scores`, as the last argument."""
         arguments: list[ast.expr | ast.keyword] = [*call.args, *call.keywords]
-        last = self._end(max(arguments, key=lambda item: self.script.span(item)[1]), self.script.span(call)[1] - 1)
+        last = self.arguments.end(
+            max(arguments, key=lambda item: self.script.span(item)[1]), self.script.span(call)[1] - 1
+        )
         self._need(ALL_SCORES_IMPORT, "AllScoresPipeline")
         return self.script.edit((last, last), ", pipeline_class=AllScoresPipeline", f"pipeline_class: {ALL_SCORES.why}")
-
-    def _keywords(self, call: ast.Call) -> list[Item]:
-        return [
-            Item(keyword.arg, *self.script.span(keyword), keyword.value)
-            for keyword in call.keywords
-            if keyword.arg is not None
-        ]
-
-    def _item_edits(self, kind: str, items: Iterable[Item]) -> Iterator[Edit]:
-        """The edits of a call's arguments or of a dictionary's entries."""
-        by_name = {item.name: item for item in items}
-        for rule in CALLS[kind]:
-            given = [by_name[old] for old in rule.old if old in by_name]
-            new = rule.sources({item.name: self.source(item.value) for item in given}) if given else None
-            if new is None:
-                continue
-            if any(name in by_name and name not in rule.old for name in new):
-                new = {}
-            first, *others = given
-            text = ", ".join(first.written(name, source) for name, source in new.items())
-            note = self._note(rule, given, text)
-            self._need_of(rule, text)
-            start = first.start + len(first.quote)
-            end = start + len(first.name)
-            is_plain = self.script.data[start:end] == first.name.encode()  # 'a' and a, not u'a' nor "" 'a'
-            if is_plain and list(new.values()) == [self.script.text(first.value)]:
-                yield self.script.edit((start, end), next(iter(new)), note)
-            elif new:
-                yield self.script.edit((first.start, first.end), text, note)
-            else:
-                yield self.script.edit(self.script.removal(first.start, first.end), "", note)
-            for item in others:
-                yield self.script.edit(self.script.removal(item.start, item.end), "", f"{item.name}: see {first.name}")
-
-    def source(self, value: ast.expr) -> Source:
-        """An expression for the rules."""
-        text = self.script.text(value)
-        try:
-            return Source(text, ast.literal_eval(value))
-        except (ValueError, TypeError):
-            return Source(text if isinstance(value, ATOMS) else f"({text})")
-
-    def _note(self, rule: Rule, given: Iterable[Item], text: str) -> str:
-        old = ", ".join(" ".join(self.script.data[item.start : item.end].decode().split()) for item in given)
-        return f"{old} -> {text or 'left out'} ({rule.why})"
-
-    def _need_of(self, rule: Rule, text: str) -> None:
-        name = rule.imports.rpartition(" ")[2]
-        if name and re.search(rf"\b{name}\b", text):
-            self._need(rule.imports, name)
-
-    def _end(self, node: ast.expr | ast.keyword, limit: int) -> int:
-        """The offset after `node` and its parentheses; `limit` is before the parenthesis that closes all arguments."""
-        return self.script.end_of_parentheses(self.script.span(node)[1], limit)
 
     # --- dictionaries ----------------------------------------------------------------------------------------
 
@@ -367,19 +299,19 @@ class Rewriter:
                 for keyword in node.keywords:
                     kind_inside = DICTIONARIES.get(keyword.arg) if keyword.arg else self.kind_of(node)
                     if kind_inside is not None:
-                        yield from self._entry_edits(kind_inside, keyword.value)
+                        yield from self.arguments.of_dictionary(kind_inside, keyword.value)
                 if isinstance(node.func, ast.Attribute) and node.func.attr == "update":
                     for kind in kinds[self.script.text(node.func.value)]:
-                        yield from self._item_edits(kind, self._keywords(node))
+                        yield from self.arguments.of_call(kind, node)
                         for argument in node.args:
-                            yield from self._entry_edits(kind, argument)
+                            yield from self.arguments.of_dictionary(kind, argument)
             elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
                 target = node.targets[0] if isinstance(node, ast.Assign) else node.target
                 for kind in kinds[self.script.text(target)]:
-                    yield from self._entry_edits(kind, node.value)
+                    yield from self.arguments.of_dictionary(kind, node.value)
                 if isinstance(target, ast.Subscript) and (isinstance(node, ast.AnnAssign) or len(node.targets) == 1):
                     for kind in kinds[self.script.text(target.value)]:
-                        yield from self._assigned_entry(kind, node, target, node.value)
+                        yield from self.arguments.of_assignment(kind, node, target, node.value)
 
     def _dictionary_kinds(self) -> defaultdict[str, set[str]]:
         """For the name of each dictionary: the kinds of the calls that it is passed to."""
@@ -391,47 +323,6 @@ class Rewriter:
                     if kind is not None:
                         kinds[self.script.text(keyword.value)].add(kind)
         return kinds
-
-    def _entry_edits(self, kind: str, value: ast.expr) -> Iterator[Edit]:
-        if isinstance(value, ast.Dict):
-            yield from self._item_edits(kind, self._entries(value))
-        elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "dict":
-            yield from self._item_edits(kind, self._keywords(value))
-        parts: list[ast.expr] = []
-        if isinstance(value, ast.Dict):
-            parts = [part for key, part in zip(value.keys, value.values, strict=True) if key is None]
-        elif isinstance(value, ast.IfExp):
-            parts = [value.body, value.orelse]
-        elif isinstance(value, ast.BinOp):
-            parts = [value.left, value.right]
-        elif isinstance(value, ast.NamedExpr):
-            parts = [value.value]
-        for part in parts:
-            yield from self._entry_edits(kind, part)
-
-    def _entries(self, dictionary: ast.Dict) -> Iterator[Item]:
-        limit = self.script.span(dictionary)[1] - 1
-        for key, value in zip(dictionary.keys, dictionary.values, strict=True):
-            if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                start, quote = self.script.span(key)[0], self.script.text(key)[0]
-                yield Item(key.value, start, self._end(value, limit), value, quote if quote in "\"'" else '"')
-
-    def _assigned_entry(
-        self, kind: str, node: ast.Assign | ast.AnnAssign, target: ast.Subscript, value: ast.expr
-    ) -> Iterator[Edit]:
-        """`kwargs["old"] = value` becomes `kwargs["new"] = value`, or an update with several."""
-        if not isinstance(target.slice, ast.Constant) or not isinstance(target.slice.value, str):
-            return
-        item = Item(target.slice.value, *self.script.span(node), value)
-        for rule in CALLS[kind]:
-            new = rule.sources({item.name: self.source(value)}) if item.name in rule.old else None
-            if new is not None:
-                given, owner = list(new.items()), self.script.text(target.value)
-                text = f"{owner}.update({', '.join(map('='.join, given))})"
-                if len(given) == 1:
-                    text = f'{owner}["{given[0][0]}"] = {given[0][1]}'
-                yield self.script.edit((item.start, item.end), text, self._note(rule, [item], text))
-                self._need_of(rule, text)
 
 
 def nodes_outside_of_f_strings(node: ast.AST) -> Iterator[ast.AST]:

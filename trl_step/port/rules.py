@@ -388,6 +388,12 @@ CALLS: Mapping[str, tuple[Rule, ...]] = {
         Drop("output_embedding_layer_name", "the whole of the model that is not quantized becomes float32"),
         Drop("layer_norm_names", "the whole of the model that is not quantized becomes float32"),
     ),
+    "push_to_hub": (
+        TOKEN,
+        Rename("repo_path_or_name", "repo_id"),
+        Drop("use_temp_dir", "transformers 5 always uploads from a temporary folder"),
+        Drop("safe_serialization", "files are always safetensors"),
+    ),
     "LoraConfig": (
         Drop("merge_weights", "merge_and_unload() merges adapters"),
         Drop("enable_lora", "target_modules chooses"),

@@ -207,6 +207,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
     "trivia_qa/train": TRIVIA,
     "mandarjoshi/trivia_qa/train": TRIVIA,
     "instructions/train": INSTRUCTIONS,
+    "openai_humaneval/test": [{"prompt": "def add(a, b):\n", "canonical_solution": "    return a + b\n"}],
     **{f"ultrafeedback/{split}": PAIRED_CHATS for split in ("train_prefs", "test_prefs", "train_sft", "test_sft")},
     **{
         f"lvwerra/stack-exchange-paired/data/{part}/train": STACK for part in ("rl", "reward", "evaluation", "finetune")

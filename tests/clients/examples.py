@@ -50,7 +50,9 @@ EDITS = {
 }  # fmt: skip
 """Sizes that are no arguments, and what asks for a GPU."""
 MENDS = {
-    "gpt2-sentiment-control.ipynb": [('zip(logs[\\"env/reward_dist\\"], task_list)', "zip(rewards, task_list)")],
+    "gpt2-sentiment-control.ipynb": [
+        ('zip(logs[\\"env/reward_dist\\"], task_list)', "zip(map(float, rewards), task_list)")
+    ],
     "calculator.py": [('columns_to_log=["query", "response", "answer"]', 'columns_to_log=["query", "response"]')],
 }
 """What a program does not have on its own release, either: an entry of `logs`, a column of the batch."""

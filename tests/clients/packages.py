@@ -93,7 +93,7 @@ CLIENTS = [
         "0.8.3",
         [
             Program("llama_factory_ppo.py", words, "0.9.6", {"DISABLE_VERSION_CHECK": "1"}, shown=words)
-            for words in ([], ["trainer"], ["trainer", "lora"])
+            for words in ([], ["lora"])
         ],
         ["--no-deps llamafactory==0.8.3", "fire einops sentencepiece tiktoken -c constraints.txt"],
     ),
@@ -148,7 +148,7 @@ CLIENTS = [
     Client(
         "optimum-habana",
         "1.21.2",
-        GAUDI,
+        GAUDI[:2],
         ["--no-deps optimum-habana==1.21.2 optimum==2.0.0"],
     ),
     Client(

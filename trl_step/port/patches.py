@@ -30,6 +30,7 @@ from trl_step.port.old.flags import old_flags
 from trl_step.port.old.names import old_names
 from trl_step.port.old.precision import Precision
 from trl_step.port.old.reads import keep_given, old_reads
+from trl_step.port.old.schedulers import old_schedulers
 from trl_step.port.releases import ASKED, UNKNOWN_ORIGIN, Origin
 from trl_step.port.replacing import is_asked_by_library, replaced
 from trl_step.port.rules import CALLS, NEW_PARAMETERS, TEXT_CLASSIFICATION, NewParameter
@@ -101,6 +102,7 @@ def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN, means_train: boo
         stack.enter_context(old_flags(translator.report_once, translator.translate))
         stack.enter_context(replaced(PPOConfig, "__init__", translator.with_defaults(PPOConfig.__init__, origin)))
         stack.enter_context(replaced(PPOConfig, "__dataclass_fields__", _fields_with(origin.defaults or {})))
+        stack.enter_context(old_schedulers(translator.report_once))
         stack.enter_context(old_reads(translator.report_once))
         stack.enter_context(version_of_trl(translator.report_once, origin))
         if means_train:

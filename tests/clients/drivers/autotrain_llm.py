@@ -11,7 +11,7 @@ rows = [
     {"text": f"What is {i}? It is {i}.", "prompt": f"What is {i}?", "chosen": f" It is {i}.", "rejected": " No."}
     for i in range(8)
 ]
-Path("data").mkdir()
+Path("data").mkdir(exist_ok=True)
 for split in ("train", "validation"):
     Path(f"data/{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
 kind = sys.argv[1]

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from trl_step.models.notices import warn_user
+
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -86,6 +88,14 @@ def find_file(source: str, filename: str, hub: Mapping[str, Any]) -> Path | None
         return Path(hf_hub_download(source, filename, **hub))
     except (EntryNotFoundError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError):
         return None
+
+
+def remove_old_adapter(folder: str) -> None:
+    """Remove an adapter that was saved in `folder` before, since `from_pretrained` takes it if there is one."""
+    if os.path.exists(os.path.join(folder, ADAPTER_CONFIG)):
+        for name in (ADAPTER_CONFIG, *ADAPTER_FILES):
+            Path(folder, name).unlink(missing_ok=True)
+        warn_user(f"{folder} held an adapter, which would have been loaded in place of the saved model: it was removed")
 
 
 def read_tensors(path: Path, parts: Sequence[str] = ("",)) -> dict[str, torch.Tensor]:

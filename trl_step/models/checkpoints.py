@@ -46,11 +46,15 @@ def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
 
 
-def require_source(source: str) -> None:
+def require_source(source: str | os.PathLike[str]) -> None:
     """Raise a `FileNotFoundError` if `source` can only be a folder, as a hub has no such names, and does not exist."""
-    if not os.path.exists(source) and not HUB_NAME.fullmatch(source):
-        hint = '; "~" is not expanded, os.path.expanduser does that' if source.startswith("~") else ""
-        raise FileNotFoundError(f"there is no folder {source} (looked for {os.path.abspath(source)}){hint}")
+    name, is_path = os.fspath(source), isinstance(source, os.PathLike)
+    if os.path.isfile(name):
+        raise NotADirectoryError(f"{name} is a file: give the folder that it is in")
+    if not os.path.exists(name) and (is_path or not HUB_NAME.fullmatch(name)):
+        hint = '; "~" is not expanded, os.path.expanduser does that' if name.startswith("~") else ""
+        hint += "; a name on the hub has to be a string" * is_path
+        raise FileNotFoundError(f"there is no folder {name or repr(name)} (looked for {os.path.abspath(name)}){hint}")
 
 
 def names_folder(source: str) -> bool:

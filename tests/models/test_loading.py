@@ -26,6 +26,30 @@ def test_a_folder_may_be_a_path_object(tmp_path: Path) -> None:
     assert same_state(AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path), model)
 
 
+def test_a_path_object_is_never_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder nope \(looked for .*; a name on the hub has to be"
+    ):
+        AutoModelForCausalLMWithValueHead.from_pretrained(Path("./nope"))
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    wrapped().save_pretrained(tmp_path)
+    with pytest.raises(NotADirectoryError, match=r"config\.json is a file: give the folder that it is in"):
+        AutoModelForCausalLMWithValueHead.from_pretrained(f"{tmp_path}/config.json")
+
+
+@pytest.mark.parametrize(("saved", "asked", "told"), [
+    ("gpt2", "t5", r"is a decoder-only model \(gpt2\): load it with AutoModelForCausalLMWithValueHead"),
+    ("t5", "gpt2", r"is an encoder-decoder model \(t5\): load it with AutoModelForSeq2SeqLMWithValueHead"),
+])  # fmt: skip
+def test_a_model_of_the_other_kind(tmp_path: Path, saved: str, asked: str, told: str) -> None:
+    plain(saved).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=told):
+        wrapper_of(asked).from_pretrained(str(tmp_path))
+
+
 def test_a_subfolder_is_searched_for_the_value_head_too(tmp_path: Path) -> None:
     model = wrapped()
     model.save_pretrained(tmp_path / "inner")

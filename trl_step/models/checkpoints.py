@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from trl_step.models.notices import warn_user
+
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -44,11 +46,15 @@ def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
 
 
-def require_source(source: str) -> None:
+def require_source(source: str | os.PathLike[str]) -> None:
     """Raise a `FileNotFoundError` if `source` can only be a folder, as a hub has no such names, and does not exist."""
-    if not os.path.exists(source) and not HUB_NAME.fullmatch(source):
-        hint = '; "~" is not expanded, os.path.expanduser does that' if source.startswith("~") else ""
-        raise FileNotFoundError(f"there is no folder {source} (looked for {os.path.abspath(source)}){hint}")
+    name, is_path = os.fspath(source), isinstance(source, os.PathLike)
+    if os.path.isfile(name):
+        raise NotADirectoryError(f"{name} is a file: give the folder that it is in")
+    if not os.path.exists(name) and (is_path or not HUB_NAME.fullmatch(name)):
+        hint = '; "~" is not expanded, os.path.expanduser does that' if name.startswith("~") else ""
+        hint += "; a name on the hub has to be a string" * is_path
+        raise FileNotFoundError(f"there is no folder {name or repr(name)} (looked for {os.path.abspath(name)}){hint}")
 
 
 def names_folder(source: str) -> bool:
@@ -86,6 +92,14 @@ def find_file(source: str, filename: str, hub: Mapping[str, Any]) -> Path | None
         return Path(hf_hub_download(source, filename, **hub))
     except (EntryNotFoundError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError):
         return None
+
+
+def remove_old_adapter(folder: str) -> None:
+    """Remove an adapter that was saved in `folder` before, since `from_pretrained` takes it if there is one."""
+    if os.path.exists(os.path.join(folder, ADAPTER_CONFIG)):
+        for name in (ADAPTER_CONFIG, *ADAPTER_FILES):
+            Path(folder, name).unlink(missing_ok=True)
+        warn_user(f"{folder} held an adapter, which would have been loaded in place of the saved model: it was removed")
 
 
 def read_tensors(path: Path, parts: Sequence[str] = ("",)) -> dict[str, torch.Tensor]:

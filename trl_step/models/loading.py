@@ -58,6 +58,8 @@ def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], k
     Raises:
         FileNotFoundError: there is no such folder, and the hub does not give a model of this name; or no model is in
             the folder.
+        NotADirectoryError: `source` is a file.
+        ValueError: a decoder where an encoder-decoder model is expected, or the other way round.
     """
     require_source(source)
     _require_config(source, kwargs)
@@ -78,6 +80,7 @@ def load_pretrained(parent_class: Any, source: str, model_args: Sequence[Any], k
             f"there is no folder {source} in {os.getcwd()}, and the hub does not give a model of this name: {error}"
         ) from error
     parent_class = _class_for(parent_class, config)
+    _require_kind(parent_class, config, source)
     kwargs = choose_dtype(source, kwargs, config)
     with _quiet_about_value_heads(parent_class, config):
         return parent_class.from_pretrained(source, *model_args, **kwargs)
@@ -116,6 +119,20 @@ def _class_for(parent_class: Any, config: Any) -> Any:
         return parent_class
     multimodal = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
     return next((known for known in multimodal if model_classes(known, config)), _named(config) or parent_class)
+
+
+def _require_kind(parent_class: Any, config: Any, source: str) -> None:
+    """Raise a `ValueError` if only the other one of the two auto classes knows the configuration."""
+    kinds = {AutoModelForCausalLM: "a decoder-only", AutoModelForSeq2SeqLM: "an encoder-decoder"}
+    if parent_class not in kinds or _model_classes(parent_class, config):
+        return
+    for other in kinds.keys() - {parent_class}:
+        if _model_classes(other, config) and parent_class.__name__ not in (getattr(config, "auto_map", None) or {}):
+            name = other.__name__
+            raise ValueError(
+                f"{source} is {kinds[other]} model ({config.model_type}): load it with {name}WithValueHead, or with "
+                f"{name} where there is no value head"
+            )
 
 
 def _named(config: Any) -> Any:

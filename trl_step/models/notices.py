@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import site
 import sys
@@ -55,14 +56,23 @@ def _is_made(frame: FrameType) -> bool:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Inside, transformers logs errors only."""
-    from transformers.utils import logging  # not at the top: a check of a script needs neither it nor torch
+    from transformers.utils import logging as log  # not at the top: a check of a script needs neither it nor torch
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    verbosity = log.get_verbosity()
+    log.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        log.set_verbosity(verbosity)
+
+
+def leave_out_default_loss() -> None:
+    """From now on transformers does not log that a model without a `loss_type`, such as GPT-2, has the default loss."""
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_default_loss)
+
+
+def _is_no_default_loss(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("`loss_type=None` was set")
 
 
 def described(error: BaseException) -> str:

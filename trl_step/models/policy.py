@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trl_step.models import adapters
-from trl_step.models.checkpoints import HUB_ARGUMENTS, hub_arguments, read_value_head
+from trl_step.models.checkpoints import HUB_ARGUMENTS, hub_arguments, read_value_head, require_source
 from trl_step.models.inner_model import has_adapter, is_peft_model
 from trl_step.models.loading import is_quantized, load_pretrained, warn_of_low_precision
 from trl_step.models.notices import warn_user
@@ -55,6 +55,7 @@ def load_policy(request: PolicyRequest) -> Any:
 
 
 def _from_path(request: PolicyRequest) -> Any:
+    require_source(request.source)
     source, hub = os.fspath(request.source), hub_arguments(request.model_kwargs)
     folder = adapters.adapter_folder(source, hub)
     if folder is None:

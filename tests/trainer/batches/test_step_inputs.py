@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -67,7 +68,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "queries as one tensor": (replace("queries", torch.zeros(8, 3).long()), "queries must be a list .* got Tensor"),
     "responses as a string": (replace("responses", "hello"), "responses must be a list .* got str"),
     "scores as a number": (replace("scores", 1.0), "scores must be a list .* got float"),
-    "scores as a column": (replace("scores", torch.zeros(8, 1)), "scores must be a list .* got Tensor"),
+    "scores as a column": (replace("scores", torch.zeros(8, 1)), r"of shape \(8, 1\); use \.squeeze\(-1\)"),
     "masks as a tensor": (replace("response_masks", torch.ones(8, 3)), "response_masks must be a list"),
     "a query as a list": (put("queries", 2, [4, 5]), r"queries\[2\] must be a tensor .* got list"),
     "a response as an array": (put("responses", 3, np.array([4])), r"responses\[3\] must be a tensor .* got ndarray"),
@@ -195,10 +196,37 @@ def test_scores_of_every_kind_are_taken(kind: str) -> None:
     assert stats["ppo/mean_scores"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+class Array:
+    """As JAX and others have it."""
+
+    def __init__(self, numbers: list[float]) -> None:
+        self.numbers = np.array(numbers)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.numbers.astype(dtype or np.float64)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.numbers)
+
+
+def test_what_is_given_beside_scores_may_be_one_vector() -> None:
+    queries, responses, scores = batch()
+    settings = {"advantage_estimator": "grpo"}
+    groups = [i // 2 for i in range(len(scores))]
+    as_list = trainer("gpt2", **settings).step(queries, responses, scores, group_ids=groups)
+    for vector in (pandas.Series(groups), Array(groups)):
+        stats = trainer("gpt2", **settings).step(queries, responses, scores, group_ids=vector)
+        assert stats["ppo/loss/total"] == as_list["ppo/loss/total"]
+
+
 def test_scores_may_be_one_vector() -> None:
     queries, responses, scores = batch()
     as_list = trainer("gpt2").step(queries, responses, scores)
-    for vector in (torch.tensor(scores), np.array(scores), np.array(scores, dtype=np.float32)):
+    column = pandas.Series(scores, index=range(5, 5 + len(scores)))
+    for vector in (torch.tensor(scores), np.array(scores), np.array(scores, dtype=np.float32), column, Array(scores)):
         ours = trainer("gpt2")
         stats = ours.step(queries, responses, vector)
         assert stats["ppo/loss/total"] == as_list["ppo/loss/total"]

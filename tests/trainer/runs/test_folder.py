@@ -93,6 +93,15 @@ DAMAGES = {
 }
 
 
+def test_a_folder_without_a_state_is_named_with_those_inside(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match=f"there is no state in {tmp_path / 'model'}; save_state writes one"):
+        checked(tmp_path / "model")
+    save(tmp_path / "step-1", "old")
+    with pytest.raises(ValueError, match=f"there is no state in {tmp_path}; there is one in {tmp_path / 'step-1'}"):
+        checked(tmp_path)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named_with_the_folder_and_what_to_do(damage: Callable, tmp_path: Path) -> None:
     save(tmp_path / "mine", "old")

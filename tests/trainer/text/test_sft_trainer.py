@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import DataCollatorForLanguageModeling
+from transformers.utils import logging as transformers_logging
 
 from tests import tiny
 from tests.trainer.text import text_tools
@@ -39,6 +41,16 @@ def test_a_text_field(tmp_path: Path) -> None:
     ours.train()
     assert losses(ours)[-1] < losses(ours)[0]
     assert ours.evaluate()["eval_loss"] < losses(ours)[0]
+
+
+def test_the_default_loss_of_a_model_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.Logger.warning_once.cache_clear()  # what was said before is said again
+    transformers_logging.enable_propagation()
+    try:
+        trainer(tmp_path, config={"max_steps": 1}).train()
+    finally:
+        transformers_logging.disable_propagation()
+    assert "loss_type" not in caplog.text
 
 
 def test_a_formatting_function_of_a_batch(tmp_path: Path) -> None:

@@ -188,8 +188,7 @@ def check_step_inputs(
     Args:
         vocabulary: of both models
     """
-    if isinstance(scores, (torch.Tensor, np.ndarray)) and scores.ndim == 1:
-        scores = list(scores)
+    scores = _as_list(scores)
     lists = {"queries": queries, "responses": responses, "scores": scores}
     if response_masks is not None:
         lists["response_masks"] = response_masks
@@ -203,10 +202,10 @@ def check_step_inputs(
 def with_extras(inputs: StepInputs, extras: Extras) -> StepInputs:
     """The inputs with what is given for the algorithm, or a `ValueError` that names the list and the sample."""
     responses, masks = inputs.responses, inputs.response_masks
+    extras = Extras(*map(_as_list, extras))
     for name, items in extras._asdict().items():
         if items is not None:
-            as_list = isinstance(items, (torch.Tensor, np.ndarray)) and items.ndim == 1
-            _check_lists({"responses": responses, name: list(items) if as_list else items})
+            _check_lists({"responses": responses, name: items})
     advantages = baseline_scores = group_ids = truncated = None
     if extras.advantages is not None:
         advantages = check_advantages(list(extras.advantages), responses, masks)
@@ -249,10 +248,19 @@ def _group_id(i: int, given: Any) -> Hashable:
     return given  # type: ignore[no-any-return]
 
 
+def _as_list(items: Any) -> Any:
+    """A vector of torch, NumPy, pandas, JAX and others as a list; anything else as it is."""
+    if not isinstance(items, torch.Tensor) and not is_list(items) and hasattr(items, "__array__"):
+        items = np.asarray(items)
+    return list(items) if isinstance(items, (torch.Tensor, np.ndarray)) and items.ndim == 1 else items
+
+
 def _check_lists(lists: dict[str, Any]) -> None:
     for name, items in lists.items():
         if not is_list(items):
-            raise ValueError(f"{name} must be a list with one entry per sample, got {type(items).__name__}")
+            of_shape = f" of shape {tuple(items.shape)}" if isinstance(items, (torch.Tensor, np.ndarray)) else ""
+            of_shape += "; use .squeeze(-1)" * of_shape.endswith(", 1)")
+            raise ValueError(f"{name} must be a list with one entry per sample, got {type(items).__name__}{of_shape}")
     lengths = {name: len(items) for name, items in lists.items()}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{name} {n}" for name, n in lengths.items())

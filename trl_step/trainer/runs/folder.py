@@ -140,6 +140,10 @@ def checked(folder: Path) -> Path:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
+    if not path.is_file() and not any(folder.glob(f"{DATA}[0-9]*")):
+        inside = sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST}"))
+        hint = f"; there is one in {', '.join(inside[-3:])}" if inside else "; save_state writes one"
+        raise ValueError(f"there is no state in {folder}{hint}")
     if not path.is_file():
         raise ValueError(
             f"the state in {folder} is incomplete: {MANIFEST} is missing, so saving it was interrupted; {REMEDY}"

@@ -13,7 +13,7 @@ from trl_step.import_utils import is_unsloth_available
 from trl_step.models.adapters import remove_paths_from_card
 from trl_step.models.inner_model import is_peft_model
 from trl_step.models.loading import load_pretrained
-from trl_step.models.notices import warn_user
+from trl_step.models.notices import leave_out_default_loss, warn_user
 
 
 class TextTrainer(transformers.Trainer):
@@ -34,6 +34,7 @@ class TextTrainer(transformers.Trainer):
 
     def __init__(self, tokenizer: Any, prepare_model: Callable[[Any], Any] | None = None, **arguments: Any) -> None:
         self._prepare_model = prepare_model
+        leave_out_default_loss()
         super().__init__(processing_class=tokenizer, **arguments)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)

@@ -134,6 +134,18 @@ def test_a_late_process_is_ended(pooled: Any, monkeypatch: pytest.MonkeyPatch) -
     assert sum(environment.process.is_alive() for environment in environments) == 1
 
 
+def test_a_process_that_was_interrupted_is_not_used_again(pooled: Any) -> None:
+    """Its next answer would be the one that nobody waited for: every later episode would be a step behind."""
+    pooled.writer.sampler.model.answer = say({str(os.getpid()): "interrupt"})
+    with pytest.raises(KeyboardInterrupt):
+        pooled.run([os.getpid()])
+    again = pooled.run([2, 1, 2])
+    assert [history.text for history in again.histories] == ["2 left:a</s>[1 left]a</s>", "1 left:a</s>"] + [
+        "2 left:a</s>[1 left]a</s>"
+    ]
+    assert again.errors == [None] * 3
+
+
 def test_strict_raises_what_the_process_raised(pooled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pooled, "strict", True)
     pooled.writer.sampler.model.answer = say({"5": "raise", "3": "die"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -362,6 +363,27 @@ def test_an_error_inside_a_library_names_the_line_that_called_it() -> None:
     with pytest.warns(UserWarning, match="ended early"):
         (error,) = runner(lambda: Wrong(), "a").run([1]).errors
     assert str(error).endswith(f"(Wrong.step, {__file__}:{line_of('def step(self, text: str)')})")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_environment_that_exits_ends_its_own_episode(workers: int) -> None:
+    """`sys.exit` in an environment ended the whole program, without a traceback."""
+
+    class Exits(Countdown):
+        def step(self, action_text: str) -> Any:
+            return sys.exit(3) if self.left == 2 else super().step(action_text)
+
+    with pytest.warns(UserWarning, match="1 of 2 episodes ended early"):
+        episodes = runner(Exits, "a", step_workers=workers).run([1, 2])
+    assert episodes.errors[0] is None
+    assert str(episodes.errors[1]).startswith(f"turn 0: SystemExit: 3 ({__file__}:")
+
+    class ExitsAtOnce(Countdown):
+        def reset(self, task: Any) -> Any:
+            sys.exit("no display")
+
+    with pytest.raises(RuntimeError, match="task 0: SystemExit: no display"):
+        runner(ExitsAtOnce, "a", step_workers=workers).run([1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from typing import Any
 
@@ -26,6 +27,9 @@ class Countdown:
                 os._exit(7)
             case "hang":
                 time.sleep(1000)
+            case "interrupt":  # the process whose number is the task, as Ctrl-C does
+                os.kill(self.left + 1, signal.SIGINT)
+                time.sleep(1)
             case "raise":
                 return {}["boom"]  # the line that reports must name
             case "file":

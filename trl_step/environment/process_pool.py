@@ -95,7 +95,9 @@ class ProcessPool:
 
     def give_back(self, environment: RemoteEnvironment) -> None:
         """The episode is over."""
-        if environment.process.is_alive():
+        if environment.owes_reply:  # the caller was interrupted: the next episode would take it for its own
+            environment.process.kill()  # the thread that waits for it closes the connection
+        elif environment.process.is_alive():
             self._idle.append(environment)
 
     def close(self) -> None:
@@ -115,6 +117,7 @@ class RemoteEnvironment:
         self, context: Any, make_environment: Callable[[], Any], seed: int, timeout: float | None = None
     ) -> None:
         self.timeout = timeout
+        self.owes_reply = False
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make_environment, seed), daemon=True)
         self.process.start()
@@ -134,12 +137,14 @@ class RemoteEnvironment:
 
     def _ask(self, question: tuple[str, Any], timeout: float | None) -> Any:
         try:
+            self.owes_reply = True
             self._connection.send(question)
             if not self._connection.poll(timeout):
                 self.process.kill()
                 self.process.join()  # or the pool would take it for alive, and give it to the next episode
                 raise RemoteError(f"no reply within {timeout:g} seconds; its process was ended")
             reply = Reply(*self._connection.recv())
+            self.owes_reply = False
         except (EOFError, ConnectionError) as error:
             self.process.join(5)
             raise RemoteError(f"its process died, exit code {self.process.exitcode}") from error

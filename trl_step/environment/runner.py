@@ -162,8 +162,8 @@ class EnvironmentRunner:
             return Episode(environment, group, *self.display.begin(observation))
         except TypeError as error:
             raise TypeError(f"task {group}: {error}") from error
-        except RemoteError as error:
-            raise RuntimeError(f"task {group}: {error}") from error
+        except (RemoteError, SystemExit) as error:
+            raise RuntimeError(f"task {group}: {begun.error or error}") from error
         except NoTokens as error:
             raise ValueError(f"task {group}: {error}") from error
 
@@ -188,7 +188,7 @@ class EnvironmentRunner:
                 self.display.show(history, episode.prompt, result.observation)
             if result.terminated or result.truncated:
                 history.complete(truncated=not result.terminated)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an environment that calls `sys.exit` must not end the training
             if self.strict:
                 raise
             problem = outcome.error or f"{error} ({_place_of_step(episode.environment)})"

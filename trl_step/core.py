@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -356,6 +356,12 @@ class _EmptyDeviceCache:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is None and self.settings.optimize_device_cache:
             free_device_cache()
+
+
+def numbered(things: Iterable[Hashable]) -> list[int]:
+    """For each thing a number, equal ones the same; new numbers come in order from 0."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(thing, len(numbers)) for thing in things]
 
 
 def is_list(thing: Any) -> bool:

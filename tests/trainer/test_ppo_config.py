@@ -332,6 +332,7 @@ def test_settings_that_cannot_act_are_refused(settings: dict[str, Any], told: st
         ({"adap_kl_ctrl": False, "horizon": 50}, "horizon=50 has no effect with adap_kl_ctrl=False"),
         ({"init_kl_coef": 0.0, "target": 1.0}, "target=1 has no effect with init_kl_coef=0: .* 0 stays 0"),
         ({"keep_last": 2}, "keep_last=2 has no effect without save_every"),
+        ({"vf_coef": 0}, "vf_coef=0: the values never train, and advantages are made of them"),
     ],
 )
 def test_settings_that_hardly_act_are_said(settings: dict[str, Any], told: str) -> None:

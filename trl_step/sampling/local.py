@@ -7,13 +7,14 @@ that padding changes (MiniMax, BartForCausalLM) gets prompts of one length in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple, Optional
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 
+from trl_step.core import numbered
 from trl_step.models.inner_model import plain_model, pretrained_of
 from trl_step.models.probes import BatchMates, batch_mates
 from trl_step.models.sharding import gathered
@@ -175,7 +176,7 @@ class LocalSampler(Sampler):
         frame = Frame(pad_token_id, self.is_encoder_decoder, self.device, pad_to_multiple_of)
         # processes in step run the same passes, whatever their rows
         plan = Plan(False, False) if in_step else Plan.of(model, options)
-        same = _numbered(tuple(query.tolist()) for query in queries)
+        same = numbered(tuple(query.tolist()) for query in queries)
 
         def sample(rows: list[int]) -> list[Answer]:
             batch = frame.pad([queries[i] for i in rows])
@@ -187,7 +188,7 @@ class LocalSampler(Sampler):
                 options,
                 pad_token_id=pad_token_id,
                 is_encoder_decoder=self.is_encoder_decoder,
-                owners=_numbered(same[i] for i in rows),
+                owners=numbered(same[i] for i in rows),
                 keeps_tail=not remove_padding,
                 plan=plan,
                 temperature=sampling_temperature(model, settings) if return_logprobs else None,
@@ -204,12 +205,6 @@ class LocalSampler(Sampler):
                 frame = frame._replace(multiple=None)
             budget = 0 if in_step else token_budget
             return run_batches(sample, sizes, batch_size, budget, may_shrink=not in_step, mates=mates)
-
-
-def _numbered(things: Iterable[Hashable]) -> list[int]:
-    """For each thing a number, equal ones the same; new numbers come in order from 0."""
-    numbers: dict[Hashable, int] = {}
-    return [numbers.setdefault(thing, len(numbers)) for thing in things]
 
 
 def _answers(

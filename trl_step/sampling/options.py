@@ -147,9 +147,12 @@ def check_positions(model: torch.nn.Module, lengths: Sequence[int], limits: Sequ
 
 
 def all_eos_ids(
-    model: torch.nn.Module | None, eos_token_ids: Collection[int], generation_kwargs: Mapping[str, Any]
+    model: torch.nn.Module | None, eos_token_ids: Collection[int | None], generation_kwargs: Mapping[str, Any]
 ) -> list[int]:
-    """Every id that ends an answer: the tokenizer's `eos_token_ids`, those of the generation config and of the call."""
+    """Every id that ends an answer: the tokenizer's `eos_token_ids`, those of the generation config and of the call.
+
+    Each source may be None, or have it in place of an id.
+    """
     own = getattr(pretrained_of(model), "generation_config", None)
     given = generation_kwargs.get("generation_config")
     asked = generation_kwargs.get("eos_token_id")

@@ -42,7 +42,7 @@ from trl_step.trainer.language.old_parts import OldParts
 from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
 from trl_step.trainer.reports.cost import StepCost, StepFacts, cost_of
 from trl_step.trainer.reports.hub import write_model_card
-from trl_step.trainer.reports.watch import active_dropout, padded_by_hand, repeats_query
+from trl_step.trainer.reports.watch import active_dropout, fingerprint_of, padded_by_hand, repeats_query
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity, settings_of
 from trl_step.trainer.updates.deepspeed import uses_deepspeed
@@ -327,9 +327,7 @@ class LanguageTrainer(OldParts):
     @property
     def _end_tokens(self) -> tuple[int, ...]:
         """Ids that end a response: the tokenizer's and those of the model's generation config."""
-        own = self.tokenizer.eos_token_id
-        policy = self.accelerator.unwrap_model(self.model)
-        return tuple(all_eos_ids(policy, [] if own is None else [own], {}))
+        return tuple(all_eos_ids(self.accelerator.unwrap_model(self.model), [self.tokenizer.eos_token_id], {}))
 
     def _diagnose(self, stats: dict[str, Any], given: StepInputs) -> None:
         """Look for what is wrong with the run, and warn of it."""
@@ -342,6 +340,7 @@ class LanguageTrainer(OldParts):
             end_tokens=self._end_tokens,
             lam=self._lam_of_scores(given),
             repeats_query=not self.is_encoder_decoder and repeats_query(given.queries, given.responses),
+            batch=fingerprint_of(given.queries, given.responses),
         )
         pad = self.tokenizer.pad_token_id
         if pad is not None and not seen.given_masks:

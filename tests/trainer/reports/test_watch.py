@@ -62,6 +62,25 @@ def test_an_evaluation_with_greedy_answers_beside_samples_is_fine(order):
     assert "likeliest" not in heard(use)
 
 
+def test_the_batch_of_the_step_before_is_said_once():
+    """A loop that forgets to sample anew trains on answers of a policy that is gone."""
+    trainer, said = tiny.trainer(), "step was given the queries and responses of the step before"
+    one, other = tiny.batch(), tiny.batch(seed=2)
+    assert said not in heard(lambda: trainer.step(*one))
+    assert said not in heard(lambda: trainer.step(*other))
+    assert said not in heard(lambda: trainer.step(*one))
+    assert said in heard(lambda: trainer.step(*one))
+    assert said not in heard(lambda: trainer.step(*one))
+
+
+def test_the_same_batch_with_its_log_probs_is_fine():
+    trainer, (queries, responses, scores) = tiny.trainer(), tiny.batch()
+    old = [torch.full((len(response),), -4.0) for response in responses]
+    trainer.step(queries, responses, scores)
+    said = heard(lambda: trainer.step(queries, responses, scores, old_logprobs=old))
+    assert "of the step before" not in said
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_queries_padded_by_hand_are_found(side):
     trainer = tiny.trainer()

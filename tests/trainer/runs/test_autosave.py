@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,21 @@ def test_every_second_step_is_saved_and_the_last_two_are_kept(tmp_path: Path) ->
     assert again.load_state("latest") == 6
     again.step(*batch())
     assert changed(outcome_of(ours), outcome_of(again)) == []
+
+
+def test_a_run_that_begins_anew_in_the_folder_of_another_one_says_so(tmp_path: Path) -> None:
+    """It replaces the other one's states, and removes them with `keep_last`."""
+    first = saving(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="save_dir=.* has states of another run")
+        for _ in range(2):
+            first.step(*batch())
+        again = saving(tmp_path)
+        again.load_state("latest")
+        again.step(*batch())
+    anew = saving(tmp_path)
+    with pytest.warns(UserWarning, match=r"has states of another run, the last one in step-0*3, and this run replaces"):
+        anew.step(*batch())
 
 
 def outcome_of(ours: Any) -> dict[str, Any]:

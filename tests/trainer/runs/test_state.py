@@ -219,8 +219,8 @@ def test_latest_before_the_first_save_starts_from_the_beginning(tmp_path: Path) 
 
 def test_the_size_that_memory_allowed_and_what_the_doctor_saw_come_back(tmp_path: Path) -> None:
     ours = build()
-    for _ in range(3):
-        ours.step(*batch())  # no response ends
+    for seed in range(3):
+        ours.step(*batch(seed=seed))  # no response ends
     ours._budget.most_samples = 2
     ours.save_state(tmp_path)
     again = build()

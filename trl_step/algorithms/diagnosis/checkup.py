@@ -38,6 +38,7 @@ class Checkup:
         self.steps = 0
         self._first: Signs | None = None
         self._recent: deque[Signs] = deque(maxlen=MEMORY)
+        self._batch = ""
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from: numbers and texts."""
@@ -46,6 +47,7 @@ class Checkup:
             "steps": self.steps,
             "first": None if self._first is None else tuple(self._first),
             "recent": [tuple(signs) for signs in self._recent],
+            **({"batch": self._batch} if self._batch else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -54,6 +56,7 @@ class Checkup:
         self.steps = state["steps"]
         self._first = None if state["first"] is None else Signs(*state["first"])
         self._recent = deque((Signs(*signs) for signs in state["recent"]), maxlen=MEMORY)
+        self._batch = state.get("batch", "")  # older states do not have it
 
     def look(self, stats: Mapping[str, Any], circumstances: Circumstances = UNKNOWN) -> list[Diagnosis]:
         """What is wrong in the next step of the run and was not reported for an earlier one."""
@@ -61,8 +64,10 @@ class Checkup:
         self._first = self._first or signs
         self._recent.append(signs)
         self.steps += 1
+        seen = circumstances._replace(again="" != circumstances.batch == self._batch)
+        self._batch = circumstances.batch
         known = {finding.diagnosis.name for finding in self.findings}
-        new = [d for d in diagnose(self._first, tuple(self._recent), circumstances) if d.name not in known]
+        new = [d for d in diagnose(self._first, tuple(self._recent), seen) if d.name not in known]
         self.findings += [Finding(self.steps, diagnosis) for diagnosis in new]
         return new
 

@@ -11,10 +11,10 @@ OFTEN = 3
 """Steps, among the last `WINDOW`, before a sign that comes and goes is reported."""
 WINDOW = 5
 ORDER = (
-    "not finite", "learning rate", "query in response", "padding", "greedy sampling", "sampling settings",
-    "old weights", "sampler mismatch", "first ratio", "negative KL", "another distribution", "constant scores",
-    "skipped", "large steps", "clipping", "runaway KL", "entropy collapse", "falling score", "value head",
-    "score reach", "no end token",
+    "not finite", "learning rate", "query in response", "same responses", "padding", "greedy sampling",
+    "sampling settings", "old weights", "sampler mismatch", "first ratio", "negative KL", "another distribution",
+    "constant scores", "skipped", "large steps", "clipping", "runaway KL", "entropy collapse", "falling score",
+    "value head", "score reach", "no end token",
 )  # fmt: skip
 """The diagnoses, in the order of what to mend first: what makes the numbers wrong, then what moves the policy too far,
 then what follows from it."""
@@ -45,6 +45,10 @@ class Circumstances(NamedTuple):
     """nearly every response begins with its query"""
     padded: tuple[str, ...] = ()
     """what seems to be padded in the lists given to `step`: "queries begin", "queries end", "responses end" """
+    batch: str = ""
+    """what tells the queries and responses of this step from others; "": not known"""
+    again: bool = False
+    """`step` was given them in the step before, too"""
     updates_behind: int = 0
     """updates that the weights which drew the responses lacked when they drew"""
 

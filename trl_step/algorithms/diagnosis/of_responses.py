@@ -49,6 +49,14 @@ def inputs(seen: Circumstances) -> Iterator[Diagnosis]:
             "written it",
             "call generate(..., return_prompt=False), or cut the query off: response[len(query):]",
         )
+    if seen.again and not seen.sampled_by_trainer and not seen.given_logprobs:
+        yield Diagnosis(
+            "same responses",
+            "step was given the queries and responses of the step before: they are trained on as if the policy that "
+            "they have moved had drawn them",
+            "draw new responses for every step; for more passes over a batch raise ppo_epochs, and for responses that "
+            "are older on purpose give step the log-probs of the policy that drew them, as old_logprobs",
+        )
     if seen.sampling_settings:
         yield Diagnosis(
             SAMPLING_SETTINGS,

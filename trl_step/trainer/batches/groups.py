@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from trl_step.algorithms.advantages.group import Groups
+from trl_step.core import numbered
 from trl_step.models.notices import warn_user
 from trl_step.trainer.batches.sharing import number_queries
 
@@ -31,8 +32,7 @@ def group_samples(
         return [hashlib.blake2b(query.cpu().numpy().tobytes(), digest_size=16).digest() for query in queries]
 
     lists = together(lambda: of_queries() if group_ids is None else group_ids)
-    numbers: dict[Hashable, int] = {}
-    everyone = [numbers.setdefault(one, len(numbers)) for ids in lists for one in ids]
+    everyone = numbered(one for ids in lists for one in ids)
     start = sum(len(ids) for ids in lists[:index])
     device = queries[0].device
     return Groups(torch.tensor(everyone, dtype=torch.int64, device=device), slice(start, start + len(lists[index])))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from trl_step.core import numbered
+
 WORTH = 0.8
 """Samples are packed if this share of the tokens of their padded rows is left, or less. Packed, attention copies the
 keys and values of a prompt for each of its answers."""
@@ -20,10 +22,9 @@ def number_queries(queries: Sequence[torch.Tensor]) -> np.ndarray | None:
         queries: token ids, each [Q_i]
     """
     ends = np.cumsum([len(query) for query in queries])
-    numbers: dict[bytes, int] = {}
     parts = np.split(torch.cat(list(queries)).cpu().numpy(), ends[:-1])
-    found = np.array([numbers.setdefault(part.tobytes(), len(numbers)) for part in parts])
-    return found if len(numbers) < len(queries) else None
+    found = np.array(numbered(part.tobytes() for part in parts))
+    return found if found.max() + 1 < len(queries) else None
 
 
 class PassSize(NamedTuple):

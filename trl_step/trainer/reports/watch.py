@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,6 +111,18 @@ def repeats_query(queries: Sequence[torch.Tensor], responses: Sequence[torch.Ten
         return False
     same = torch.stack([(r[: len(q)] == q).all() for q, r in long])
     return float(same.sum()) >= PADDED_QUERIES * len(queries)
+
+
+def fingerprint_of(queries: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]) -> str:
+    """A text that is the same for the same lists.
+
+    Args:
+        queries, responses: each [Q_i] and [R_i] int64
+    """
+    sequences = (*queries, *responses)
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    numbers = torch.cat((lengths, torch.cat(sequences).cpu())).numpy()
+    return hashlib.blake2b(numbers.tobytes(), digest_size=16).hexdigest()
 
 
 class SamplingWatch:

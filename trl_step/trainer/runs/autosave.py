@@ -54,7 +54,11 @@ class AutoSave:
         self._saved_steps = None
 
     def __enter__(self) -> None:
-        if self.settings.save_every is None or threading.current_thread() is not threading.main_thread():
+        if self.settings.save_every is None:
+            return
+        if self.counters.steps_done == 0 and self.processes.is_main:
+            self._warn_of_other_run()
+        if threading.current_thread() is not threading.main_thread():
             return
         former = signal.getsignal(signal.SIGINT)
         if former in (None, signal.SIG_IGN):  # another language's handler cannot be put back; ignored is ignored
@@ -81,6 +85,16 @@ class AutoSave:
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 raise KeyboardInterrupt(self._how_to_resume())
             signal.raise_signal(signal.SIGINT)
+
+    def _warn_of_other_run(self) -> None:
+        """A run that begins anew writes over states of one that ended, and removes them if few are kept."""
+        there = state_folder.complete_states(Path(str(self.settings.save_dir)))
+        if there:
+            warn_user(
+                f"save_dir={self.settings.save_dir!r} has states of another run, the last one in {there[-1].name}, and "
+                'this run replaces them: to go on with that run call trainer.load_state("latest") before the first '
+                "step, else take another folder"
+            )
 
     def _how_to_resume(self) -> str:
         """The last line of the traceback."""

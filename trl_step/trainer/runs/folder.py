@@ -180,7 +180,7 @@ def newest(save_dir: Path) -> Path | None:
     Raises:
         ValueError: states were completed, and all of them are damaged.
     """
-    complete = _complete(save_dir)
+    complete = complete_states(save_dir)
     passed = [f"the state in {folder} is incomplete" for folder in _folders(save_dir) if folder not in complete]
     found = None
     for folder in reversed(complete):
@@ -198,7 +198,7 @@ def newest(save_dir: Path) -> Path | None:
 
 def prune(save_dir: Path, keep_last: int) -> None:
     """Remove all states in `save_dir` but the `keep_last` written last, and what interrupted saves left there."""
-    kept = _complete(save_dir)[-keep_last:]
+    kept = complete_states(save_dir)[-keep_last:]
     for folder in _folders(save_dir):
         if folder not in kept:
             (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed state is no state
@@ -214,7 +214,7 @@ def _folders(save_dir: Path) -> list[Path]:
     ]
 
 
-def _complete(save_dir: Path) -> list[Path]:
+def complete_states(save_dir: Path) -> list[Path]:
     """States with a manifest, in the order in which they were written."""
     found = []
     for folder in _folders(save_dir):

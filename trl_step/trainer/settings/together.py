@@ -113,6 +113,11 @@ def warn_of_weak_settings(config: Any, changed: set[str]) -> None:
             'policy_loss="gspo" clips the geometric mean of the ratios of a whole response, and '
             f"cliprange={config.cliprange:g} hardly ever does; its authors take cliprange=3e-4, cliprange_high=4e-4"
         )
+    if config.needs_values and config.vf_coef == 0:
+        warn_user(
+            "vf_coef=0: the values never train, and advantages are made of them; take an advantage_estimator without "
+            'values, such as "rloo"'
+        )
     if config.adap_kl_ctrl and config.init_kl_coef == 0 and "target" in changed:
         warn_user(
             f"target={config.target:g} has no effect with init_kl_coef=0: the adaptive controller multiplies the "

@@ -13,7 +13,7 @@ from trl_step.trainer.updates.optimizers import held_by
 
 
 def check_trained(model: Any, needs_values: bool = True) -> None:
-    """Warn if nothing of the model inside the wrapper `model` trains.
+    """Warn if nothing of the model inside the wrapper `model` trains, or if weights train in float16.
 
     Args:
         needs_values: whether its value head trains.
@@ -22,7 +22,13 @@ def check_trained(model: Any, needs_values: bool = True) -> None:
         ValueError: it does not, so nothing is left to train.
     """
     inside = model.pretrained_model
-    if any(parameter.requires_grad for parameter in inside.parameters()):
+    trained = [parameter for parameter in inside.parameters() if parameter.requires_grad]
+    if any(parameter.dtype == torch.float16 for parameter in trained):
+        warn_user(
+            "weights that train are float16, in which small gradients vanish and Adam's steps are far too large "
+            "(squared gradients and epsilon round to 0): load the model with dtype=torch.float32, or bfloat16"
+        )
+    if trained:
         return
     what = "unfreeze what should train with requires_grad_(True)"
     if has_adapter(inside):

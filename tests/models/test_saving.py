@@ -29,17 +29,17 @@ def test_the_head_beside_an_adapter_is_a_file_of_its_own(tmp_path: Path) -> None
     assert torch.equal(head["v_head.summary.weight"], model.v_head.summary.weight)
 
 
-def test_a_whole_model_replaces_an_adapter_that_was_saved_there(tmp_path: Path) -> None:
+def test_a_whole_model_beside_an_adapter_is_warned_of(tmp_path: Path) -> None:
     wrapped(peft_config=lora()).save_pretrained(tmp_path)
+    adapter = (tmp_path / "adapter_model.safetensors").read_bytes()
     model = wrapped("gpt2")
-    model.save_pretrained(tmp_path, is_main_process=False)
-    assert (tmp_path / "adapter_config.json").exists()
-    with pytest.warns(UserWarning, match="held an adapter, which would have been loaded in place of the saved model"):
+    with pytest.warns(UserWarning, match="loads the adapter in place of the model: move adapter_config"):
         model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == adapter
+    (tmp_path / "adapter_config.json").unlink()
     again = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path))
     assert not again.is_peft_model
     assert same_state(again, model)
-    model.save_pretrained(tmp_path)
 
 
 def test_gathered_weights_are_saved_in_the_place_of_the_models(tmp_path: Path) -> None:

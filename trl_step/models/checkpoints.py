@@ -94,12 +94,13 @@ def find_file(source: str, filename: str, hub: Mapping[str, Any]) -> Path | None
         return None
 
 
-def remove_old_adapter(folder: str) -> None:
-    """Remove an adapter that was saved in `folder` before, since `from_pretrained` takes it if there is one."""
+def warn_of_old_adapter(folder: str) -> None:
+    """Warn of an adapter in `folder`, where a whole model was saved: `from_pretrained` would take the adapter."""
     if os.path.exists(os.path.join(folder, ADAPTER_CONFIG)):
-        for name in (ADAPTER_CONFIG, *ADAPTER_FILES):
-            Path(folder, name).unlink(missing_ok=True)
-        warn_user(f"{folder} held an adapter, which would have been loaded in place of the saved model: it was removed")
+        warn_user(
+            f"the whole model was saved in {folder}, which holds an adapter as well, and from_pretrained loads the "
+            f"adapter in place of the model: move {ADAPTER_CONFIG} away, or save the model in a folder of its own"
+        )
 
 
 def read_tensors(path: Path, parts: Sequence[str] = ("",)) -> dict[str, torch.Tensor]:

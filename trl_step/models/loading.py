@@ -124,10 +124,10 @@ def _class_for(parent_class: Any, config: Any) -> Any:
 def _require_kind(parent_class: Any, config: Any, source: str) -> None:
     """Raise a `ValueError` if only the other one of the two auto classes knows the configuration."""
     kinds = {AutoModelForCausalLM: "a decoder-only", AutoModelForSeq2SeqLM: "an encoder-decoder"}
-    if parent_class not in kinds or _model_classes(parent_class, config):
+    if parent_class not in kinds or model_classes(parent_class, config):
         return
     for other in kinds.keys() - {parent_class}:
-        if _model_classes(other, config) and parent_class.__name__ not in (getattr(config, "auto_map", None) or {}):
+        if model_classes(other, config) and parent_class.__name__ not in (getattr(config, "auto_map", None) or {}):
             name = other.__name__
             raise ValueError(
                 f"{source} is {kinds[other]} model ({config.model_type}): load it with {name}WithValueHead, or with "

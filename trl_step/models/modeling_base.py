@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trl_step.models import adapters
-from trl_step.models.checkpoints import remove_old_adapter
+from trl_step.models.checkpoints import warn_of_old_adapter
 from trl_step.models.decoder_pass import run_decoder
 from trl_step.models.inner_model import (
     generation_arguments,
@@ -302,9 +302,9 @@ class PreTrainedModelWrapper(nn.Module):
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Write the model and the value head into a folder, as safetensors.
 
-        A whole model is one checkpoint that also loads as a plain transformers model; an adapter that was saved in the
-        folder before is removed, since it would be loaded in its place. Of a model with adapters, the adapters are
-        written (without the frozen reference), and the value head as `model.safetensors`.
+        A whole model is one checkpoint that also loads as a plain transformers model. Of a model with adapters, the
+        adapters are written (without the frozen reference), and the value head as `model.safetensors`. A whole model in
+        a folder that holds an adapter is warned of: the adapter is what would be loaded.
 
         Args:
             save_directory: the folder.
@@ -322,7 +322,7 @@ class PreTrainedModelWrapper(nn.Module):
             # an adapter inside a transformers model is all that it writes
             own = split_state(state, self.supported_modules)[0]
             if is_main and not has_adapter(self.pretrained_model):
-                remove_old_adapter(folder)
+                warn_of_old_adapter(folder)
             elif is_main and own:
                 write_value_head(folder, own)
             return result

@@ -86,9 +86,8 @@ def stays_since(policy: Any, start: AtStart, optimizer: Any, needs_values: bool)
     if thawed:
         warn_user(
             f"{len(thawed)} parameters of model, such as {thawed[0]}, were frozen when the trainer was built and train "
-            "now, but its optimizer does not hold them, so they stay as they are: add them with "
-            "trainer.optimizer.add_param_group, or unfreeze them (or activate their adapter) before the trainer is "
-            "built"
+            "now, but its optimizer does not hold them, so they stay as they are: unfreeze them, or activate their "
+            "adapter, before the trainer is built"
         )
     inside = list(policy.pretrained_model.parameters())
     if not any(id(p) in start.trained for p in inside) or any(p.requires_grad for p in inside):

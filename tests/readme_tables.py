@@ -8,6 +8,7 @@ of `trl_step.port.rules`, or of the files in `benchmarks/results/` and `tests/cl
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,10 +90,13 @@ def translation_table() -> str:
     lines += [f"| {call} | {_code(old)} | {new} | {why} |" for (call, new, why), old in rows.items()]
     moved: dict[tuple[str, str], list[str]] = {}
     for (module, name), place in MOVED.items():
-        moved.setdefault((module.partition(".")[0], ".".join(place)), []).append(name)
+        moved.setdefault((old_package(module), ".".join(place)), []).append(name)
     for (package, place), names in moved.items():
         lines.append(f"| import from `{package}` | {_code(dict.fromkeys(names))} | `{place}` | it moved |")
-    lines += [f"| import | the module `{old}` | `{place}` | it moved |" for old, place in MOVED_MODULES.items()]
+    lines += [
+        f"| import | the module `{re.sub('^trl_step', 'trl', old)}` | `{place}` | it moved |"
+        for old, place in MOVED_MODULES.items()
+    ]
     lines += [
         f"| attribute of a tokenizer | `{old}` | `{name}` | it was renamed |"
         for old, name in RENAMED_ATTRIBUTES.items()
@@ -110,6 +114,11 @@ def translation_table() -> str:
     for name, parameter in NEW_PARAMETERS.items():
         lines.append(f"| method of your `Trainer` | `{name}` | also takes `{parameter.name}` | `Trainer` passes it |")
     return "\n".join(lines)
+
+
+def old_package(module: str) -> str:
+    """The package that a script imports: "trl_step.core" -> "trl"."""
+    return re.sub("^trl_step$", "trl", module.partition(".")[0])
 
 
 def _code(names: Iterable[str]) -> str:

@@ -35,7 +35,8 @@ def _missing(tree: ast.AST) -> Iterator[Missing]:
                 if _is_ours(name) and name not in MOVED_MODULES and not module_exists(name):
                     yield Missing(node.lineno, no_such_module(name))
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level and _is_ours(node.module):
-            name = new_name(MOVED_MODULES.get(node.module, node.module))
+            name = new_name(node.module)
+            name = MOVED_MODULES.get(name, name)
             if not module_exists(name):
                 yield Missing(node.lineno, no_such_module(name))
                 continue

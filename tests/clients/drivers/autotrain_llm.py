@@ -17,8 +17,8 @@ for split in ("train", "validation"):
 kind = sys.argv[1]
 import_module(f"autotrain.trainers.clm.train_clm_{kind}").train(
     LLMTrainingParams(
-        model="llama", project_name="out", data_path="data", train_split="train", valid_split="validation",
-        trainer=kind,
+        model="llama", project_name="out", data_path="data", train_split="train", trainer=kind,
+        valid_split=None if kind == "reward" else "validation",
         text_column="chosen" if kind in ("dpo", "reward") else "text", rejected_text_column="rejected",
         prompt_text_column="prompt", block_size=64, model_max_length=128, max_prompt_length=32, epochs=1, batch_size=2,
         gradient_accumulation=1, log="none", mixed_precision=None, auto_find_batch_size=False, logging_steps=1,

@@ -27,6 +27,12 @@ def module(name, **names):
     sys.modules[name] = made
 
 
+def forget_device():
+    """What accelerate would take for one."""
+    for used in [name for name in sys.modules if name.startswith("habana_frameworks")]:
+        del sys.modules[used]
+
+
 class Clip:
     """In place of FusedClipNorm."""
 
@@ -77,14 +83,14 @@ if kind == "ddpo":
         use_habana=False,
     )
     trained = pipeline.unet
+    forget_device()
 else:
     name = "reward-gpt2" if kind == "reward" else "gpt2"
     loader = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
     trained = loader.from_pretrained(name)
     tokenizer = AutoTokenizer.from_pretrained(name)
     tokenizer.pad_token = tokenizer.eos_token
-    for used in [name for name in sys.modules if name.startswith("habana_frameworks")]:
-        del sys.modules[used]  # which accelerate would take for a device
+    forget_device()
     small = {"output_dir": "out", "max_steps": 2, "per_device_train_batch_size": 2, "report_to": [], "use_cpu": True}
     rows = [{"prompt": f"What is {i}?", "chosen": f" It is {i}.", "rejected": " No."} for i in range(8)]
     if kind == "dpo":

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 
 def module(name, **names):
@@ -23,6 +23,7 @@ module("posthog", Posthog=lambda **_: SimpleNamespace(capture=lambda *_, **__: N
 module("pykoi", __path__=[root], __version__="0.0.11")
 module("pykoi.chat", __path__=[f"{root}/chat"])
 module("pykoi.rlhf", __path__=[f"{root}/rlhf"])
+PreTrainedModel.hf_device_map = {"": "cpu"}  # it asks where its model is on the GPUs
 LoraConfig.__hash__ = object.__hash__  # dataclasses of Python 3.11 refuse defaults without one
 from pykoi.rlhf.config import RLHFConfig  # noqa: E402
 

@@ -121,4 +121,15 @@ def step_result(result: Any) -> StepResult:
     observation, reward, terminated, *cut, info = result
     if not is_finite(reward) or torch.as_tensor(reward).numel() != 1:
         raise ValueError(f"step returned the reward {reward!r:.80}; a reward is one finite number")
-    return StepResult(observation, float(reward), bool(terminated), bool(cut and cut[0]), dict(info or {}))
+    ends = _flag("terminated" if cut else "done", terminated), bool(cut) and _flag("truncated", cut[0])
+    return StepResult(observation, float(reward), *ends, dict(info or {}))
+
+
+def _flag(name: str, given: Any) -> bool:
+    try:
+        number = None if isinstance(given, str) else float(given or 0)
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number not in (0, 1):
+        raise ValueError(f"step returned {given!r:.80} for {name}, which is True or False")
+    return bool(number)

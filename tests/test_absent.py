@@ -18,6 +18,17 @@ def test_an_absent_name_says_what_to_use(name: str) -> None:
     assert name not in dir(trl_step)
 
 
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [("ConstantLengthDataset", "trainer"), ("AdaptiveKLController", "trainer"), ("LengthSampler", "core"),
+     ("is_rich_available", "import_utils"), ("EnvironmentRunner", "environment"), ("MissingEosPenalty", "extras")],
+)  # fmt: skip
+def test_a_name_of_another_module_says_where_it_is(name: str, home: str) -> None:
+    with pytest.raises(ImportError, match=f"it is in trl_step.{home}: from trl_step.{home} import {name}"):
+        exec(f"from trl_step import {name}")
+    exec(f"from trl_step.{home} import {name}")
+
+
 def test_a_name_that_nobody_knows_is_pythons_own_error() -> None:
     with pytest.raises(ImportError, match="cannot import name 'Nope' from 'trl_step'"):
         exec("from trl_step import Nope")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
 _SAMPLED = "PPOTrainer, for which your own loop samples and scores several responses to each query"
 _COMPARED = f"{_SAMPLED}, each scored by comparison"
 _PAIRS = "DPOTrainer on pairs, with loss_type 'sigmoid', 'hinge', 'ipo' or 'kto_pair'"
@@ -25,12 +30,31 @@ _GROUPS = (
      "trl"),
 )  # fmt: skip
 """Names, what to use instead, and a release of TRL with its module that has them."""
+_OTHERS = (
+    (("GFPOTrainer",), f'{_SAMPLED}, with PPOConfig(advantage_estimator="grpo")'),
+    (("AsyncGRPOTrainer", "AsyncGRPOConfig"), f'{_SAMPLED}, with sampling_logprobs and PPOConfig(advantage_estimator='
+     '"grpo", importance_correction="tis")'),
+    (("PRMTrainer", "PRMConfig"), "RewardTrainer, which scores whole texts"),
+    (("IterativeSFTConfig",), "transformers.TrainingArguments, with IterativeSFTTrainer"),
+    (("BaseBinaryJudge", "AllTrueJudge"), "a function of your own that scores answers"),
+    (("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"),
+     "a function of your own from texts to scores, whose result goes to PPOTrainer.step"),
+    (("get_soft_overlong_punishment",), "trl_step.extras.LengthPenalty"),
+    (("clone_chat_template",), "setup_chat_format, or tokenizer.chat_template of the other tokenizer"),
+    (("pack_dataset", "pack_examples"), "SFTTrainer(packing=True), which packs by itself"),
+    (("truncate_dataset",), "max_seq_length of SFTTrainer"),
+    (("RewardScriptArguments",), "a dataclass of your own"),
+)  # fmt: skip
+"""Names of TRL after 0.11, and what to use instead."""
 INSTEAD = {
-    name: f"{instead}; TRL {release} has it in {module}"
-    for names, instead, release, module in _GROUPS
-    for name in names
-}
+    **{name: f"{instead}; TRL {release} has it in {module}" for names, instead, release, module in _GROUPS
+       for name in names},
+    **{name: instead for names, instead in _OTHERS for name in names},
+}  # fmt: skip
 """Name -> what to use instead, and where the thing itself is."""
+PACKAGES = ("trainer", "models", "environment", "extras", "sampling")
+"""Those whose names are in their table `HOMES`, which imports nothing."""
+MODULES = ("core", "import_utils", "commands.cli_utils", "port.data_utils")
 
 
 def names_of_module(module: str) -> list[str]:
@@ -52,4 +76,20 @@ def no_such_name(package: str, name: str) -> Exception:
     """
     if name in INSTEAD:
         return ImportError(f"{package} has no {name}; use {INSTEAD[name]}", name=package)
+    if home := _home_of(package, name):
+        return ImportError(f"{package} has no {name}; it is in {home}: from {home} import {name}", name=package)
     return AttributeError(f"module {package!r} has no attribute {name!r}")
+
+
+def _home_of(package: str, name: str) -> str:
+    """The module below `package` that has the name; "" if none has."""
+    for part in PACKAGES:
+        homes = importlib.import_module(f"{package}.{part}").HOMES
+        if any(name in names for names in homes.values()):
+            return f"{package}.{part}"
+    for part in MODULES:
+        spec = find_spec(f"{package}.{part}")
+        source = Path(str(spec and spec.origin)).read_text(encoding="utf-8")
+        if re.search(rf"^(?:def|class) {re.escape(name)}\b", source, re.MULTILINE):
+            return f"{package}.{part}"
+    return ""

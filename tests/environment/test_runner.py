@@ -394,3 +394,48 @@ def test_a_strict_runner_raises_what_the_environment_raised(workers: int) -> Non
     with pytest.raises(ValueError, match="step returned None; it must return"):
         runner(Wrong, "a", strict=True, step_workers=workers).run([1])
     assert runner(Countdown, "a", strict=True).run([1]).errors == [None]
+
+
+def returning(value: Any, first: Any = "go") -> type:
+    class Env:
+        def reset(self, task: Any) -> Any:
+            return first
+
+        def step(self, action_text: str) -> Any:
+            return value
+
+    return Env
+
+
+@pytest.mark.parametrize(("end", "over"), [(1, True), (np.True_, True), (torch.tensor(False), False), (0, False)])
+def test_an_end_may_be_anything_that_is_true_or_false(end: Any, over: bool) -> None:
+    episodes = runner(returning(("x", 1.0, end, {})), "a", max_turns=2).run([0])
+    assert episodes.errors == [None]
+    assert len(episodes.infos[0]) == 2 - over
+
+
+@pytest.mark.parametrize(("value", "told"), [
+    (("x", 1.0, "no", {}), "step returned done='no'; it is True or False"),
+    (("x", 1.0, 2, {}), "step returned done=2;"),
+    (("x", 1.0, {"a": True}, {}), "step returned done={'a': True};"),
+    (("x", 1.0, False, "yes", {}), "step returned truncated='yes';"),
+    (("x", 1.0, None, {}), "step returned done=None;"),
+    (None, "step returned None; it must return"),
+    (("x", float("nan"), False, {}), "step returned the reward nan"),
+])  # fmt: skip
+def test_what_a_step_may_not_return_is_said_with_its_place(value: Any, told: str) -> None:
+    make = returning(value)
+    place = f"(Env.step, {__file__}:{make.step.__code__.co_firstlineno})"
+    with pytest.warns(UserWarning, match="ended early because their environment failed"):
+        (error,) = runner(make, "a").run([0]).errors
+    assert told in error
+    assert place in error
+    with pytest.raises(ValueError, match=re.escape(place)) as caught:
+        runner(make, "a", strict=True).run([0])
+    assert told in str(caught.value)
+
+
+def test_what_a_reset_may_not_return_is_said_with_its_place() -> None:
+    make = returning(None, first=None)
+    with pytest.raises(TypeError, match=r"task 0: .* got NoneType.*\(Env.reset, .*test_runner.py:\d+\)"):
+        runner(make, "a").run([0])

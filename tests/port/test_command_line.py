@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.markdown_pages import ROOT
 from trl_step.port.command_line import main, summary
 
 
@@ -90,3 +94,16 @@ def test_a_folder_is_not_run(folder: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="2"):
         main([str(folder)])
     assert f"there is no script {folder}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("-m", "trl_step.port", "--check"), ("-m", "trl_step", "doctor")])
+def test_an_output_that_lacks_characters_gets_them_escaped(command: tuple[str, ...], tmp_path: Path) -> None:
+    """As on Windows, whose pipes and files are in cp1252."""
+    folder = tmp_path / "中文"
+    folder.mkdir()
+    (folder / "old.py").write_text('import trl\ntrl.PPOConfig(task_name="日本")\n', encoding="utf-8")
+    (folder / "run.jsonl").write_text('{"objective/kl": 0.1}\n', encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *command, str(folder)], env=environment, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "\\u4e2d\\u6587" in done.stdout

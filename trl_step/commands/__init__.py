@@ -96,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from tyro.extras import SubcommandApp
 
+    from trl_step.port.command_line import escape_what_cannot_be_written
+
+    escape_what_cannot_be_written()
     app = SubcommandApp()
     for command in (demo, port, doctor, serve, env):
         app.command(command)

@@ -161,7 +161,8 @@ class EnvironmentRunner:
                 observation = self.to_text(observation)
             return Episode(environment, group, *self.display.begin(observation))
         except TypeError as error:
-            raise TypeError(f"task {group}: {error}") from error
+            place = f" ({_place_of(environment, 'reset')})" if begun.exception is None else ""
+            raise TypeError(f"task {group}: {error}{place}") from error
         except (RemoteError, SystemExit) as error:
             raise RuntimeError(f"task {group}: {begun.error or error}") from error
         except NoTokens as error:
@@ -189,9 +190,11 @@ class EnvironmentRunner:
             if result.terminated or result.truncated:
                 history.complete(truncated=not result.terminated)
         except (Exception, SystemExit) as error:  # an environment that calls `sys.exit` must not end the training
+            problem = outcome.error or f"{error} ({_place_of(episode.environment, 'step')})"
+            if self.strict and outcome.error is None and isinstance(error, (TypeError, ValueError)):
+                raise type(error)(problem) from error  # of what it returned, which the traceback does not show
             if self.strict:
                 raise
-            problem = outcome.error or f"{error} ({_place_of_step(episode.environment)})"
             episode.error = f"turn {turn}: {problem}"
             history.complete(truncated=True)
 
@@ -236,9 +239,9 @@ def _goes_on(outcome: Outcome) -> bool:
         return False
 
 
-def _place_of_step(environment: Any) -> str:
-    """File and line where the environment's `step` is defined."""
-    step = inspect.unwrap(getattr(type(environment), "step", environment.step))
-    code = getattr(step, "__code__", None)
-    name = f"{type(environment).__name__}.step"
+def _place_of(environment: Any, method: str) -> str:
+    """File and line where the environment's `reset` or `step` is defined."""
+    function = inspect.unwrap(getattr(type(environment), method, getattr(environment, method)))
+    code = getattr(function, "__code__", None)
+    name = f"{type(environment).__name__}.{method}"
     return name if code is None else f"{name}, {code.co_filename}:{code.co_firstlineno}"

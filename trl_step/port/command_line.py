@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,8 +48,15 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"there is no script {options.script}")
         run_script(options.script, options.arguments, options.release)
         return 0
+    escape_what_cannot_be_written()
     paths = [Path(name) for name in (options.script, *options.arguments)]
     return max((port_folder if path.is_dir() else port_file)(path, options.write, options.release) for path in paths)
+
+
+def escape_what_cannot_be_written() -> None:
+    """From now on standard output shows a character that its encoding lacks, as cp1252 of Windows does, escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def port_folder(folder: Path, write: bool, release: str | None = None) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from trl_step.absent import INSTEAD, names_of_module, no_such_name
 from trl_step.port.aliases import NEW, new_name
+from trl_step.port.moved import MOVED
 from trl_step.port.replacing import replaced
 
 Report = Callable[[str, str], None]
@@ -58,7 +59,14 @@ def _with_stand_ins(module: Any, found: Callable[[str, str], type]) -> Callable[
     of_today = module.__getattr__
 
     def get(name: str) -> Any:
-        return found(module.__name__, name) if name in INSTEAD and not _is_asked_by_script() else of_today(name)
+        if name in INSTEAD and not _is_asked_by_script():
+            return found(module.__name__, name)
+        try:
+            return of_today(name)
+        except ImportError as error:
+            if (module.__name__, name) in MOVED:  # `old_names` has it
+                raise AttributeError(name) from error
+            raise
 
     return get
 

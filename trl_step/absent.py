@@ -14,8 +14,16 @@ _GROUPS = (
     (("OnlineDPOTrainer", "OnlineDPOConfig"), _COMPARED, "1.16", "trl.experimental.online_dpo"),
     (("NashMDTrainer", "NashMDConfig"), _COMPARED, "1.12", "trl.experimental.nash_md"),
     (("XPOTrainer", "XPOConfig"), _COMPARED, "1.12", "trl.experimental.xpo"),
+    (("GKDTrainer", "GKDConfig"), "SFTTrainer on answers of the teacher", "1.16", "trl.experimental.gkd"),
     (("AlignPropTrainer", "AlignPropConfig"), "DDPOTrainer, which needs no gradient of the reward", "0.17", "trl"),
-)
+    (("BaseJudge", "BasePairwiseJudge", "BaseRankJudge", "HfPairwiseJudge", "OpenAIPairwiseJudge", "PairRMJudge",
+      "RandomPairwiseJudge", "RandomRankJudge"), "a function of your own that compares answers", "0.24", "trl"),
+    (("WinRateCallback",), "a TrainerCallback of your own that samples and compares", "0.24", "trl"),
+    (("LogCompletionsCallback",), "generate_during_eval of DPOConfig or num_sample_generations", "1.16", "trl"),
+    (("SyncRefModelCallback",), "DPOTrainer with a reference that does not move", "1.16", "trl"),
+    (("FDivergenceType", "FDivergenceConstants"), 'f_divergence_type="reverse_kl" of DPOConfig, the only one', "0.24",
+     "trl"),
+)  # fmt: skip
 """Names, what to use instead, and a release of TRL with its module that has them."""
 INSTEAD = {
     name: f"{instead}; TRL {release} has it in {module}"

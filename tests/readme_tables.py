@@ -8,6 +8,7 @@ of `trl_step.port.rules`, or of the files in `benchmarks/results/` and `tests/cl
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests import benchmark_tables
 from tests.clients.table import table_of_clients
 from tests.markdown_pages import DOCS, README, ROOT
 from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, STATS, Stat
+from trl_step.port.aliases import ELSEWHERE
 from trl_step.port.moved import MOVED, MOVED_MODULES, RENAMED_ATTRIBUTES, RENAMED_METHODS
 from trl_step.port.rules import CALLS, NEW_PARAMETERS, UNKNOWN, Flag, Quantization, Rule, Source
 from trl_step.trainer.on_policy.metrics import METRICS
@@ -89,10 +91,11 @@ def translation_table() -> str:
     lines += [f"| {call} | {_code(old)} | {new} | {why} |" for (call, new, why), old in rows.items()]
     moved: dict[tuple[str, str], list[str]] = {}
     for (module, name), place in MOVED.items():
-        moved.setdefault((module.partition(".")[0], ".".join(place)), []).append(name)
+        moved.setdefault((old_package(module), ".".join(place)), []).append(name)
     for (package, place), names in moved.items():
         lines.append(f"| import from `{package}` | {_code(dict.fromkeys(names))} | `{place}` | it moved |")
-    lines += [f"| import | the module `{old}` | `{place}` | it moved |" for old, place in MOVED_MODULES.items()]
+    modules = {**ELSEWHERE, **MOVED_MODULES}
+    lines += [f"| import | the module `{old}` | `{place}` | it moved |" for old, place in modules.items()]
     lines += [
         f"| attribute of a tokenizer | `{old}` | `{name}` | it was renamed |"
         for old, name in RENAMED_ATTRIBUTES.items()
@@ -110,6 +113,11 @@ def translation_table() -> str:
     for name, parameter in NEW_PARAMETERS.items():
         lines.append(f"| method of your `Trainer` | `{name}` | also takes `{parameter.name}` | `Trainer` passes it |")
     return "\n".join(lines)
+
+
+def old_package(module: str) -> str:
+    """The package that a script imports: "trl_step.core" -> "trl"."""
+    return re.sub("^trl_step$", "trl", module.partition(".")[0])
 
 
 def _code(names: Iterable[str]) -> str:

@@ -150,10 +150,86 @@ _GROUPS: tuple[tuple[tuple[str, ...], Mapping[str, Place]], ...] = (
     ),
     (("datasets.utils",), {"DownloadManager": ("datasets", "DownloadManager")}),
 )
+_CHATS = (
+    "is_conversational", "apply_chat_template", "maybe_apply_chat_template", "extract_prompt", "maybe_extract_prompt",
+    "unpair_preference_dataset", "maybe_unpair_preference_dataset",
+)  # fmt: skip
+_ASKED = (
+    "is_liger_kernel_available", "is_liger_available", "is_llmblender_available", "is_openai_available",
+    "is_pil_available", "is_sklearn_available",
+)  # fmt: skip
+_OF_TRL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "trl_step": {
+        "trl_step.port.data_utils": _CHATS,
+        _HERE: _ASKED,
+        "trl_step.commands.cli_utils": ("TrlParser", "SFTScriptArguments", "DPOScriptArguments", "init_zero_verbose"),
+        "trl_step.models": ("SUPPORTED_ARCHITECTURES",),
+    },
+    "trl_step.commands": {
+        "trl_step.commands.cli_utils": ("TrlParser", "SFTScriptArguments", "DPOScriptArguments", "init_zero_verbose"),
+    },
+    "trl_step.import_utils": {_HERE: _ASKED},
+    "trl_step.extras.best_of_n_sampler": {"trl_step.models": ("SUPPORTED_ARCHITECTURES",)},
+    "trl_step.models.modeling_base": {
+        "trl_step": ("is_npu_available", "is_peft_available", "is_xpu_available"),
+        "trl_step.import_utils": ("is_transformers_greater_than",),
+    },
+    "trl_step.models.modeling_value_head": {"trl_step": ("PreTrainedModelWrapper",)},
+    "trl_step.models.utils": {
+        "trl_step": (
+            "AutoModelForCausalLMWithValueHead", "AutoModelForSeq2SeqLMWithValueHead", "PreTrainedModelWrapper",
+        ),
+        "trl_step.models": ("SUPPORTED_ARCHITECTURES",),
+    },
+    "trl_step.trainer.callbacks": {"trl_step.models": ("unwrap_model_for_generation",)},
+    "trl_step.trainer.ddpo_trainer": {"trl_step.trainer": ("BaseTrainer",)},
+    "trl_step.trainer.dpo_trainer": {
+        "trl_step": ("DPOConfig", "PreTrainedModelWrapper", "create_reference_model", "is_peft_available"),
+        "trl_step.trainer": ("RunningMoments", "peft_module_casting_to_bf16"),
+        "trl_step.trainer.utils": ("pad_to_length", "trl_sanitze_kwargs_for_tagging"),
+    },
+    "trl_step.trainer.iterative_sft_trainer": {
+        "trl_step": ("is_peft_available",),
+        "trl_step.core": ("PPODecorators",),
+        "trl_step.trainer.utils": ("trl_sanitze_kwargs_for_tagging",),
+    },
+    "trl_step.trainer.ppo_config": {"trl_step": ("is_wandb_available",), "trl_step.trainer.utils": ("exact_div",)},
+    "trl_step.trainer.ppo_trainer": {
+        "trl_step.import_utils": ("is_torch_greater_2_0",),
+        "trl_step.models": ("unwrap_model_for_generation",),
+    },
+    "trl_step.trainer.reward_trainer": {
+        "trl_step": ("is_peft_available",),
+        "trl_step.trainer.utils": ("trl_sanitze_kwargs_for_tagging",),
+    },
+    "trl_step.trainer.sft_trainer": {
+        "trl_step": ("RichProgressCallback", "SFTConfig", "is_peft_available"),
+        "trl_step.trainer": ("peft_module_casting_to_bf16",),
+        "trl_step.trainer.utils": ("trl_sanitze_kwargs_for_tagging",),
+    },
+    "trl_step.trainer.utils": {
+        "trl_step": ("is_peft_available", "is_xpu_available"),
+        "trl_step.import_utils": ("is_unsloth_available",),
+        "trl_step.trainer.on_policy.config": ("OnPolicyConfig",),
+    },
+    "trl_step.trainer.ppov2_trainer": {
+        "trl_step.core": ("masked_mean",),
+        "trl_step.models": ("unwrap_model_for_generation",),
+        "trl_step.trainer": ("disable_dropout_in_model",),
+        "trl_step.trainer.utils": ("exact_div",),
+    },
+    "trl_step.trainer.rloo_trainer": {
+        "trl_step.models": ("unwrap_model_for_generation",),
+        "trl_step.trainer": ("disable_dropout_in_model",),
+        "trl_step.trainer.utils": ("exact_div",),
+    },
+}  # fmt: skip
+"""Module of TRL 0.7 to 0.11 -> module of today -> names that the old one had too, mostly because it imported them."""
 
 
 MOVED: Mapping[Place, Place] = {
-    (module, old): place for modules, names in _GROUPS for module in modules for old, place in names.items()
+    **{(module, old): place for modules, names in _GROUPS for module in modules for old, place in names.items()},
+    **{(old, name): (new, name) for old, homes in _OF_TRL.items() for new, names in homes.items() for name in names},
 }
 """(module, name) that no longer exists, and where the same thing, or what stands for it, is today."""
 
@@ -181,7 +257,24 @@ MOVED_IMPORTS: Mapping[Place, Place] = {
 _TEXTS = 'use datasets.load_dataset("text", data_files=...)'
 _GENERATE = "load the model and call its generate"
 _BEAMS = "generate(num_beams=...) searches with beams"
+_LOOPS = "the trainers here have loops of their own: copy it, or override their methods"
 BY_HAND: Mapping[Place, str] = {
+    **{
+        ("trl_step.trainer.utils", name): _LOOPS
+        for name in (
+            "batch_generation",
+            "first_true_indices",
+            "forward",
+            "generate",
+            "get_reward",
+            "prepare_deepspeed",
+            "print_rich_table",
+            "truncate_response",
+            "truncate_right",
+            "OnlineTrainerState",
+            "OnpolicyRuntimeConfig",
+        )
+    },
     ("transformers", "AutoModelWithLMHead"): "use AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM",
     ("transformers", "TextDataset"): _TEXTS,
     ("transformers", "LineByLineTextDataset"): _TEXTS,

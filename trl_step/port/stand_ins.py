@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any, NoReturn
@@ -73,6 +74,21 @@ is_safetensors_available = _always(True, "Whether safetensors is installed, whic
 is_torch_fx_available = _always(True, "Whether torch has fx.")
 is_torchdynamo_available = _always(True, "Whether torch can compile.")
 is_torch_bf16_cpu_available = _always(True, "Whether a CPU computes in bfloat16.")
+
+
+def _installed(module: str) -> Callable[[], bool]:
+    def ask() -> bool:
+        return importlib.util.find_spec(module) is not None
+
+    ask.__doc__ = f"Whether {module} can be imported."
+    return ask
+
+
+is_liger_kernel_available = is_liger_available = _installed("liger_kernel")
+is_llmblender_available = _installed("llm_blender")
+is_openai_available = _installed("openai")
+is_pil_available = _installed("PIL")
+is_sklearn_available = _installed("sklearn")
 
 
 def send_example_telemetry(*args: Any, **kwargs: Any) -> None:

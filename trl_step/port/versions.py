@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from trl_step.port.aliases import NEW, OLD
@@ -29,8 +28,10 @@ def version_of_trl(report: Callable[[str, str], None], origin: Origin) -> Iterat
     known = origin.releases or origin.train_releases
     answer = known[-1] if known else LATEST
     finder = ReleaseFinder(report, answer)
+    package: Any = sys.modules[NEW]
+    before: Any = package.__class__
 
-    class Versioned(ModuleType):
+    class Versioned(before):  # type: ignore[misc]
         """`trl_step`, whose version depends on who asks."""
 
         @property
@@ -44,8 +45,6 @@ def version_of_trl(report: Callable[[str, str], None], origin: Origin) -> Iterat
         def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
             return by_name(self)
 
-    package: Any = sys.modules[NEW]
-    before = package.__class__
     package.__class__ = Versioned
     sys.meta_path.insert(0, finder)
     try:

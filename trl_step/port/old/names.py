@@ -108,6 +108,7 @@ class MovedFinder(MetaPathFinder):
     def undo(self) -> None:
         """Forget the modules that were found."""
         for old in MOVED_MODULES:
-            if sys.modules.pop(old, None) is not None:
-                parent, _, name = old.rpartition(".")
+            sys.modules.pop(old, None)
+            parent, _, name = old.rpartition(".")
+            if parent in sys.modules:
                 vars(sys.modules[parent]).pop(name, None)

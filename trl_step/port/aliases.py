@@ -18,6 +18,7 @@ OLD, NEW = "trl", "trl_step"
 ELSEWHERE = {
     "trl.trainer.dpo_config": "trl_step.trainer.text.configs",
     "trl.trainer.sft_config": "trl_step.trainer.text.configs",
+    "trl.data_utils": "trl_step.port.data_utils",
 }
 """Modules of TRL that have another name here."""
 
@@ -72,6 +73,9 @@ def trl_is_trl_step() -> Iterator[None]:
         sys.meta_path.remove(finder)
         _take_old_modules()
         sys.modules.update(before)
+        for module in ELSEWHERE:
+            parent, _, name = module.rpartition(".")
+            vars(sys.modules.get(new_name(parent), finder)).pop(name, None)
 
 
 def _take_old_modules() -> dict[str, ModuleType]:

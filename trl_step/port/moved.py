@@ -208,7 +208,7 @@ _OF_TRL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "trl_step.trainer.utils": ("trl_sanitze_kwargs_for_tagging",),
     },
     "trl_step.trainer.utils": {
-        "trl_step": ("RichProgressCallback", "is_peft_available", "is_xpu_available"),
+        "trl_step": ("is_peft_available", "is_xpu_available"),
         "trl_step.import_utils": ("is_unsloth_available",),
         "trl_step.trainer.on_policy.config": ("OnPolicyConfig",),
     },

@@ -179,6 +179,7 @@ TLDR = [
     {"messages": _said(i, True), "prompt": f"How do I get to {i}?", "completion": f"Take bus {i}.", "label": i % 2 == 0}
     for i in range(COUNT)
 ]
+PROBLEMS = [{"prompt": 'def add(a, b):\n    """The sum."""\n', "canonical_solution": "    return a + b\n"}]
 INSTRUCTIONS = [{"instruction": f"Name number {i}.", "input": "", "output": str(i)} for i in range(COUNT)]
 
 DATA: dict[str, list[dict[str, Any]]] = {
@@ -207,7 +208,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
     "trivia_qa/train": TRIVIA,
     "mandarjoshi/trivia_qa/train": TRIVIA,
     "instructions/train": INSTRUCTIONS,
-    "openai_humaneval/test": [{"prompt": "def add(a, b):\n", "canonical_solution": "    return a + b\n"}],
+    "openai_humaneval/test": PROBLEMS,
     **{f"ultrafeedback/{split}": PAIRED_CHATS for split in ("train_prefs", "test_prefs", "train_sft", "test_sft")},
     **{
         f"lvwerra/stack-exchange-paired/data/{part}/train": STACK for part in ("rl", "reward", "evaluation", "finetune")

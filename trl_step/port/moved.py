@@ -244,6 +244,7 @@ MOVED_MODULES: Mapping[str, str] = {
     "transformers.utils.bitsandbytes": "transformers.integrations.bitsandbytes",
     "transformers.models.llama.tokenization_llama_fast": "transformers.models.llama.tokenization_llama",
     "peft.utils.config": "peft.config",
+    "huggingface_hub.utils._errors": "huggingface_hub.errors",
     "diffusers.modeling_utils": "diffusers.models.modeling_utils",
     "diffusers.pipeline_utils": "diffusers.pipelines.pipeline_utils",
     "diffusers.models.cross_attention": "diffusers.models.attention_processor",

@@ -25,6 +25,7 @@ from trl_step.port.old.absent import absent_classes
 from trl_step.port.old.arrays import old_arrays
 from trl_step.port.old.attributes import old_attributes
 from trl_step.port.old.chats import old_chats
+from trl_step.port.old.columns import old_columns
 from trl_step.port.old.evaluation import evaluation_without_rows
 from trl_step.port.old.flags import old_flags
 from trl_step.port.old.names import old_names
@@ -102,6 +103,7 @@ def translated(report: Report, origin: Origin = UNKNOWN_ORIGIN, means_train: boo
         stack.enter_context(old_flags(translator.report_once, translator.translate))
         stack.enter_context(replaced(PPOConfig, "__init__", translator.with_defaults(PPOConfig.__init__, origin)))
         stack.enter_context(replaced(PPOConfig, "__dataclass_fields__", _fields_with(origin.defaults or {})))
+        stack.enter_context(old_columns(translator.report_once))
         stack.enter_context(old_schedulers(translator.report_once))
         stack.enter_context(old_reads(translator.report_once))
         stack.enter_context(version_of_trl(translator.report_once, origin))

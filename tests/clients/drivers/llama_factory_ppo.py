@@ -49,6 +49,8 @@ settings = {
     "disable_gradient_checkpointing": True,  # its own function for that does not fit transformers 5.23
 }
 package = "llamafactory" if find_spec("llamafactory") else "llmtuner"
+if package == "llmtuner":
+    settings["low_cpu_mem_usage"] = False  # it reads a device_map that only a GPU gets
 if "trainer" in sys.argv:
     model, data, training, finetuning, generating = import_module(f"{package}.hparams").get_train_args(settings)
     import_module(f"{package}.train.ppo.workflow").run_ppo(model, data, training, finetuning, generating)

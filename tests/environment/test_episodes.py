@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -56,6 +57,18 @@ def test_advantages_of_turns_by_hand() -> None:
         turn = torch.tensor([sum(end < position for end in ends) for position in range(len(mask))])
         for position in mask.nonzero().flatten():
             assert float(vector[position]) == pytest.approx(expected[turn[position]])
+
+
+def test_turns_without_others_to_compare_with_are_reported() -> None:
+    """All advantages are 0, and nothing would be learned, without a word."""
+    alone = runner(Countdown, "a").run([2, 1])
+    with pytest.warns(UserWarning, match=r"no turn has another one of its task .* as in run\(tasks, n=4\)"):
+        advantages = alone.turn_advantages()
+    assert not any(vector.any() for vector in advantages)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runner(Countdown, "a").run([2, 1], n=2).turn_advantages()
+        runner(Countdown, "a").run([]).turn_advantages()
 
 
 def test_a_step_with_the_advantages_of_turns() -> None:

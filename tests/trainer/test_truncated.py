@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 
 from tests.tiny import VOCABULARY, trainer
+from trl_step import PPOTrainer
 from trl_step.algorithms.advantages.gae import advantages_and_returns
 
 FOREVER = 2.0
@@ -101,6 +103,26 @@ def test_the_value_of_the_last_state_is_in_the_scale_of_whitened_rewards() -> No
     cut = advantages_and_returns(torch.zeros(2, 3), rewards, mask, 0.5, 1.0, **more,
                                  final_values=torch.tensor([4.0, 0.0]))  # fmt: skip
     torch.testing.assert_close(cut.returns - plain.returns, torch.tensor([[0.5, 1.0, 2.0], [0.0, 0.0, 0.0]]))
+
+
+def test_advantages_of_a_subclass_that_leave_it_out_are_reported() -> None:
+    """The method of release 0.7 knows nothing of values after the end."""
+
+    class Own(PPOTrainer):
+        def compute_advantages(self, values: Any, rewards: Any, mask: Any) -> Any:
+            return values, rewards * mask, rewards + values
+
+    class Around(PPOTrainer):
+        def compute_advantages(self, *args: Any) -> Any:
+            return super().compute_advantages(*args)
+
+    inputs = batch([3, 5, 1, 4])
+    with pytest.warns(UserWarning, match="truncated are ignored: compute_advantages is overridden, and does not call"):
+        trainer("gpt2", cls=Own).step(*inputs, truncated=[True] * 4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="truncated are ignored")
+        trainer("gpt2", cls=Own).step(*inputs)
+        trainer("gpt2", cls=Around).step(*inputs, truncated=[True] * 4)
 
 
 def test_what_cannot_be_taken_is_named() -> None:

@@ -11,6 +11,7 @@ import torch
 from trl_step.algorithms.advantages.group import grpo_advantages
 from trl_step.data.chat_template import Message
 from trl_step.environment.text_history import TextHistory
+from trl_step.models.notices import warn_user
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Episodes(NamedTuple):
 
         The return of a turn, G_k = r_k + gamma G_{k+1}, is compared with those of the same turn in the other episodes
         of the task; see `grpo_advantages`. All tokens of a turn have its advantage; a turn that no other episode of the
-        task has, has 0.
+        task has, has 0. If that is true of all turns, a warning says so.
 
         Args:
             gamma: discount per turn
@@ -124,6 +125,11 @@ class Episodes(NamedTuple):
         turns = zip(self.group_ids, self.turn_ends, strict=True)
         names = [(group, turn) for group, ends in turns for turn in range(len(ends))]
         numbers: dict[tuple[int, int], int] = {}
+        if names and len(set(names)) == len(names):
+            warn_user(
+                "no turn has another one of its task to be compared with, so all advantages are 0: play several "
+                "episodes of each task, as in run(tasks, n=4)"
+            )
         groups = torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)
         of_turns = iter(grpo_advantages(torch.tensor(returns), groups, scale).tolist() if returns else [])
         advantages = []

@@ -101,6 +101,8 @@ class PPOTrainer(LanguageTrainer):
     _comparison = Comparison()
     _final_values: Optional[torch.Tensor] = None
     """of this step's truncated episodes, [B]"""
+    _final_values_count: bool = False
+    """whether `compute_advantages` has taken them"""
     _minibatch: Optional[Minibatch] = None
     """for methods with release 0.7's arguments, which lack some of it"""
     _losses_checked = False
@@ -249,7 +251,10 @@ class PPOTrainer(LanguageTrainer):
             with torch.no_grad(), clock("compute_rewards"):
                 rollout = self._with_rewards(rollout)
             with torch.no_grad(), clock("compute_advantages"):
+                self._final_values_count = not any(given.truncated or ()) or self._final_values is None
                 rollout, found = self._with_advantages(rollout)
+                if not self._final_values_count:
+                    warn_user("truncated are ignored: compute_advantages is overridden, and does not call this one")
                 self._final_values = None
                 rollout, mismatch = with_factors(rollout, raw_scores, config, self._processes)
             self._accept(rollout, moments)
@@ -368,6 +373,7 @@ class PPOTrainer(LanguageTrainer):
             values: [B, T]; zeros if the estimator needs none, and the returned values and returns are not used then
             rewards, mask: [B, T]
         """
+        self._final_values_count = True
         return configured_advantages(
             self.config, values, rewards, mask, self._comparison, self._final_values, self._processes.sum
         )

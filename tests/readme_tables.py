@@ -17,6 +17,7 @@ from tests import benchmark_tables
 from tests.clients.table import table_of_clients
 from tests.markdown_pages import DOCS, README, ROOT
 from trl_step.algorithms.stats import LOGGED_BY_LOG_STATS, STATS, Stat
+from trl_step.port.aliases import ELSEWHERE
 from trl_step.port.moved import MOVED, MOVED_MODULES, RENAMED_ATTRIBUTES, RENAMED_METHODS
 from trl_step.port.rules import CALLS, NEW_PARAMETERS, UNKNOWN, Flag, Quantization, Rule, Source
 from trl_step.trainer.on_policy.metrics import METRICS
@@ -93,10 +94,8 @@ def translation_table() -> str:
         moved.setdefault((old_package(module), ".".join(place)), []).append(name)
     for (package, place), names in moved.items():
         lines.append(f"| import from `{package}` | {_code(dict.fromkeys(names))} | `{place}` | it moved |")
-    lines += [
-        f"| import | the module `{re.sub('^trl_step', 'trl', old)}` | `{place}` | it moved |"
-        for old, place in MOVED_MODULES.items()
-    ]
+    modules = {**ELSEWHERE, **MOVED_MODULES}
+    lines += [f"| import | the module `{old}` | `{place}` | it moved |" for old, place in modules.items()]
     lines += [
         f"| attribute of a tokenizer | `{old}` | `{name}` | it was renamed |"
         for old, name in RENAMED_ATTRIBUTES.items()

@@ -12,12 +12,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from trl_step.absent import no_such_module
-from trl_step.port.moved import MOVED_MODULES
 
 OLD, NEW = "trl", "trl_step"
 ELSEWHERE = {
     "trl.trainer.dpo_config": "trl_step.trainer.text.configs",
     "trl.trainer.sft_config": "trl_step.trainer.text.configs",
+    "trl.data_utils": "trl_step.port.data_utils",
 }
 """Modules of TRL that have another name here."""
 
@@ -39,7 +39,6 @@ class AliasFinder(MetaPathFinder):
         name = new_name(fullname)
         if name == fullname:
             return None
-        name = MOVED_MODULES.get(name, name)
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"{fullname} is not part of trl_step: {no_such_module(name)}", name=fullname)
         return ModuleSpec(fullname, AliasLoader(name), is_package=True)
@@ -72,6 +71,9 @@ def trl_is_trl_step() -> Iterator[None]:
         sys.meta_path.remove(finder)
         _take_old_modules()
         sys.modules.update(before)
+        for module in ELSEWHERE:
+            parent, _, name = module.rpartition(".")
+            vars(sys.modules.get(new_name(parent), finder)).pop(name, None)
 
 
 def _take_old_modules() -> dict[str, ModuleType]:

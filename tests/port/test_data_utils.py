@@ -35,6 +35,7 @@ def tokenizer() -> Any:
     ("row", "texts"),
     [
         ({"messages": said("a", "b")}, {"text": "<bot>a<bot>b"}),
+        ({"messages": said("a"), "chosen": said("b")}, {"text": "<bot>a", "chosen": "<bot>b"}),
         ({"prompt": said("q", role="me")}, {"prompt": "<me>q<bot>"}),
         ({"prompt": said("q", role="me"), "chosen": said("a"), "rejected": said("b")},
          {"prompt": "<me>q<bot>", "chosen": "a", "rejected": "b"}),

@@ -31,12 +31,10 @@ def apply_chat_template(example: Mapping[str, Any], tokenizer: Any) -> dict[str,
     def written(messages: Any, **options: Any) -> str:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
-    if "messages" in example:
-        return {"text": written(example["messages"])}
     answers = [name for name in ANSWERS if name in example]
-    if not answers and "prompt" not in example:
+    if not answers and not example.keys() & {"messages", "prompt"}:
         raise KeyError(f"a row of chats needs messages, a prompt or an answer, but this one has {sorted(example)}")
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"text": written(example["messages"])} if "messages" in example else {}
     if "prompt" in example:
         row["prompt"] = written(example["prompt"], add_generation_prompt=True)
     for name in answers:

@@ -12,7 +12,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from trl_step.absent import no_such_module
-from trl_step.port.moved import MOVED_MODULES
 
 OLD, NEW = "trl", "trl_step"
 ELSEWHERE = {
@@ -40,7 +39,6 @@ class AliasFinder(MetaPathFinder):
         name = new_name(fullname)
         if name == fullname:
             return None
-        name = MOVED_MODULES.get(name, name)
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"{fullname} is not part of trl_step: {no_such_module(name)}", name=fullname)
         return ModuleSpec(fullname, AliasLoader(name), is_package=True)

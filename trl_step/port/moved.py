@@ -234,9 +234,6 @@ MOVED: Mapping[Place, Place] = {
 """(module, name) that no longer exists, and where the same thing, or what stands for it, is today."""
 
 MOVED_MODULES: Mapping[str, str] = {
-    "trl_step.data_utils": "trl_step.port.data_utils",
-    "trl_step.trainer.sft_config": "trl_step.trainer.text.configs",
-    "trl_step.trainer.dpo_config": "trl_step.trainer.text.configs",
     "transformers.deepspeed": "transformers.integrations.deepspeed",
     "transformers.generation_utils": "transformers.generation.utils",
     "transformers.generation_logits_process": "transformers.generation.logits_process",

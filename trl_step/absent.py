@@ -70,13 +70,13 @@ def no_such_module(module: str) -> str:
 
 
 def no_such_name(package: str, name: str) -> Exception:
-    """The error for a name that `package`, which is `trl_step`, does not have.
+    """The error for a name that `package`, which is `trl_step` or below it, does not have.
 
     An ImportError if there is something to say: `from trl_step import name` shows the message of no other.
     """
     if name in INSTEAD:
         return ImportError(f"{package} has no {name}; use {INSTEAD[name]}", name=package)
-    if home := _home_of(package, name):
+    if "." not in package and not name.startswith("_") and (home := _home_of(package, name)):
         return ImportError(f"{package} has no {name}; it is in {home}: from {home} import {name}", name=package)
     return AttributeError(f"module {package!r} has no attribute {name!r}")
 

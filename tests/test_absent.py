@@ -29,6 +29,11 @@ def test_a_name_of_another_module_says_where_it_is(name: str, home: str) -> None
     exec(f"from trl_step.{home} import {name}")
 
 
+def test_a_name_of_another_package_than_trainer_says_where_it_is() -> None:
+    with pytest.raises(ImportError, match=r"it is in trl_step\.core: from trl_step\.core import LengthSampler"):
+        exec("from trl_step.trainer import LengthSampler")
+
+
 def test_a_name_that_nobody_knows_is_pythons_own_error() -> None:
     with pytest.raises(ImportError, match="cannot import name 'Nope' from 'trl_step'"):
         exec("from trl_step import Nope")

@@ -70,7 +70,7 @@ def no_such_module(module: str) -> str:
 
 
 def no_such_name(package: str, name: str) -> Exception:
-    """The error for a name that `package`, which is `trl_step`, does not have.
+    """The error for a name that `package`, which is `trl_step` or in it, does not have.
 
     An ImportError if there is something to say: `from trl_step import name` shows the message of no other.
     """
@@ -82,14 +82,15 @@ def no_such_name(package: str, name: str) -> Exception:
 
 
 def _home_of(package: str, name: str) -> str:
-    """The module below `package` that has the name; "" if none has."""
+    """The module of trl_step that has the name which `package` does not have; "" if none has."""
+    root = package.partition(".")[0]
     for part in PACKAGES:
-        homes = importlib.import_module(f"{package}.{part}").HOMES
+        homes = importlib.import_module(f"{root}.{part}").HOMES
         if any(name in names for names in homes.values()):
-            return f"{package}.{part}"
+            return f"{root}.{part}"
     for part in MODULES:
-        spec = find_spec(f"{package}.{part}")
+        spec = find_spec(f"{root}.{part}")
         source = Path(str(spec and spec.origin)).read_text(encoding="utf-8")
         if re.search(rf"^(?:def|class) {re.escape(name)}\b", source, re.MULTILINE):
-            return f"{package}.{part}"
+            return f"{root}.{part}"
     return ""

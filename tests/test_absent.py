@@ -29,6 +29,10 @@ def test_a_name_of_another_module_says_where_it_is(name: str, home: str) -> None
     exec(f"from trl_step.{home} import {name}")
 
 
+def test_a_package_below_can_be_asked_what_it_has() -> None:
+    assert not hasattr(trl_step.trainer, "LengthSampler")
+
+
 def test_a_name_that_nobody_knows_is_pythons_own_error() -> None:
     with pytest.raises(ImportError, match="cannot import name 'Nope' from 'trl_step'"):
         exec("from trl_step import Nope")

@@ -70,7 +70,7 @@ def no_such_module(module: str) -> str:
 
 
 def no_such_name(package: str, name: str) -> Exception:
-    """The error for a name that `package`, which is `trl_step` or below it, does not have.
+    """The error for a name that `package`, which is `trl_step` or in it, does not have.
 
     An ImportError if there is something to say: `from trl_step import name` shows the message of no other.
     """

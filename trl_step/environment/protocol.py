@@ -19,7 +19,7 @@ class Environment(Protocol):
     """What a language model acts in, one object per episode.
 
     Both methods may be coroutine functions (`async def`). A method `close`, if there is one, is called after the
-    episode.
+    episode, in a process of its own only before the next one.
 
     Gymnasium's form is taken as well: `reset(seed=, options=) -> (observation, info)`, where a task that is an int is
     the seed, and one that is a dictionary holds `seed` and `options`; and

@@ -15,7 +15,7 @@ REASONS = {
     "columns ['answer']": "on its own release as well, in the first step: it logs a column that it does not have",
     "no attribute 'num_proc'": "on its own release as well: it reads an argument that it does not have",
     "'GKDConfig'": "it is made for the trainers of today's TRL",
-    "FDivergence": "its own DPO is made of the parts of TRL 0.9's DPOTrainer, such as its f-divergences, which are not here",
+    "FDivergence": "its DPO is made of parts of TRL 0.9's, such as f-divergences, which are not here",
     "get_auto_gptq_quant_linear": "its adapters are made of parts that PEFT 0.13 and later do not have",
 }
 """What an error contains -> what is the matter, or what to do."""

@@ -20,10 +20,10 @@ EXTRAS = {
     "pettingzoo": ["pettingzoo>=1.25"],
     "textarena": ["textarena>=0.7"],
     "demo": ["rich", "tqdm", "matplotlib", "tensorboard"],
-    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "peft>=0.17", "diffusers>=0.41", "rich", "tqdm",
-             "matplotlib", "tensorboard", "wandb", "trackio>=0.40", "starlette>=0.40", "uvicorn>=0.30", "openai>=2",
-             "httpx", "gymnasium>=1.0", "pettingzoo>=1.25", "textarena>=0.7", "bitsandbytes>=0.49",
-             "nbclient>=0.10", "ipykernel>=6"],
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "basedpyright>=1.30", "peft>=0.17",
+             "diffusers>=0.41", "rich", "tqdm", "matplotlib", "tensorboard", "wandb", "trackio>=0.40",
+             "starlette>=0.40", "uvicorn>=0.30", "openai>=2", "httpx", "gymnasium>=1.0", "pettingzoo>=1.25",
+             "textarena>=0.7", "bitsandbytes>=0.49", "nbclient>=0.10", "ipykernel>=6"],
 }  # fmt: skip
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 EXTRAS["docs"] = ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "ruff"]  # not in "all": for `make docs`

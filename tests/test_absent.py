@@ -29,8 +29,17 @@ def test_a_name_of_another_module_says_where_it_is(name: str, home: str) -> None
     exec(f"from trl_step.{home} import {name}")
 
 
-def test_a_package_below_can_be_asked_what_it_has() -> None:
-    assert not hasattr(trl_step.trainer, "LengthSampler")
+def test_a_name_of_another_package_than_trainer_says_where_it_is() -> None:
+    with pytest.raises(ImportError, match=r"it is in trl_step\.core: from trl_step\.core import LengthSampler"):
+        exec("from trl_step.trainer import LengthSampler")
+
+
+@pytest.mark.parametrize("name", ["GRPOTrainer", "LengthSampler"])
+def test_packages_can_be_asked_whether_they_have_a_name(name: str) -> None:
+    for package in (trl_step, trl_step.trainer):
+        assert not hasattr(package, name)
+    with pytest.raises(AttributeError, match=f"trl_step has no {name}; "):
+        getattr(trl_step, name)
 
 
 def test_a_name_that_nobody_knows_is_pythons_own_error() -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trl_step.absent import no_such_name
+from trl_step.absent import no_such_attribute
 from trl_step.lazy import lazy_names
 
 HOMES = {
@@ -105,7 +105,7 @@ if TYPE_CHECKING:
         get_quantization_config,
     )
 else:
-    __getattr__, __dir__ = lazy_names(__name__, HOMES, no_such_name)
+    __getattr__, __dir__ = lazy_names(__name__, HOMES, no_such_attribute)
 
 __version__ = "0.2.0"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,27 +70,43 @@ def no_such_module(module: str) -> str:
     return f"there is no module {module}{advice}"
 
 
-def no_such_name(package: str, name: str) -> Exception:
-    """The error for a name that `package`, which is `trl_step` or in it, does not have.
+def no_such_attribute(package: str, name: str) -> Exception:
+    """The error that `__getattr__` of `package` raises for a name it does not have.
 
-    An ImportError if there is something to say: `from trl_step import name` shows the message of no other.
+    `from package import name` shows the message of an ImportError alone; `hasattr` expects an AttributeError.
     """
+    error = no_such_name(package, name)
+    return error if _is_imported() else AttributeError(str(error))
+
+
+def _is_imported() -> bool:
+    """Whether the import system asks for an attribute of this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("trl_step"):
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "").startswith("importlib.")
+
+
+def no_such_name(package: str, name: str) -> Exception:
+    """The error for a name that `package`, which is `trl_step` or in it, does not have: an ImportError if there is
+    something to say, else an AttributeError."""
     if name in INSTEAD:
         return ImportError(f"{package} has no {name}; use {INSTEAD[name]}", name=package)
-    if "." not in package and not name.startswith("_") and (home := _home_of(package, name)):
+    if not name.startswith("_") and (home := _home_of(package, name)):
         return ImportError(f"{package} has no {name}; it is in {home}: from {home} import {name}", name=package)
     return AttributeError(f"module {package!r} has no attribute {name!r}")
 
 
 def _home_of(package: str, name: str) -> str:
-    """The module below `package` that has the name; "" if none has."""
+    """The module of trl_step that has the name which `package` does not have; "" if none has."""
+    root = package.partition(".")[0]
     for part in PACKAGES:
-        homes = importlib.import_module(f"{package}.{part}").HOMES
+        homes = importlib.import_module(f"{root}.{part}").HOMES
         if any(name in names for names in homes.values()):
-            return f"{package}.{part}"
+            return f"{root}.{part}"
     for part in MODULES:
-        spec = find_spec(f"{package}.{part}")
+        spec = find_spec(f"{root}.{part}")
         source = Path(str(spec and spec.origin)).read_text(encoding="utf-8")
         if re.search(rf"^(?:def|class) {re.escape(name)}\b", source, re.MULTILINE):
-            return f"{package}.{part}"
+            return f"{root}.{part}"
     return ""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trl_step.absent import no_such_name
+from trl_step.absent import no_such_attribute
 from trl_step.lazy import lazy_names
 
 HOMES = {
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
         peft_module_casting_to_bf16,
     )
 else:
-    __getattr__, __dir__ = lazy_names(__name__, HOMES, no_such_name)
+    __getattr__, __dir__ = lazy_names(__name__, HOMES, no_such_attribute)
 
 __all__ = [
     "AdaptiveKLController",

@@ -74,7 +74,7 @@ def _with_stand_ins(module: Any, found: Callable[[str, str], type]) -> Callable[
 def _is_asked_by_script() -> bool:
     """Whether the script itself asks for what the calling function answers, and not a module that it imports."""
     frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("importlib."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("importlib.", f"{NEW}.")):
         frame = frame.f_back  # the import system asks first
     return frame.f_globals.get("__name__") == "__main__"
 

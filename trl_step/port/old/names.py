@@ -53,8 +53,8 @@ def _with_names(module: ModuleType, names: Mapping[str, Place], report: Report) 
 
     class WithOldNames(before):  # type: ignore[misc]
         def __getattr__(self, name: str) -> Any:
-            of_today = getattr(super(), "__getattr__", None)
             if name not in names or is_asked_by_library():
+                of_today = getattr(super(), "__getattr__", None) or vars(self).get("__getattr__")
                 if of_today is not None:
                     return of_today(name)
                 raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.models.families import small_config
-from tests.models.tiny_models import SIZES, VISION, VOCABULARY, WIDTH, inputs_of, lora, plain, trained_adapter, wrapped
+from tests.models.tiny_models import SIZES, VISION, WIDTH, inputs_of, lora, plain, trained_adapter, wrapped
 from tests.tiny import trainer as tiny_trainer
 from trl_step.models import AutoModelForCausalLMWithValueHead
 
@@ -118,9 +118,11 @@ def test_an_adapter_on_a_multimodal_model_is_found_by_its_folder(tmp_path: Path)
 
 
 def test_what_is_no_language_model_is_still_refused(tmp_path: Path) -> None:
-    config = transformers.T5Config(vocab_size=VOCABULARY, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="T5Config"):
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="ViTModel has no language model head"):
         Wrapper.from_pretrained(tmp_path)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.environment import worlds
 from tests.environment.test_runner import runner
-from tests.environment.worlds import AwaitedCountdown, Countdown
+from tests.environment.worlds import AwaitedCountdown, Closing, Countdown
+from tests.limits import HANG
 from trl_step.environment.process_pool import RemoteError
 
 
@@ -156,6 +158,63 @@ def test_strict_raises_what_the_process_raised(pooled: Any, monkeypatch: pytest.
         pooled.run([3])
     with pytest.raises(ValueError, match="invalid literal"):
         pooled.run(["x"])  # in reset
+
+
+def closed_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def closing(tmp_path: Path) -> Any:
+    run = runner(partial(Closing, tmp_path), "a", workers="process", max_turns=8)
+    yield run
+    run.close()
+
+
+def test_environments_in_processes_are_closed_after_their_episodes(tmp_path: Path, closing: Any) -> None:
+    closing.run([1, 2])
+    assert closed_in(tmp_path) == {"1", "2"}
+    closing.writer.sampler.model.answer = say({"3": "die"})
+    with pytest.warns(UserWarning, match="could not be closed") as told:
+        closing.run([3, 4, 5])
+    assert closed_in(tmp_path) == {"1", "2", "4"}
+    about_close = [str(warning.message) for warning in told if "could not be closed" in str(warning.message)]
+    assert len(about_close) == 1
+    assert about_close[0].startswith("1 environments could not be closed: OSError: no such display ("), (
+        "that the other one died is said of its episode"
+    )
+
+
+def test_environments_in_processes_are_closed_if_the_run_breaks_off(tmp_path: Path, closing: Any) -> None:
+    def broken(text: str) -> str:
+        raise RuntimeError("out of memory")
+
+    closing.writer.sampler.model.answer = broken
+    with pytest.raises(RuntimeError, match="out of memory"):
+        closing.run([1, 2])
+    assert closed_in(tmp_path) == {"1", "2"}
+
+
+def test_a_close_that_hangs_in_a_process_is_ended(
+    tmp_path: Path, closing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments = closing.actors.create(2)
+    closing.actors.reset(environments, [7, 1])
+    monkeypatch.setattr(environments[0], "timeout", 0.5)
+    with pytest.warns(UserWarning, match="1 environments could not be closed: no reply within 0.5 seconds; its proc"):
+        closing.actors.release(environments)
+    assert [environment.process.is_alive() for environment in environments] == [False, True]
+    assert closed_in(tmp_path) == {"1"}
+
+
+def test_an_environment_whose_program_is_gone_is_closed(tmp_path: Path, closing: Any) -> None:
+    """Its process sees the end of the connection, as after a program that was killed."""
+    (environment,) = closing.actors.create(1)
+    closing.actors.reset([environment], [1])
+    environment._connection.close()
+    environment.process.join(HANG)
+    assert environment.process.exitcode == 0
+    assert closed_in(tmp_path) == {"1"}
 
 
 def test_what_cannot_be_sent_is_said_at_once() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -56,6 +57,25 @@ class AwaitedCountdown(Countdown):
         while kind.here % kind.together:  # one after the other they would wait for ever
             await asyncio.sleep(0)
         return super().step(action_text)
+
+
+class Closing(Countdown):
+    """Leaves a file named after the task in `folder` when it is closed; task 7 hangs there, 5 raises."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def reset(self, task: Any) -> str:
+        self.task = task
+        return super().reset(task)
+
+    async def close(self) -> Any:
+        if self.task == 7:
+            time.sleep(1000)
+        if self.task == 5:
+            raise OSError("no such display")
+        (self.folder / str(self.task)).touch()
+        return lambda: None  # no process can send it
 
 
 class Corridor(gymnasium.Env):

@@ -64,18 +64,22 @@ class Actors:
         return self._settle(self._steps.run(jobs), self.timeout)
 
     def release(self, environments: Sequence[Any]) -> None:
-        """The episodes are over: close the environments, or let their processes wait for others."""
-        if self.pool is not None:
-            for environment in environments:
-                self.pool.give_back(environment)
-            return
-        problems = [outcome.error for outcome in self.closed(environments) if outcome.error is not None]
+        """The episodes are over: close the environments, and let their processes wait for others."""
+        try:
+            problems = [outcome.error for outcome in self.closed(environments) if outcome.error is not None]
+        finally:
+            if self.pool is not None:
+                for environment in environments:
+                    self.pool.give_back(environment)
         if problems:
             warn_user(f"{len(problems)} environments could not be closed: {problems[0]}")
 
     def closed(self, environments: Sequence[Any]) -> list[Outcome]:
         """What `close` of each environment returns, None for one without."""
-        return self._settle([outcome_of(partial(close, environment)) for environment in environments], self.timeout)
+        jobs = [partial(close, environment) for environment in environments]
+        # in this process, environments are closed by the thread that made them
+        outcomes = [outcome_of(job) for job in jobs] if self.pool is None else self._steps.run(jobs)
+        return self._settle(outcomes, self.timeout)
 
     def close(self) -> None:
         """End the processes, if there are any."""

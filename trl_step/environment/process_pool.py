@@ -8,8 +8,10 @@ import os
 import pickle
 import random
 import signal
+import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -20,6 +22,9 @@ from trl_step.environment.awaiting import EventLoop
 from trl_step.environment.protocol import begin
 from trl_step.environment.side_by_side import outcome_of
 from trl_step.models.notices import described
+
+LONGEST_CLOSE = 60.0
+"""Seconds that the `close` of an environment may take if there is no limit for a step."""
 
 
 class Reply(NamedTuple):
@@ -59,7 +64,8 @@ class ProcessPool:
     Args:
         make_environment: creates an environment; sent to the processes, so it must be picklable: a class or function at
             the top of a module, or a `functools.partial` of one.
-        timeout: seconds that one `step` may take; the process of a late one is ended. None waits forever.
+        timeout: seconds that one `step` and one `close` may take; the process of a late one is ended. None waits
+            forever, for a `close` `LONGEST_CLOSE`.
 
     Raises:
         TypeError: `make_environment` cannot be sent.
@@ -107,10 +113,10 @@ class ProcessPool:
 
 
 class RemoteEnvironment:
-    """`reset` and `step` of an environment in a process of its own.
+    """`reset`, `step` and `close` of an environment in a process of its own.
 
     They raise `RemoteError` for what the environment raised, if its process died, and after `timeout` seconds of a
-    step, when the process is ended.
+    step or a close, when the process is ended.
     """
 
     def __init__(
@@ -128,6 +134,11 @@ class RemoteEnvironment:
 
     def step(self, action: Any) -> Any:
         return self._ask(("step", action), self.timeout)
+
+    def close(self) -> None:
+        """The environment's own `close`; nothing if its process has died or still owes a reply."""
+        if self.process.is_alive() and not self.owes_reply:
+            self._ask(("close", None), self.timeout or LONGEST_CLOSE)
 
     def end(self) -> None:
         """End the process now."""
@@ -165,18 +176,24 @@ def _serve(connection: Connection, make_environment: Callable[[], Any], seed: in
         try:
             verb, argument = connection.recv()
         except (EOFError, ConnectionError):
-            os._exit(0)  # the environment's threads must not keep an orphan alive
+            # neither a `close` that hangs nor the environment's threads must keep an orphan alive
+            threading.Timer(LONGEST_CLOSE, os._exit, (0,)).start()
+            loop.settle([outcome_of(partial(close, environment))], None)
+            os._exit(0)
 
         def act(verb: str = verb, argument: Any = argument) -> Any:
             nonlocal environment
             if verb == "reset":
-                close(environment)
                 environment = make_environment()
                 return begin(environment, argument)
-            return environment.step(argument)
+            if verb == "step":
+                return environment.step(argument)
+            over, environment = environment, None
+            return close(over)
 
         (outcome,) = loop.settle([outcome_of(act)], None)
-        _answer(connection, Reply(outcome.value) if outcome.error is None else _reply_of(outcome.exception))
+        value = None if verb == "close" else outcome.value
+        _answer(connection, Reply(value) if outcome.error is None else _reply_of(outcome.exception))
 
 
 def _answer(connection: Connection, reply: Reply) -> None:

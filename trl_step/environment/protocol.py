@@ -18,8 +18,8 @@ Observation = str | Message | Sequence[Message]
 class Environment(Protocol):
     """What a language model acts in, one object per episode.
 
-    Both methods may be coroutine functions (`async def`). A method `close`, if there is one, is called after the
-    episode, in a process of its own only before the next one.
+    Both methods may be coroutine functions (`async def`). A method `close`, if there is one, is called at the end of
+    the run, in the environment's own process if it has one.
 
     Gymnasium's form is taken as well: `reset(seed=, options=) -> (observation, info)`, where a task that is an int is
     the seed, and one that is a dictionary holds `seed` and `options`; and

@@ -64,7 +64,8 @@ class EnvironmentRunner:
             answer that it cannot read: the turn costs the price, the model sees the message, and the episode goes on.
         step_workers: environments that step at the same time, in threads; 0 steps them one by one in the caller's
             thread, without a time limit. What `async def` methods return is awaited for all of them at the same time.
-        step_timeout: seconds that one `step` may take, with `step_workers`, processes or `async def`.
+        step_timeout: seconds that one `step` may take, with `step_workers`, processes or `async def`; and one `close`
+            in a process, which has 60 without it.
         workers: "process" plays each episode in a process of its own, for environments that hold the interpreter or may
             bring it down; `make_environment` must be picklable, and the script needs `if __name__ == "__main__":`.
         strict: raise what an environment raised, or a ValueError or TypeError about what it returned, instead of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from tests.environment import worlds
 from tests.environment.test_runner import runner
-from tests.environment.worlds import AwaitedCountdown, Closing, Countdown
+from tests.environment.worlds import AwaitedCountdown, Closing, Countdown, SlowToLoad
 from tests.limits import HANG
 from trl_step.environment.process_pool import RemoteError
 
@@ -85,6 +86,17 @@ def test_environments_are_closed() -> None:
         play(Failing, {}, [1])[1]()
 
 
+LATE = "task 1: `reset`: no reply within 1 seconds{}. See what it waits for, or raise step_timeout"
+
+
+def test_a_late_reset_ends_the_run() -> None:
+    for kind, workers in ((AwaitedCountdown, 0), (Countdown, 3)):
+        run = runner(kind, "a", step_workers=workers, step_timeout=1.0)
+        with pytest.raises(TimeoutError, match=re.escape(LATE.format(""))):
+            run.run([1, "hang", 1])
+        assert run.run([1, 2]).errors == [None] * 2
+
+
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +146,26 @@ def test_a_late_process_is_ended(pooled: Any, monkeypatch: pytest.MonkeyPatch) -
         errors = pooled.run([7, 1]).errors
     assert errors[1] is None
     assert sum(environment.process.is_alive() for environment in environments) == 1
+
+
+def test_a_late_reset_in_a_process_ends_the_run_and_the_process(pooled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pooled.writer.sampler.model.answer = say({})
+    environments = pooled.actors.create(3)
+    pooled.actors.release(environments)
+    for environment in environments:
+        monkeypatch.setattr(environment, "timeout", 1.0)
+    with pytest.raises(TimeoutError, match=re.escape(LATE.format("; its process was ended"))):
+        pooled.run([1, "hang", 1])
+    assert sum(environment.process.is_alive() for environment in environments) == 2
+    monkeypatch.undo()
+    assert pooled.run([1] * 3).errors == [None] * 3
+
+
+def test_the_start_of_a_process_does_not_count() -> None:
+    """It imports what the environment needs, here for longer than a reset may take."""
+    run = runner(SlowToLoad(), "a", workers="process", step_timeout=1.0)
+    assert run.run([1]).errors == [None]
+    run.close()
 
 
 def test_a_process_that_was_interrupted_is_not_used_again(pooled: Any) -> None:

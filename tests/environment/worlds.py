@@ -18,6 +18,8 @@ class Countdown:
     """Says how many turns are left; a turn's reward is the length of what was said. Some words do something."""
 
     def reset(self, task: Any) -> str:
+        if task == "hang":
+            time.sleep(1000)
         self.left = int(task)
         return f"{self.left} left:"
 
@@ -47,6 +49,8 @@ class AwaitedCountdown(Countdown):
     together = 1
 
     async def reset(self, task: Any) -> str:  # type: ignore[override]
+        if task == "hang":
+            await asyncio.sleep(1000)
         return super().reset(task)
 
     async def step(self, action_text: str) -> Any:  # type: ignore[override]
@@ -76,6 +80,21 @@ class Closing(Countdown):
             raise OSError("no such display")
         (self.folder / str(self.task)).touch()
         return lambda: None  # no process can send it
+
+
+class SlowToLoad:
+    """Makes a `Countdown`; a process takes seconds to load it."""
+
+    def __call__(self) -> Countdown:
+        return Countdown()
+
+    def __reduce__(self) -> Any:
+        return slowly, ()
+
+
+def slowly() -> Any:
+    time.sleep(2)
+    return Countdown
 
 
 class Corridor(gymnasium.Env):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from trl_step.environment.awaiting import EventLoop
-from trl_step.environment.process_pool import ProcessPool, RemoteError, close
+from trl_step.environment.process_pool import LateError, ProcessPool, RemoteError, close
 from trl_step.environment.protocol import begin
 from trl_step.environment.side_by_side import Outcome, SideBySide, outcome_of
 from trl_step.models.notices import described, warn_user
@@ -28,7 +28,7 @@ class Actors:
         workers: "thread": in this process; "process": each in a process of its own.
         number: how many act at the same time, apart from those that are awaited; 0 is one after the other in the
             caller's thread, of processes as many as there are.
-        timeout: seconds that one step may take, of threads with `number` only; None waits forever.
+        timeout: seconds that one reset or step may take, of threads with `number` only; None waits forever.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Actors:
         self.pool = ProcessPool(make_environment, timeout) if workers == "process" else None
         if self.pool is not None:  # threads that wait for processes, which watch their own time
             number, timeout = number or MOST_WAITING, None
-        self._steps, self._resets = SideBySide(number, timeout), SideBySide(number, None)
+        self._threads = SideBySide(number, timeout)
         self._loop = EventLoop()
 
     def create(self, number: int) -> list[Any]:
@@ -55,13 +55,13 @@ class Actors:
         return [self.pool.take() for _ in range(number)]
 
     def reset(self, environments: Sequence[Any], tasks: Sequence[Any]) -> list[Outcome]:
-        """What `reset` of each environment returns for its task, in as much time as it takes."""
+        """What `reset` of each environment returns for its task."""
         pairs = zip(environments, tasks, strict=True)
-        return self._settle(self._resets.run([partial(begin, *pair) for pair in pairs]), None)
+        return self._settle(self._threads.run([partial(begin, *pair) for pair in pairs]), self.timeout)
 
     def step(self, jobs: Sequence[Job]) -> list[Outcome]:
         """What each job, a step of an environment, returns."""
-        return self._settle(self._steps.run(jobs), self.timeout)
+        return self._settle(self._threads.run(jobs), self.timeout)
 
     def release(self, environments: Sequence[Any]) -> None:
         """The episodes are over: close the environments, and let their processes wait for others."""
@@ -78,7 +78,7 @@ class Actors:
         """What `close` of each environment returns, None for one without."""
         jobs = [partial(close, environment) for environment in environments]
         # in this process, environments are closed by the thread that made them
-        outcomes = [outcome_of(job) for job in jobs] if self.pool is None else self._steps.run(jobs)
+        outcomes = [outcome_of(job) for job in jobs] if self.pool is None else self._threads.run(jobs)
         return self._settle(outcomes, self.timeout)
 
     def close(self) -> None:
@@ -92,6 +92,8 @@ class Actors:
 
 def in_words(outcome: Outcome) -> Outcome:
     """With type and line in the error's text, wherever it was raised."""
+    if isinstance(outcome.exception, LateError):
+        return Outcome(error=outcome.exception.problem)  # as of a thread that is late
     if isinstance(outcome.exception, RemoteError):
         return Outcome(error=outcome.exception.problem, exception=outcome.exception.original)
     return outcome if outcome.exception is None else outcome._replace(error=described(outcome.exception))

@@ -11,6 +11,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -58,13 +59,17 @@ class RemoteError(Exception):
             self.original.__cause__ = RemoteTraceback(f"\n{where}")
 
 
+class LateError(RemoteError):
+    """An environment's process took too long, and was ended."""
+
+
 class ProcessPool:
     """Processes that each hold one environment at a time. A process is used again after its episode.
 
     Args:
         make_environment: creates an environment; sent to the processes, so it must be picklable: a class or function at
             the top of a module, or a `functools.partial` of one.
-        timeout: seconds that one `step` and one `close` may take; the process of a late one is ended. None waits
+        timeout: seconds that one `reset`, `step` and `close` may take; the process of a late one is ended. None waits
             forever, for a `close` `LONGEST_CLOSE`.
 
     Raises:
@@ -115,8 +120,9 @@ class ProcessPool:
 class RemoteEnvironment:
     """`reset`, `step` and `close` of an environment in a process of its own.
 
-    They raise `RemoteError` for what the environment raised, if its process died, and after `timeout` seconds of a
-    step or a close, when the process is ended.
+    They raise `RemoteError` for what the environment raised and if its process died, and `LateError` after `timeout`
+    seconds, when the process is ended. The creation of the environment counts for `reset`, the start of the process
+    does not.
     """
 
     def __init__(
@@ -124,13 +130,14 @@ class RemoteEnvironment:
     ) -> None:
         self.timeout = timeout
         self.owes_reply = False
+        self._started = False
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make_environment, seed), daemon=True)
         self.process.start()
         theirs.close()
 
     def reset(self, task: Any) -> Any:
-        return self._ask(("reset", task), None)
+        return self._ask(("reset", task), self.timeout)
 
     def step(self, action: Any) -> Any:
         return self._ask(("step", action), self.timeout)
@@ -149,11 +156,14 @@ class RemoteEnvironment:
     def _ask(self, question: tuple[str, Any], timeout: float | None) -> Any:
         try:
             self.owes_reply = True
+            if not self._started:  # a start takes seconds that are not the environment's
+                self._connection.recv()
+                self._started = True
             self._connection.send(question)
             if not self._connection.poll(timeout):
                 self.process.kill()
                 self.process.join()  # or the pool would take it for alive, and give it to the next episode
-                raise RemoteError(f"no reply within {timeout:g} seconds; its process was ended")
+                raise LateError(f"no reply within {timeout:g} seconds; its process was ended")
             reply = Reply(*self._connection.recv())
             self.owes_reply = False
         except (EOFError, ConnectionError) as error:
@@ -172,6 +182,8 @@ def _serve(connection: Connection, make_environment: Callable[[], Any], seed: in
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     loop, environment = EventLoop(), None
+    with suppress(ConnectionError):
+        _answer(connection, Reply())  # it has started
     while True:
         try:
             verb, argument = connection.recv()

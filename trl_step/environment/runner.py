@@ -64,8 +64,8 @@ class EnvironmentRunner:
             answer that it cannot read: the turn costs the price, the model sees the message, and the episode goes on.
         step_workers: environments that step at the same time, in threads; 0 steps them one by one in the caller's
             thread, without a time limit. What `async def` methods return is awaited for all of them at the same time.
-        step_timeout: seconds that one `step` may take, with `step_workers`, processes or `async def`; and one `close`
-            in a process, which has 60 without it.
+        step_timeout: seconds that one `reset` or `step` may take, with `step_workers`, processes or `async def`; and
+            one `close` in a process, which has 60 without it.
         workers: "process" plays each episode in a process of its own, for environments that hold the interpreter or may
             bring it down; `make_environment` must be picklable, and the script needs `if __name__ == "__main__":`.
         strict: raise what an environment raised, or a ValueError or TypeError about what it returned, instead of
@@ -121,6 +121,7 @@ class EnvironmentRunner:
         Raises:
             TypeError, ValueError: a first observation has the wrong type or no tokens; nothing has been played yet.
                 What a `reset` raises is raised as it is.
+            TimeoutError: a `reset` takes longer than `step_timeout`.
         """
         played, groups = tasks_and_groups(tasks, n)
         environments = self.actors.create(len(groups))
@@ -157,6 +158,11 @@ class EnvironmentRunner:
         try:
             if begun.exception is not None:
                 raise begun.exception
+            if begun.error is not None:
+                raise TimeoutError(
+                    f"task {group}: `reset`: {begun.error}. See what it waits for, or raise step_timeout, which holds "
+                    "for `reset` as well"
+                )
             observation = first_observation(begun.value)
             if self.to_text is not None:
                 observation = self.to_text(observation)

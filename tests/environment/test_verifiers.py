@@ -71,8 +71,9 @@ class Environment:
                 return {**row, **state, "reward": 0.0, "error": {"error": "ToolError", "message": "no such tool"}}
         if row.get("silent"):
             return {**row, **state, "reward": 0.0, "error": None}
-        reward = float(said == row["answer"]) if self.scored else None
-        return {**row, **state, "reward": reward, "error": None}
+        reward = row.get("reward", float(said == row["answer"])) if self.scored else None
+        metrics = {"length": 3.0, "right": reward}
+        return {**row, **state, "reward": reward, "metrics": metrics, "error": None}
 
 
 @pytest.fixture
@@ -127,6 +128,21 @@ def test_failed_rollouts_are_named_and_left_out(served: Endpoint) -> None:
     assert played.scores == [0.0]
     assert [output["answer"] for output in played.outputs] == ["one"]
     assert [output["answer"] for output in played.failed] == ["two"]
+
+
+@pytest.mark.usefixtures("documented")
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_rollouts_without_a_finite_reward_are_named_and_left_out(served: Endpoint, reward: float) -> None:
+    rows = [ROWS[0], {**ROWS[1], "example_id": "the second", "reward": reward}]
+    runner = VerifiersRunner(Environment(), served)
+    told = rf"2 of 4 rollouts a reward that is not finite.*'the second', reward={reward}, from right={reward}$"
+    with pytest.warns(UserWarning, match=told):
+        played = runner.run(rows, n=2)
+    assert played.scores == [0.0, 0.0]
+    assert played.group_ids == [0, 0]
+    assert len(played.queries) == len(played.responses) == len(played.masks) == len(played.outputs) == 2
+    assert [output["answer"] for output in played.failed] == ["two", "two"]
+    assert runner.run(ROWS).scores == [0.0, 1.0]
 
 
 @pytest.mark.usefixtures("documented")
@@ -231,6 +247,19 @@ def test_a_real_rubric_that_compares_the_rollouts_of_an_example(verifiers: Any, 
     )
     played = VerifiersRunner(environment, served, {"max_tokens": 8}).run(environment.get_dataset(), n=3)
     assert sorted(zip(played.group_ids, played.scores, strict=True)) == [(g, s) for g in (0, 1) for s in (0, 1, 2)]
+
+
+def test_a_real_rubric_that_gives_nan(verifiers: Any, served: Endpoint) -> None:
+    from datasets import Dataset
+
+    def odd(answer: str) -> float:
+        return float("nan") if answer == "two" else 1.0
+
+    environment = verifiers.SingleTurnEnv(dataset=Dataset.from_list(ROWS), rubric=verifiers.Rubric(funcs=[right, odd]))
+    with pytest.warns(UserWarning, match=r"1 of 2 rollouts a reward.*example_id=1, reward=nan, from odd=nan$"):
+        played = VerifiersRunner(environment, served, {"max_tokens": 8}).run(environment.get_dataset())
+    assert played.scores == [2.0]
+    assert [output["answer"] for output in played.failed] == ["two"]
 
 
 def test_a_step_on_real_rollouts(verifiers: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from trl_step.environment.rewards import is_finite
 from trl_step.models.notices import warn_user
 from trl_step.sampling.endpoint.server import Endpoint
 from trl_step.sampling.endpoint.settings import EPISODE_HEADER
@@ -41,7 +42,8 @@ class VerifiersEpisodes(NamedTuple):
     outputs: list[Mapping[str, Any]]
     """what verifiers returned of the rollout: `metrics`, `completion`, `stop_condition` and so on"""
     failed: list[Mapping[str, Any]]
-    """what it returned of rollouts that ended with an `error`; they are not in the other lists"""
+    """what it returned of rollouts that ended with an `error`, and then of those with a reward that is not finite; they
+    are not in the other lists"""
 
 
 class VerifiersRunner:
@@ -125,7 +127,15 @@ class VerifiersRunner:
             warn_user(f"{silent} of {len(outputs)} rollouts never call the model: they are left out, too")
         if any(output["reward"] is None for output in outputs if not output.get("error")):
             raise ValueError(NO_REWARDS)
-        kept = [i for i, name in enumerate(served.ids) if not rollouts[name].get("error")]
+        unscored = [output for output in outputs if not output.get("error") and not is_finite(output["reward"])]
+        if unscored:
+            warn_user(
+                f"the rubric gave {len(unscored)} of {len(outputs)} rollouts a reward that is not finite, and they are "
+                f"left out; the first: {_where(unscored[0])}"
+            )
+        failed += unscored
+        left_out = {str(output["trajectory_id"]) for output in failed}
+        kept = [i for i, name in enumerate(served.ids) if name not in left_out]
         kept_outputs = [rollouts[served.ids[i]] for i in kept]
         numbers: dict[Any, int] = {}
         logprobs = served.sampling_logprobs
@@ -139,6 +149,14 @@ class VerifiersRunner:
             kept_outputs,
             failed,
         )
+
+
+def _where(output: Mapping[str, Any]) -> str:
+    """The example of a rollout, its reward, and the functions of the rubric that gave no finite number."""
+    metrics = output.get("metrics") or {}
+    causes = [f"{name}={number}" for name, number in metrics.items() if not is_finite(number)]
+    said = f"example_id={output['example_id']!r}, reward={output['reward']}"
+    return f"{said}, from {', '.join(causes)}" if causes else said
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -21,8 +21,10 @@ from trl_step.trainer.batches.layout import Layout, make_layout
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.engine.memory_budget import MemoryBudget
+from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
 from trl_step.trainer.sampling_trainer import SamplingTrainer
 from trl_step.trainer.settings.changes import Changes
+from trl_step.trainer.updates.deepspeed import uses_deepspeed
 from trl_step.trainer.updates.optimizers import make_updater
 from trl_step.trainer.updates.updater import Updater
 from trl_step.trainer.updates.what_trains import AtStart
@@ -33,6 +35,7 @@ class LanguageParts(SamplingTrainer):
 
     ref_model: Any
     optimizer: Any
+    lr_scheduler: Any
     data_collator: Any
     is_peft_model: bool
 
@@ -124,6 +127,10 @@ class LanguageParts(SamplingTrainer):
 
     @cached_property
     def _updater(self) -> Updater:
+        if not uses_deepspeed(self.accelerator):
+            # the state that an `Accelerator` of a subclass's own shares with all loops of the process
+            own_accumulation(self.accelerator, self.accelerator.gradient_accumulation_steps)
+            detach(self.accelerator, self.optimizer, self.lr_scheduler)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return make_updater(self._processes, self.model, self.optimizer, parameters, self.config)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorForLanguageModeling
 
+from trl_step.models.adapters import trained_base_parameters
 from trl_step.models.critic import wrappers_of
 from trl_step.models.inner_model import plain_model
 from trl_step.models.notices import warn_user
@@ -133,6 +134,24 @@ class LanguageParts(SamplingTrainer):
             detach(self.accelerator, self.optimizer, self.lr_scheduler)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return make_updater(self._processes, self.model, self.optimizer, parameters, self.config)
+
+    @property
+    def _base_of_reference(self) -> dict[str, torch.nn.Parameter]:
+        """What trains of the base model of an adapter, by name, if that base model is the reference."""
+        if not self._reference_is_adapter or self.config.exact_v07:  # the reference of release 0.7 moved with it
+            return {}
+        return trained_base_parameters(self.accelerator.unwrap_model(self.model).pretrained_model)
+
+    def _take_thawed(self, thawed: dict[str, torch.nn.Parameter], held: set[int]) -> None:
+        """What was thawed since the trainer was built counts from now on as what trained then; `held`: the `id` of each
+        parameter of the optimizer."""
+        if not thawed or self._updater.settled:
+            return
+        # the gradients of what the optimizer does not hold are dropped, but not where they count in the norm
+        joined = [p for p in thawed.values() if id(p) in held or not self.config.exact_v07]
+        self._updater.add(joined)
+        known = {id(parameter) for parameter in self.model_params}
+        self.model_params = [*self.model_params, *(p for p in joined if id(p) in held - known)]
 
     def _consider_length(self, model: Any) -> None:
         """Samples of one length go together if the number of columns changes what `model` says about a token."""

@@ -153,6 +153,17 @@ def test_steps_are_ours(cls: type[PPOTrainer], name: str) -> None:
         torch.testing.assert_close(moved[1][key], weight, atol=2e-4, rtol=1e-4, msg=key)
 
 
+def test_a_loop_that_was_left_elsewhere_ends_no_accumulation() -> None:
+    """transformers' Trainer leaves its loop at max_steps; accelerate goes on to take its last batch for this one."""
+    loader = Accelerator().prepare(torch.utils.data.DataLoader([1.0]))
+    left = iter(loader)
+    next(left)
+    trainer = tiny.trainer(cls=OwnStep, mini_batch_size=2, gradient_accumulation_steps=2)
+    assert trainer.accelerator.gradient_state.end_of_dataloader
+    trainer.step(*of_one_length())
+    assert trainer._updater.updates == 4 * 8 / 4
+
+
 def test_a_step_of_its_own_leaves_nothing_to_the_device() -> None:
     """On an accelerator the verdict on a mini-batch stays there until a step of ours ends."""
     moved = []

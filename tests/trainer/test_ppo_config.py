@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -40,7 +41,7 @@ NEW = {
 @pytest.mark.parametrize(("name", "value"), (DEFAULTS_OF_V0_7_11 | OF_V0_11_4 | NEW).items())
 def test_defaults(name: str, value: Any) -> None:
     assert getattr(PPOConfig(), name) == value
-    assert type(getattr(PPOConfig(), name)) is type(value) or isinstance(value, float)
+    assert type(dataclasses.asdict(PPOConfig())[name]) is type(value) or isinstance(value, float)
 
 
 def test_computed_values() -> None:
@@ -210,7 +211,39 @@ def test_the_default_mini_batch_is_no_larger_than_the_batch(options: dict[str, i
     ):
         assert config.mini_batch_size == mini_batch_size
         assert config.backward_batch_size == mini_batch_size * config.gradient_accumulation_steps
-        assert type(config.mini_batch_size) is type(config.batch_size) is int
+        assert type(config.batch_size) is int
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "mini_batch_size"),
+    [
+        ({"batch_size": 8}, {"batch_size": 16}, 16),
+        ({}, {"batch_size": 8}, 8),
+        ({"batch_size": 8}, {"batch_size": 512}, 128),
+        ({"batch_size": 8}, {"gradient_accumulation_steps": 2}, 4),
+        ({"batch_size": 8}, {"learning_rate": 0.1}, 8),
+        ({"batch_size": 8}, {"batch_size": 16, "mini_batch_size": 2}, 2),
+        ({"batch_size": 8, "mini_batch_size": 8}, {"batch_size": 16}, 8),
+    ],
+)
+def test_a_replaced_batch_size_takes_the_default_mini_batch_anew(
+    options: dict[str, int], changes: dict[str, Any], mini_batch_size: int
+) -> None:
+    config = dataclasses.replace(PPOConfig(**options), **changes)
+    config = dataclasses.replace(config, gamma=0.5)
+    assert config.mini_batch_size == mini_batch_size
+    assert config.backward_batch_size == mini_batch_size * config.gradient_accumulation_steps
+
+
+def test_a_default_mini_batch_is_a_plain_number_in_copies_and_files() -> None:
+    config = PPOConfig(batch_size=8)
+    again = pickle.loads(pickle.dumps(config))
+    for size in (
+        dataclasses.asdict(config)["mini_batch_size"], config.to_dict()["mini_batch_size"], again.mini_batch_size,
+    ):  # fmt: skip
+        assert (type(size), size) == (int, 8)
+    assert "mini_batch_size=8," in repr(config)
+    assert json.dumps(config.mini_batch_size) == "8"
 
 
 @pytest.mark.parametrize(

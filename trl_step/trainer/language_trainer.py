@@ -46,8 +46,14 @@ from trl_step.trainer.reports.watch import active_dropout, fingerprint_of, padde
 from trl_step.trainer.runs.data_loader import positioned
 from trl_step.trainer.runs.identity import identity, settings_of
 from trl_step.trainer.updates.deepspeed import uses_deepspeed
-from trl_step.trainer.updates.optimizers import check_optimizer, make_optimizer
-from trl_step.trainer.updates.what_trains import changed_since, check_trained, stays_since
+from trl_step.trainer.updates.optimizers import check_optimizer, held_by, make_optimizer
+from trl_step.trainer.updates.what_trains import (
+    cannot_join,
+    changed_since,
+    check_trained,
+    stays_since,
+    thawed_since,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -209,7 +215,10 @@ class LanguageTrainer(OldParts):
         """The inputs of `step` in one form and on the device; all processes raise if one of them finds an error."""
         policy = self.accelerator.unwrap_model(self.model)
         error = changed_since(self.model, self._at_start)
-        error = error or stays_since(policy, self._at_start, self.optimizer, self.config.needs_values)
+        thawed, held = thawed_since(policy, self._at_start), held_by(self.optimizer) or set()
+        error = error or stays_since(policy, self._at_start, thawed, held, self.config.needs_values)
+        of_reference = self._base_of_reference if thawed else {}
+        error = error or cannot_join(thawed, held, of_reference, self._updater.settled)
         checked: Any = None
         try:
             self._changes.check(self.config)
@@ -234,6 +243,7 @@ class LanguageTrainer(OldParts):
         except ValueError as found:
             error = error or found
         self._processes.raise_together(error)
+        self._take_thawed(thawed, held)
         return checked  # type: ignore[no-any-return]
 
     def _batch(self, given: StepInputs) -> Rollout:

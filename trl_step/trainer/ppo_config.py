@@ -25,7 +25,11 @@ _DICT_FIELDS = ("tracker_kwargs", "accelerator_kwargs", "project_kwargs", "push_
 
 
 class _Default(int):
-    """A size that nobody chose: `mini_batch_size` then follows `batch_size`, and errors say that it is the default."""
+    """A size that nobody chose: `mini_batch_size` then follows `batch_size`, also in `dataclasses.replace`, and errors
+    say that it is the default. In copies and files it is a number like others."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
 
 
 @dataclass
@@ -97,7 +101,7 @@ class PPOConfig:
     """deprecated, use `mini_batch_size`, which it overrides"""
     mini_batch_size: int = _Default(128)
     """samples per forward and backward pass; a batch of fewer than 128 * gradient_accumulation_steps samples lowers the
-    default to batch_size / gradient_accumulation_steps"""
+    default to batch_size / gradient_accumulation_steps, anew in `dataclasses.replace`"""
     gradient_accumulation_steps: int = 1
     """mini-batches per optimizer step"""
     world_size: Suppress[Optional[int]] = None
@@ -273,8 +277,8 @@ class PPOConfig:
         by_default = [" (the default)" * isinstance(size, _Default) for size in (batch, mini)]
         # differs from v0.7: PPOConfig(batch_size=8) was refused, since 8 is not a multiple of 128
         if isinstance(mini, _Default):
-            mini = min(mini, max(batch // accumulated, 1))
-        self.batch_size, self.mini_batch_size = int(batch), int(mini)
+            mini = _Default(min(PPOConfig.mini_batch_size, max(batch // accumulated, 1)))
+        self.batch_size, self.mini_batch_size = int(batch), mini
         self.backward_batch_size = self.mini_batch_size * accumulated
         if batch % self.backward_batch_size:
             raise ValueError(

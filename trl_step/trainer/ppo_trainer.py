@@ -41,7 +41,7 @@ from trl_step.models import PreTrainedModelWrapper
 from trl_step.models.notices import warn_user
 from trl_step.models.shortcuts.modes import kept_modes, training_without_dropout
 from trl_step.trainer.batches.checks import Extras, StepInputs, check_arguments
-from trl_step.trainer.batches.given import comparison_of, needs_values, with_factors
+from trl_step.trainer.batches.given import comparison_of, needs_values, warn_of_one_token, with_factors
 from trl_step.trainer.batches.rollout import Precomputed, Rollout
 from trl_step.trainer.batches.scores import ScoresGiven
 from trl_step.trainer.engine.engine import Engine, HookEngine
@@ -381,6 +381,8 @@ class PPOTrainer(LanguageTrainer):
     def _with_advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, Any]]:
         """The batch with its advantages, and statistics of its groups."""
         mask = rollout.mask
+        if rollout.advantages is not None or not self._overrides("compute_advantages"):
+            warn_of_one_token(rollout, self.config, self._processes)
         if rollout.advantages is not None:  # given
             given = rollout.advantages * mask
             if self.config.whiten_advantages:

@@ -113,6 +113,17 @@ def warn_of_what_is_ignored(given: StepInputs, config: PPOConfig) -> None:
             warn_user(f"{name} are ignored: {why}")
 
 
+def warn_of_one_token(rollout: Rollout, config: PPOConfig, processes: Processes) -> None:
+    """Say that whitening, which the settings ask for, leaves nothing of the advantage of the only token that counts."""
+    whitens = config.whitens if rollout.advantages is None else config.whiten_advantages
+    if whitens and processes.count == 1 and int(rollout.positions.counted.sum()) == 1:
+        warn_user(
+            "one token counts in the whole batch, and whitening makes its advantage 0, so the policy learns nothing "
+            "from this step: look at the response_masks, which are 1 where the policy wrote a token, give step more "
+            "samples, or set whiten_advantages=False"
+        )
+
+
 def with_factors(
     rollout: Rollout, raw_scores: torch.Tensor, config: PPOConfig, processes: Processes
 ) -> tuple[Rollout, dict[str, Any]]:

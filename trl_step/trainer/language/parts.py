@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorForLanguageModeling
 
+from trl_step.models.adapters import trained_base_parameters
 from trl_step.models.critic import wrappers_of
 from trl_step.models.inner_model import plain_model
 from trl_step.models.notices import warn_user
@@ -21,8 +22,10 @@ from trl_step.trainer.batches.layout import Layout, make_layout
 from trl_step.trainer.batches.lengths import LengthLimits
 from trl_step.trainer.engine.forward import TokenForward
 from trl_step.trainer.engine.memory_budget import MemoryBudget
+from trl_step.trainer.processes.accelerate_state import detach, own_accumulation
 from trl_step.trainer.sampling_trainer import SamplingTrainer
 from trl_step.trainer.settings.changes import Changes
+from trl_step.trainer.updates.deepspeed import uses_deepspeed
 from trl_step.trainer.updates.optimizers import make_updater
 from trl_step.trainer.updates.updater import Updater
 from trl_step.trainer.updates.what_trains import AtStart
@@ -33,6 +36,7 @@ class LanguageParts(SamplingTrainer):
 
     ref_model: Any
     optimizer: Any
+    lr_scheduler: Any
     data_collator: Any
     is_peft_model: bool
 
@@ -124,8 +128,30 @@ class LanguageParts(SamplingTrainer):
 
     @cached_property
     def _updater(self) -> Updater:
+        if not uses_deepspeed(self.accelerator):
+            # the state that an `Accelerator` of a subclass's own shares with all loops of the process
+            own_accumulation(self.accelerator, self.accelerator.gradient_accumulation_steps)
+            detach(self.accelerator, self.optimizer, self.lr_scheduler)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return make_updater(self._processes, self.model, self.optimizer, parameters, self.config)
+
+    @property
+    def _base_of_reference(self) -> dict[str, torch.nn.Parameter]:
+        """What trains of the base model of an adapter, by name, if that base model is the reference."""
+        if not self._reference_is_adapter or self.config.exact_v07:  # the reference of release 0.7 moved with it
+            return {}
+        return trained_base_parameters(self.accelerator.unwrap_model(self.model).pretrained_model)
+
+    def _take_thawed(self, thawed: dict[str, torch.nn.Parameter], held: set[int]) -> None:
+        """What was thawed since the trainer was built counts from now on as what trained then; `held`: the `id` of each
+        parameter of the optimizer."""
+        if not thawed or self._updater.settled:
+            return
+        # the gradients of what the optimizer does not hold are dropped, but not where they count in the norm
+        joined = [p for p in thawed.values() if id(p) in held or not self.config.exact_v07]
+        self._updater.add(joined)
+        known = {id(parameter) for parameter in self.model_params}
+        self.model_params = [*self.model_params, *(p for p in joined if id(p) in held - known)]
 
     def _consider_length(self, model: Any) -> None:
         """Samples of one length go together if the number of columns changes what `model` says about a token."""

@@ -31,7 +31,8 @@ class Updater:
         processes: they agree on what is skipped; their accelerator runs the backward pass and clips
         model: the prepared policy
         optimizer: the prepared optimizer
-        parameters: those of the policy that train; the gradient norm is taken over those that the optimizer holds
+        parameters: those of the policy that train; the gradient norm is taken over those that the optimizer holds. More
+            may come by `add`
         config: read at every update, so that a script may change it on the way: `max_grad_norm`, the upper bound of
             that norm; `ratio_threshold`: a mini-batch whose mean ratio is above this, or is not a number, is skipped;
             `exact_v07`: do what release 0.7 did: a skipped mini-batch has a zero loss, and the optimizer steps on it
@@ -66,6 +67,16 @@ class Updater:
         self._scale_before = self.loss_scale
         self._trained: set[int] | None = None
         self.parameters_of_critic = parameters_of_critic(self.accelerator.unwrap_model(model))
+
+    @property
+    def settled(self) -> bool:
+        """Whether gradients are exchanged of the parameters that trained at the start, and of no others."""
+        return self.processes.count > 1 or self.sharded or self._deepspeed
+
+    def add(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Hold back, clip and clear the gradients of these too from now on."""
+        known = {id(parameter) for parameter in self.parameters}
+        self.parameters = [*self.parameters, *(p for p in parameters if id(p) not in known)]
 
     def train_only(self, parameters: Iterable[torch.nn.Parameter] | None) -> None:
         """From now on leave all other parameters as they are, whatever their gradients; None: train what the optimizer

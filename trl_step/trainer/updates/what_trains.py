@@ -9,7 +9,6 @@ import torch
 from trl_step.models.critic import PolicyWithCritic
 from trl_step.models.inner_model import has_adapter
 from trl_step.models.notices import warn_user
-from trl_step.trainer.updates.optimizers import held_by
 
 
 def check_trained(model: Any, needs_values: bool = True) -> None:
@@ -72,22 +71,60 @@ def changed_since(policy: torch.nn.Module, start: AtStart) -> ValueError | None:
     )
 
 
-def stays_since(policy: Any, start: AtStart, optimizer: Any, needs_values: bool) -> ValueError | None:
+def thawed_since(policy: torch.nn.Module, start: AtStart) -> dict[str, torch.nn.Parameter]:
+    """The parameters that train now and did not at `start`, by name."""
+    return {name: p for name, p in policy.named_parameters() if p.requires_grad and id(p) not in start.trained}
+
+
+def cannot_join(
+    thawed: dict[str, torch.nn.Parameter], held: set[int], base: dict[str, torch.nn.Parameter], settled: bool
+) -> ValueError | None:
+    """An error if parameters that were thawed after the trainer was built, and that the optimizer holds, would train in
+    a wrong way.
+
+    Args:
+        thawed: see `thawed_since`
+        held: the `id` of each parameter of the optimizer
+        base: what trains of the base model of an adapter, if the base model is the reference
+        settled: whether processes exchange the gradients of what trained at the start, and of nothing else
+    """
+    joined = [(name, p) for name, p in thawed.items() if id(p) in held]
+    if joined and settled:
+        return ValueError(
+            f"{len(joined)} parameters of model, such as {joined[0][0]}, were frozen when the trainer was built and "
+            "train now, but several processes, FSDP and DeepSpeed exchange the gradients of what trained then, and of "
+            "nothing else: unfreeze them before the trainer is built"
+        )
+    moves = {id(p) for p in base.values()}
+    joined = [(name, p) for name, p in joined if id(p) in moves]
+    if joined:
+        return ValueError(
+            f"{len(joined)} parameters of the base model, such as {joined[0][0]}, were frozen when the trainer was "
+            "built and train now; the base model is the reference too, which would move with them: unfreeze them "
+            "before the trainer is built, which then keeps a copy, or pass a ref_model"
+        )
+    return None
+
+
+def stays_since(
+    policy: Any, start: AtStart, thawed: dict[str, torch.nn.Parameter], held: set[int], needs_values: bool
+) -> ValueError | None:
     """Warn of what stays as it is because `requires_grad` changed since `start`; an error if nothing would train.
 
     Args:
         policy: not wrapped by accelerate
         start: of the policy
-        optimizer: accelerate's around torch's
+        thawed: see `thawed_since`
+        held: the `id` of each parameter of the optimizer
         needs_values: whether a value head or a critic trains in this step
     """
-    held = held_by(optimizer) or set()
-    thawed = [n for n, p in policy.named_parameters() if p.requires_grad and id(p) not in start.trained | held]
-    if thawed:
+    outside = [name for name, p in thawed.items() if id(p) not in held]
+    if outside:
         warn_user(
-            f"{len(thawed)} parameters of model, such as {thawed[0]}, were frozen when the trainer was built and train "
-            "now, but its optimizer does not hold them, so they stay as they are: unfreeze them, or activate their "
-            "adapter, before the trainer is built"
+            f"{len(outside)} parameters of model, such as {outside[0]}, were frozen when the trainer was built and "
+            "train now, but its optimizer does not hold them, so they stay as they are: unfreeze them, or activate "
+            "their adapter, before the trainer is built, or, in a single process, give them to "
+            "trainer.optimizer.add_param_group"
         )
     inside = list(policy.pretrained_model.parameters())
     if not any(id(p) in start.trained for p in inside) or any(p.requires_grad for p in inside):

@@ -1,6 +1,7 @@
 """Packaging of trl_step; tools are configured in pyproject.toml."""
 
 import re
+import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -31,12 +32,33 @@ EXTRAS["docs"] = ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "ruff"]  
 EXTRAS["openenv"] = ["openenv>=0.10"]
 EXTRAS["verifiers"] = ["verifiers>=0.1.14,<0.4", "starlette>=0.40", "uvicorn>=0.30"]
 
+
+def project_urls():
+    """Where the project is on GitHub. No address is written down: it is that of the clone which is built, or from which
+    the source distribution was built."""
+    if (HERE / "PKG-INFO").exists():  # a source distribution
+        return dict(re.findall(r"^Project-URL: (.+?), (.+)$", (HERE / "PKG-INFO").read_text(encoding="utf-8"), re.M))
+    try:
+        read = ["git", "config", "--file", HERE / ".git" / "config", "remote.origin.url"]
+        origin = subprocess.check_output(read, stderr=subprocess.DEVNULL)
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, no clone, no origin
+        return {}
+    host = r"(?:https://|(?:ssh://)?git@)github\.com[:/]"
+    found = re.fullmatch(rf"{host}([\w.-]+/[\w.-]+?)(?:\.git)?", origin.decode().strip())
+    if found is None:
+        return {}
+    url = f"https://github.com/{found[1]}"
+    pages = {"Documentation": "tree/main/docs", "Changelog": "blob/main/CHANGELOG.md", "Issues": "issues"}
+    return {"Source": url, **{label: f"{url}/{page}" for label, page in pages.items()}}
+
+
 setup(
     name="trl-step",
     version=VERSION,
     description="PPO for language models as a step API: generate, score, trainer.step(queries, responses, scores)",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    project_urls=project_urls(),
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     keywords="reinforcement learning, language models, RLHF, PPO, GRPO, RLOO, transformers, PyTorch, agents",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,42 @@ def test_constraints_pin_each_package_once_on_each_python() -> None:
     for python in set(re.findall(r"Python :: (3\.\d+)", text_of("setup.py"))):
         here = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
         assert sorted(here) == sorted({pin.name for pin in pins}), python
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://github.com/owner/name", "https://github.com/owner/name.git", "git@github.com:owner/name.git"],
+)
+def test_project_urls_are_those_of_the_clone(tmp_path: Path, origin: str) -> None:
+    urls = [
+        "Project-URL: Source, https://github.com/owner/name",
+        "Project-URL: Documentation, https://github.com/owner/name/tree/main/docs",
+        "Project-URL: Changelog, https://github.com/owner/name/blob/main/CHANGELOG.md",
+        "Project-URL: Issues, https://github.com/owner/name/issues",
+    ]
+    assert url_lines(tmp_path, origin) == urls
+    shutil.rmtree(tmp_path / ".git")  # a source distribution is built from it, and a wheel from that
+    shutil.copy(tmp_path / "trl_step.egg-info" / "PKG-INFO", tmp_path)
+    assert url_lines(tmp_path) == urls
+
+
+@pytest.mark.parametrize("origin", ["", "https://user:secret@github.com/owner/name", "/a/folder"])
+def test_without_an_address_of_the_project_there_are_no_urls(tmp_path: Path, origin: str) -> None:
+    assert url_lines(tmp_path, origin) == []
+
+
+def url_lines(folder: Path, origin: str = "") -> list[str]:
+    """What the metadata of a build says, in a clone of `origin` if one is given."""
+    for name in ("setup.py", "README.md", "LICENSE", "trl_step/__init__.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "examples" / "sentiment").mkdir(parents=True, exist_ok=True)
+    if origin:
+        subprocess.run(["git", "init", "-q", str(folder)], check=True)
+        subprocess.run(["git", "-C", str(folder), "remote", "add", "origin", origin], check=True)
+    subprocess.run([sys.executable, "setup.py", "-q", "egg_info"], cwd=folder, check=True, capture_output=True)
+    metadata = (folder / "trl_step.egg-info" / "PKG-INFO").read_text(encoding="utf-8")
+    return [line for line in metadata.splitlines() if line.startswith("Project-URL")]
 
 
 def tracked() -> list[str]:

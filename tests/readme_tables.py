@@ -91,9 +91,11 @@ def translation_table() -> str:
     lines += [f"| {call} | {_code(old)} | {new} | {why} |" for (call, new, why), old in rows.items()]
     moved: dict[tuple[str, str], list[str]] = {}
     for (module, name), place in MOVED.items():
-        moved.setdefault((old_package(module), ".".join(place)), []).append(name)
-    for (package, place), names in moved.items():
-        lines.append(f"| import from `{package}` | {_code(dict.fromkeys(names))} | `{place}` | it moved |")
+        # from a package, unless it is there today, too
+        old = re.sub("^trl_step", "trl", module) if place == (old_package(module), name) else old_package(module)
+        moved.setdefault((old, ".".join(place)), []).append(name)
+    for (old, place), names in moved.items():
+        lines.append(f"| import from `{old}` | {_code(dict.fromkeys(names))} | `{place}` | it moved |")
     modules = {**ELSEWHERE, **MOVED_MODULES}
     lines += [f"| import | the module `{old}` | `{place}` | it moved |" for old, place in modules.items()]
     lines += [

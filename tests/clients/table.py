@@ -14,7 +14,8 @@ REASONS = {
     "not a notebook of format": "the file in TRL's repository is no JSON: an older version stands in the middle",
     "columns ['answer']": "on its own release as well, in the first step: it logs a column that it does not have",
     "no attribute 'num_proc'": "on its own release as well: it reads an argument that it does not have",
-    "'GKDConfig'": "it is made for the trainers of today's TRL",
+    "PPOv2Trainer.__init__()": "it deletes the constructor of TRL's PPOTrainer to reach that of transformers' Trainer, "
+    "from which ours does not derive",
     "FDivergence": "its DPO is made of parts of TRL 0.9's, such as f-divergences, which are not here",
     "get_auto_gptq_quant_linear": "its adapters are made of parts that PEFT 0.13 and later do not have",
 }

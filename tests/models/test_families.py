@@ -28,14 +28,18 @@ SOME = {
 REFUSED = {("causal", "xlnet"): "is not causal"}
 
 
-def test_the_page_lists_every_family_of_transformers() -> None:
-    version = f"transformers {transformers.__version__} "
-    if version not in PAGE.read_text(encoding="utf-8"):
+def skip_unless_of_this_release() -> None:
+    if f"transformers {transformers.__version__} " not in PAGE.read_text(encoding="utf-8"):
         pytest.skip("the page is that of another release of transformers")
+
+
+def test_the_page_lists_every_family_of_transformers() -> None:
+    skip_unless_of_this_release()
     assert listed() == set(families())
 
 
 def test_families_without_numbers_are_families() -> None:
+    skip_unless_of_this_release()
     assert set(LEFT_OUT) <= {name for mapping, _ in MAPPINGS.values() for name in mapping}
 
 

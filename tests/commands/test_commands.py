@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +40,21 @@ def test_without_arguments_the_commands_are_listed(capsys: pytest.CaptureFixture
     assert listed == ["demo", "port", "doctor", "serve", "env"]
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == trl_step.__version__
+
+
+@pytest.mark.parametrize("words", [["--help"], ["port", "--check", "old.py"], ["port", "--help"], ["env"]])
+def test_a_reader_that_has_enough_sees_no_traceback(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "old.py").write_text("import trl\n")
+    command = [sys.executable, "-m", "trl_step", *words]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.close()
+    assert running.stderr.read() == ""
+    assert running.wait() in (0, 1)  # argparse ends well
 
 
 def test_port_takes_all_that_follows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

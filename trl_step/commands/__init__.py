@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
@@ -89,6 +91,9 @@ PASSED_ON = {"demo": demo, "port": port}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; without arguments, list the commands."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if words[0] == "port" and {"--check", "--write", "--help", "-h"} & set(words):
+        with _reader_may_leave():
+            return port(*words[1:])
     if words[0] in PASSED_ON:
         return PASSED_ON[words[0]](*words[1:])
     if words[0] == "--version":
@@ -102,4 +107,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     app = SubcommandApp()
     for command in (demo, port, doctor, serve, env):
         app.command(command)
-    return app.cli(prog="trl_step", description=trl_step.__doc__, args=words)
+    with _reader_may_leave():
+        return app.cli(prog="trl_step", description=trl_step.__doc__, args=words)
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Inside, a reader of the output that closes it, as `| head` does, ends the program without a traceback."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        raise SystemExit(1) from None

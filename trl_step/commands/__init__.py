@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -91,9 +89,6 @@ PASSED_ON = {"demo": demo, "port": port}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; without arguments, list the commands."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if words[0] == "port" and {"--check", "--write", "--help", "-h"} & set(words):
-        with _reader_may_leave():
-            return port(*words[1:])
     if words[0] in PASSED_ON:
         return PASSED_ON[words[0]](*words[1:])
     if words[0] == "--version":
@@ -101,24 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from tyro.extras import SubcommandApp
 
-    from trl_step.port.command_line import escape_what_cannot_be_written
+    from trl_step.port.command_line import escape_what_cannot_be_written, reader_may_leave
 
     escape_what_cannot_be_written()
     app = SubcommandApp()
     for command in (demo, port, doctor, serve, env):
         app.command(command)
-    with _reader_may_leave():
+    with reader_may_leave():
         return app.cli(prog="trl_step", description=trl_step.__doc__, args=words)
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Inside, a reader of the output that closes it, as `| head` does, ends the program without a traceback."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
-        raise SystemExit(1) from None

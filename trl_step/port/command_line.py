@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from trl_step.port.edits import read_source, write_source
@@ -37,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         "script", help="the old script or notebook; with --check and --write also a folder, and more of them may follow"
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
-    options = parser.parse_args(arguments)
+    with reader_may_leave():
+        options = parser.parse_args(arguments)
     if options.release not in (None, *RELEASES, *TRAIN_RELEASES):
         parser.error(
             f"--release {options.release}: the releases with the step API are {', '.join(RELEASES)}; those with PPO "
@@ -50,7 +53,22 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     escape_what_cannot_be_written()
     paths = [Path(name) for name in (options.script, *options.arguments)]
-    return max((port_folder if path.is_dir() else port_file)(path, options.write, options.release) for path in paths)
+    with reader_may_leave():
+        ported = [(port_folder if path.is_dir() else port_file)(path, options.write, options.release) for path in paths]
+    return max(ported)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Inside, a reader of the output that closes it, as `| head` does, ends the program without a traceback."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        raise SystemExit(1) from None
 
 
 def escape_what_cannot_be_written() -> None:

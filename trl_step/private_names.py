@@ -6,9 +6,11 @@ such a name is used elsewhere. What a subclass of `transformers.Trainer` calls o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
+
+from trl_step.replacing import replaced
 
 # --- transformers ------------------------------------------------------------------------------------------------
 
@@ -44,19 +46,10 @@ def model_classes(auto_class: Any, config: Any) -> tuple[Any, ...]:
     return tuple(classes) if isinstance(classes, (list, tuple)) else (classes,)
 
 
-@contextmanager
-def not_reported(model_class: Any, pattern: str) -> Iterator[None]:
+def not_reported(model_class: Any, pattern: str) -> AbstractContextManager[None]:
     """Inside, `from_pretrained` of a class says nothing of unexpected tensors whose names match `pattern`."""
-    name, absent = "_keys_to_ignore_on_load_unexpected", object()
-    own = vars(model_class).get(name, absent)
-    setattr(model_class, name, [*(getattr(model_class, name) or []), pattern])
-    try:
-        yield
-    finally:
-        if own is absent:
-            delattr(model_class, name)
-        else:
-            setattr(model_class, name, own)
+    name = "_keys_to_ignore_on_load_unexpected"
+    return replaced(model_class, name, [*(getattr(model_class, name) or []), pattern])
 
 
 # --- accelerate --------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from trl_step.import_utils import is_peft_available
 from trl_step.models.notices import users_frame
 from trl_step.port.aliases import OLD
+from trl_step.port.asking import is_asked_by_library
 from trl_step.port.old.absent import absent_classes
 from trl_step.port.old.arrays import old_arrays
 from trl_step.port.old.attributes import old_attributes
@@ -33,10 +34,10 @@ from trl_step.port.old.precision import Precision
 from trl_step.port.old.reads import keep_given, old_reads
 from trl_step.port.old.schedulers import old_schedulers
 from trl_step.port.releases import ASKED, UNKNOWN_ORIGIN, Origin
-from trl_step.port.replacing import is_asked_by_library, replaced
 from trl_step.port.rules import CALLS, NEW_PARAMETERS, TEXT_CLASSIFICATION, NewParameter
 from trl_step.port.train_api import EXPERIMENTAL, MODULES, NAMES, PACKAGES
 from trl_step.port.versions import version_of_trl
+from trl_step.replacing import replaced
 from trl_step.trainer.ppo_config import PPOConfig
 
 Report = Callable[[str], None]

@@ -13,7 +13,7 @@ from typing import Any
 
 import transformers
 
-from trl_step.port.replacing import replaced
+from trl_step.replacing import replaced
 
 
 class Tool:

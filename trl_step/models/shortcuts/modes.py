@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -12,6 +12,7 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trl_step.private_names import checkpoint_function, set_checkpoint_function
+from trl_step.replacing import replaced
 
 _TRAINING: WeakSet[torch.nn.Module] = WeakSet()
 """Models inside `training_without_dropout`, whose modes are right as they are."""
@@ -79,18 +80,9 @@ def _checkpoint_in_eval_mode(
     return checkpoint(forward_in_eval_mode, *args, **kwargs)
 
 
-@contextmanager
-def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> AbstractContextManager[None]:
     """Inside, `module` runs `forward`; its hooks go on as before."""
-    own = module.__dict__.get("forward")  # if somebody replaced it already
-    module.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own  # type: ignore[method-assign]
+    return replaced(module, "forward", forward)
 
 
 def disable_dropout_in_model(model: torch.nn.Module) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from trl_step.absent import INSTEAD, names_of_module, no_such_name
 from trl_step.port.aliases import NEW, new_name
 from trl_step.port.moved import MOVED
-from trl_step.port.replacing import replaced
+from trl_step.replacing import replaced
 
 Report = Callable[[str, str], None]
 

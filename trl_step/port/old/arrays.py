@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_step.port.replacing import replaced
+from trl_step.replacing import replaced
 
 
 @contextmanager

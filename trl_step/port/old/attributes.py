@@ -10,9 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import CallbackHandler
 
+from trl_step.port.asking import is_asked_by_library
 from trl_step.port.moved import RENAMED_ATTRIBUTES, RENAMED_METHODS
-from trl_step.port.replacing import is_asked_by_library, replaced
 from trl_step.port.stand_ins import build_inputs_with_special_tokens
+from trl_step.replacing import replaced
 
 Report = Callable[[str, str], None]
 

@@ -11,7 +11,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_mistral_common import MistralCommonBackend
 
-from trl_step.port.replacing import is_asked_by_library, replaced
+from trl_step.port.asking import is_asked_by_library
+from trl_step.replacing import replaced
 
 OWNERS: tuple[type, ...] = (PreTrainedTokenizerBase, MistralCommonBackend)
 """Classes that define the method."""

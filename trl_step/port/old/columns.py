@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from trl_step.port.replacing import replaced
+from trl_step.replacing import replaced
 from trl_step.trainer.ppo_trainer import PPOTrainer
 
 LABELS = ("label_ids", "labels")

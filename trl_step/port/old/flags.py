@@ -14,8 +14,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from trl_step.commands.cli_utils import TrlParser
 from trl_step.port.old.reads import keep_given
-from trl_step.port.replacing import replaced
 from trl_step.port.rules import CALLS, Values
+from trl_step.replacing import replaced
 from trl_step.trainer.text.training_arguments import TrainingArguments as OurArguments
 
 Report = Callable[[str, str], None]

@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from trl_step.port.aliases import AliasLoader
+from trl_step.port.asking import is_asked_by_library
 from trl_step.port.moved import MOVED, MOVED_MODULES, Place
-from trl_step.port.replacing import is_asked_by_library
 
 Report = Callable[[str, str], None]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import transformers
 
-from trl_step.port.replacing import is_asked_by_library, replaced
+from trl_step.port.asking import is_asked_by_library
 from trl_step.port.rules import CALLS
+from trl_step.replacing import replaced
 from trl_step.trainer.text.training_arguments import OLD_NAMES, RENAMED, TrainingArguments
 
 Report = Callable[[str, str], None]
